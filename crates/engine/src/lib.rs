@@ -1,0 +1,1 @@
+//! The runner: recipe, plan, calibration, statistics, journal.

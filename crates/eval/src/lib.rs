@@ -1,0 +1,1 @@
+//! Perplexity, divergence from a reference, bits per weight.

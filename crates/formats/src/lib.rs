@@ -1,0 +1,1 @@
+//! Terms to named tensors and back, one file per format.

@@ -1,0 +1,1 @@
+//! Number formats and their arithmetic on plain slices: no tensor library, no files.

@@ -1,0 +1,1 @@
+//! One file per compression method, named as its paper is.

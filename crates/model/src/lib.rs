@@ -1,0 +1,1 @@
+//! A model is a value: `Spec`, the queries on its graphs, and the executor.

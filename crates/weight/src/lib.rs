@@ -1,0 +1,1 @@
+//! A weight is a sum of terms.
