@@ -1,0 +1,223 @@
+//! A weight without its data: kinds of terms, widths, groups. Sizes follow from it.
+
+use crate::{FloatType, WeightError};
+use serde::{Deserialize, Serialize};
+use std::num::NonZeroUsize;
+
+/// Which elements of a matrix share one scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Grouping {
+    /// The whole matrix.
+    Tensor,
+    /// Each row (output feature).
+    Row,
+    /// Runs of this many columns within a row; the last run of a row may be shorter.
+    Columns(NonZeroUsize),
+}
+
+impl Grouping {
+    /// Columns of a full group in a matrix of `cols` columns.
+    pub fn width(self, cols: usize) -> usize {
+        match self {
+            Self::Tensor | Self::Row => cols.max(1),
+            Self::Columns(width) => width.get(),
+        }
+    }
+
+    /// Groups along one row.
+    pub fn per_row(self, cols: usize) -> usize {
+        cols.div_ceil(self.width(cols))
+    }
+
+    /// Groups of the whole matrix, the length of its scales.
+    pub fn count(self, rows: usize, cols: usize) -> usize {
+        match self {
+            Self::Tensor => usize::from(rows * cols > 0),
+            Self::Row | Self::Columns(_) => rows * self.per_row(cols),
+        }
+    }
+
+    /// Index of the first group of `row`; the groups of a row follow each other.
+    pub fn row_start(self, row: usize, cols: usize) -> usize {
+        match self {
+            Self::Tensor => 0,
+            Self::Row | Self::Columns(_) => row * self.per_row(cols),
+        }
+    }
+
+    /// Shape of the array of scales.
+    pub fn scale_shape(self, rows: usize, cols: usize) -> Vec<usize> {
+        match self {
+            Self::Tensor => vec![1],
+            Self::Row | Self::Columns(_) => vec![rows, self.per_row(cols)],
+        }
+    }
+}
+
+/// One term without its data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "term", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum TermOutline {
+    /// Plain floats.
+    Dense {
+        /// Type of the values.
+        values: FloatType,
+    },
+    /// `scale · (code − zero)`.
+    Affine {
+        /// Bits of a code, 1 to 8.
+        bits: u8,
+        /// What shares a scale.
+        grouping: Grouping,
+        /// No zero points: the zero is `2^(bits−1)`.
+        symmetric: bool,
+        /// Type of the scales.
+        scales: FloatType,
+    },
+    /// `scale · book[code]`.
+    Lookup {
+        /// Bits of a code, 1 to 8.
+        bits: u8,
+        /// What shares a scale; `None` when the book holds the values themselves.
+        grouping: Option<Grouping>,
+        /// A codebook of its own for each row, or one for the matrix.
+        book_per_row: bool,
+        /// Type of scales and books.
+        scales: FloatType,
+    },
+    /// A few values at explicit places.
+    Sparse {
+        /// Stored values.
+        nonzeros: usize,
+        /// Type of the values.
+        values: FloatType,
+    },
+    /// `left · right`.
+    LowRank {
+        /// Inner dimension.
+        rank: usize,
+        /// Type of both factors.
+        values: FloatType,
+    },
+}
+
+impl TermOutline {
+    /// Name of the kind, as it is written in a native folder.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Dense { .. } => "dense",
+            Self::Affine { .. } => "affine",
+            Self::Lookup { .. } => "lookup",
+            Self::Sparse { .. } => "sparse",
+            Self::LowRank { .. } => "low-rank",
+        }
+    }
+
+    /// Exact size of this term in a matrix of this shape, in bits.
+    pub fn bits(&self, rows: usize, cols: usize) -> u64 {
+        let elements = as_bits(rows) * as_bits(cols);
+        match *self {
+            Self::Dense { values } => elements * values.bits(),
+            Self::Affine {
+                bits,
+                grouping,
+                symmetric,
+                scales,
+            } => {
+                let zero = if symmetric { 0 } else { u64::from(bits) };
+                elements * u64::from(bits)
+                    + as_bits(grouping.count(rows, cols)) * (scales.bits() + zero)
+            }
+            Self::Lookup {
+                bits,
+                grouping,
+                book_per_row,
+                scales,
+            } => {
+                let groups = grouping.map_or(0, |g| g.count(rows, cols));
+                let books = if book_per_row { rows } else { 1 };
+                elements * u64::from(bits)
+                    + (as_bits(groups) + (as_bits(books) << bits)) * scales.bits()
+            }
+            Self::Sparse { nonzeros, values } => {
+                as_bits(nonzeros) * (32 + values.bits()) + 32 * (as_bits(rows) + 1)
+            }
+            Self::LowRank { rank, values } => {
+                as_bits(rank) * (as_bits(rows) + as_bits(cols)) * values.bits()
+            }
+        }
+    }
+
+    /// Refuses widths that no term can hold.
+    pub(crate) fn validate(&self) -> Result<(), WeightError> {
+        match *self {
+            Self::Affine { bits, .. } | Self::Lookup { bits, .. } if !(1..=8).contains(&bits) => {
+                Err(WeightError::Outline {
+                    term: self.kind(),
+                    what: format!("{bits} bits a code, where 1 to 8 are possible"),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A weight without its data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outline {
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// The terms of the sum.
+    pub terms: Vec<TermOutline>,
+}
+
+impl Outline {
+    /// Exact size in bits of everything stored.
+    pub fn bits(&self) -> u64 {
+        self.terms
+            .iter()
+            .map(|term| term.bits(self.rows, self.cols))
+            .sum()
+    }
+
+    /// A short description for tables, for instance `affine 4 bits, groups of 64`.
+    pub fn describe(&self) -> String {
+        let terms: Vec<String> = self.terms.iter().map(describe).collect();
+        terms.join(" + ")
+    }
+}
+
+fn describe(term: &TermOutline) -> String {
+    let shared = |grouping: Grouping| match grouping {
+        Grouping::Tensor => "one scale".to_owned(),
+        Grouping::Row => "a scale a row".to_owned(),
+        Grouping::Columns(width) => format!("groups of {width}"),
+    };
+    match *term {
+        TermOutline::Dense { values } => format!("dense {values:?}").to_lowercase(),
+        TermOutline::Affine {
+            bits,
+            grouping,
+            symmetric,
+            ..
+        } => {
+            let kind = if symmetric { "" } else { ", asymmetric" };
+            format!("affine {bits} bits, {}{kind}", shared(grouping))
+        }
+        TermOutline::Lookup { bits, grouping, .. } => {
+            let scales = grouping.map_or_else(|| "no scales".to_owned(), shared);
+            format!("lookup {bits} bits, {scales}")
+        }
+        TermOutline::Sparse { nonzeros, .. } => format!("sparse {nonzeros} values"),
+        TermOutline::LowRank { rank, .. } => format!("low rank {rank}"),
+    }
+}
+
+/// Sizes of arrays in memory fit 64 bits.
+fn as_bits(count: usize) -> u64 {
+    count as u64
+}

@@ -1,0 +1,84 @@
+//! A few values at explicit places, in compressed rows: SpQR's outliers, pruned matrices.
+
+use crate::part::Parts;
+use crate::term::{check_finite, check_length};
+use crate::{FloatType, Part, TermOutline, WeightError};
+
+const TERM: &str = "sparse";
+
+/// `W[r, columns[i]] = values[i]` for `i` in `row_starts[r]..row_starts[r + 1]`, zero elsewhere.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sparse {
+    /// `rows + 1` offsets into `columns` and `values`, from 0, not decreasing.
+    pub row_starts: Vec<u32>,
+    /// Column of each value.
+    pub columns: Vec<u32>,
+    /// The values, representable in `dtype`.
+    pub values: Vec<f32>,
+    /// Storage type of the values.
+    pub dtype: FloatType,
+}
+
+impl Sparse {
+    pub(crate) fn outline(&self) -> TermOutline {
+        TermOutline::Sparse {
+            nonzeros: self.values.len(),
+            values: self.dtype,
+        }
+    }
+
+    pub(crate) fn validate(&self, rows: usize, cols: usize) -> Result<(), WeightError> {
+        check_length(TERM, "row_starts", self.row_starts.len(), rows + 1)?;
+        check_length(TERM, "columns", self.columns.len(), self.values.len())?;
+        check_finite(TERM, "values", &self.values)?;
+        let limit = self.values.len() as u64 + 1;
+        let last = self.row_starts.last().map_or(0, |last| *last as usize);
+        check_length(TERM, "values", self.values.len(), last)?;
+        let mut before = 0;
+        for start in &self.row_starts {
+            if *start < before || u64::from(*start) >= limit {
+                let value = u64::from(*start);
+                return Err(WeightError::Range {
+                    term: TERM,
+                    part: "row_starts",
+                    value,
+                    limit,
+                });
+            }
+            before = *start;
+        }
+        match self.columns.iter().map(|c| u64::from(*c)).max() {
+            Some(value) if value >= cols as u64 => Err(WeightError::Range {
+                term: TERM,
+                part: "columns",
+                value,
+                limit: cols as u64,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn add_row(&self, row: usize, out: &mut [f32]) {
+        let range = self.row_starts[row] as usize..self.row_starts[row + 1] as usize;
+        for (column, value) in self.columns[range.clone()].iter().zip(&self.values[range]) {
+            out[*column as usize] += value;
+        }
+    }
+
+    pub(crate) fn parts(&self, _rows: usize, _cols: usize) -> Vec<Part> {
+        vec![
+            Part::indices("row_starts", &self.row_starts),
+            Part::indices("columns", &self.columns),
+            Part::floats("values", self.dtype, vec![self.values.len()], &self.values),
+        ]
+    }
+
+    pub(crate) fn from_parts(dtype: FloatType, parts: &Parts<'_>) -> Result<Self, WeightError> {
+        Ok(Self {
+            row_starts: parts.indices("row_starts")?,
+            columns: parts.indices("columns")?,
+            values: parts.floats("values", dtype)?,
+            dtype,
+        })
+    }
+}

@@ -1,0 +1,148 @@
+//! The kinds of terms. A new kind is one file, one arm here, and one [`TermOutline`] variant.
+
+use crate::part::Parts;
+use crate::{Affine, Dense, Lookup, LowRank, Part, Sparse, TermOutline, WeightError};
+
+/// One addend of a [`Weight`](crate::Weight).
+#[derive(Debug, Clone, PartialEq)]
+pub enum Term {
+    /// Plain floats.
+    Dense(Dense),
+    /// `scale · (code − zero)`.
+    Affine(Affine),
+    /// `scale · book[code]`.
+    Lookup(Lookup),
+    /// A few values at explicit places.
+    Sparse(Sparse),
+    /// `left · right`.
+    LowRank(LowRank),
+}
+
+macro_rules! each {
+    ($term:expr, $inner:ident => $result:expr) => {
+        match $term {
+            Term::Dense($inner) => $result,
+            Term::Affine($inner) => $result,
+            Term::Lookup($inner) => $result,
+            Term::Sparse($inner) => $result,
+            Term::LowRank($inner) => $result,
+        }
+    };
+}
+
+impl Term {
+    /// The term without its data.
+    pub fn outline(&self) -> TermOutline {
+        each!(self, term => term.outline())
+    }
+
+    /// The stored arrays, enough together with the outline to rebuild the term.
+    pub fn parts(&self, rows: usize, cols: usize) -> Vec<Part> {
+        each!(self, term => term.parts(rows, cols))
+    }
+
+    /// Rebuilds a term of this outline from its parts; `get` finds a part's bytes by name.
+    ///
+    /// # Errors
+    /// When a part is missing or does not fit the outline.
+    pub fn from_parts(
+        outline: &TermOutline,
+        rows: usize,
+        cols: usize,
+        get: &dyn Fn(&str) -> Option<Vec<u8>>,
+    ) -> Result<Self, WeightError> {
+        outline.validate()?;
+        let parts = Parts {
+            term: outline.kind(),
+            get,
+        };
+        let term = match *outline {
+            TermOutline::Dense { values } => Self::Dense(Dense::from_parts(values, &parts)?),
+            TermOutline::Affine {
+                bits,
+                grouping,
+                symmetric,
+                scales,
+            } => Self::Affine(Affine::from_parts(
+                bits, grouping, symmetric, scales, &parts,
+            )?),
+            TermOutline::Lookup {
+                bits,
+                grouping,
+                book_per_row,
+                scales,
+            } => Self::Lookup(Lookup::from_parts(
+                bits,
+                grouping,
+                book_per_row,
+                scales,
+                &parts,
+            )?),
+            TermOutline::Sparse { values, .. } => Self::Sparse(Sparse::from_parts(values, &parts)?),
+            TermOutline::LowRank { rank, values } => {
+                Self::LowRank(LowRank::from_parts(rank, values, &parts)?)
+            }
+        };
+        term.validate(rows, cols)?;
+        Ok(term)
+    }
+
+    pub(crate) fn validate(&self, rows: usize, cols: usize) -> Result<(), WeightError> {
+        self.outline().validate()?;
+        each!(self, term => term.validate(rows, cols))
+    }
+
+    pub(crate) fn add_row(&self, row: usize, out: &mut [f32]) {
+        each!(self, term => term.add_row(row, out));
+    }
+}
+
+/// Length check shared by the terms.
+pub(crate) fn check_length(
+    term: &'static str,
+    part: &'static str,
+    have: usize,
+    need: usize,
+) -> Result<(), WeightError> {
+    if have == need {
+        Ok(())
+    } else {
+        Err(WeightError::Length {
+            term,
+            part,
+            have,
+            need,
+        })
+    }
+}
+
+/// Finiteness check shared by the terms.
+pub(crate) fn check_finite(
+    term: &'static str,
+    part: &'static str,
+    values: &[f32],
+) -> Result<(), WeightError> {
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(index) => Err(WeightError::NotFinite { term, part, index }),
+    }
+}
+
+/// Code range check shared by the terms that have codes.
+pub(crate) fn check_codes(
+    term: &'static str,
+    part: &'static str,
+    codes: &[u8],
+    bits: u8,
+) -> Result<(), WeightError> {
+    let limit = 1_u64 << bits;
+    match codes.iter().map(|c| u64::from(*c)).max() {
+        Some(value) if value >= limit => Err(WeightError::Range {
+            term,
+            part,
+            value,
+            limit,
+        }),
+        _ => Ok(()),
+    }
+}
