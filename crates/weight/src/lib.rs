@@ -13,6 +13,7 @@ mod low_rank;
 mod outline;
 mod part;
 mod sparse;
+mod tensors;
 mod term;
 
 pub use affine::Affine;
@@ -23,6 +24,7 @@ pub use low_rank::LowRank;
 pub use outline::{Grouping, Outline, TermOutline};
 pub use part::{Part, PartType};
 pub use sparse::Sparse;
+pub use tensors::{TensorError, Tensors};
 pub use term::Term;
 
 /// What can be wrong with a weight; `Display` names the term and the numbers that disagree.

@@ -1,0 +1,330 @@
+//! Uniform integer grids: `value = scale · (code − zero)`, codes from 0 to `2^bits − 1`.
+//!
+//! A grid is fitted to the numbers that will share it, either to their range or by a search over
+//! shrunken ranges that minimises a weighted error. Scales are rounded to their storage type
+//! *before* anything is rounded onto the grid, so that what is measured is what is stored.
+
+use crate::simd::{LANES, dispatch};
+
+/// Which grids a fit may choose from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Levels {
+    /// Bits of a code, 1 to 8.
+    pub bits: u8,
+    /// Zero point fixed at `2^(bits−1)`; otherwise each grid has its own.
+    pub symmetric: bool,
+    /// Leave out the most negative code of a symmetric grid, so that it is `±(2^(bits−1) − 1)`.
+    pub restricted: bool,
+}
+
+/// A grid: one scale and one zero point.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Grid {
+    /// Distance between neighbouring values.
+    pub scale: f32,
+    /// The code of zero.
+    pub zero: u8,
+    lowest: u8,
+    highest: u8,
+}
+
+impl Levels {
+    /// The largest code.
+    pub fn highest(self) -> u8 {
+        u8::MAX >> (8 - self.bits.clamp(1, 8))
+    }
+
+    /// The smallest code in use.
+    fn lowest(self) -> u8 {
+        u8::from(self.symmetric && self.restricted && self.bits > 1)
+    }
+
+    /// A grid with this scale and zero point.
+    pub fn grid(self, scale: f32, zero: u8) -> Grid {
+        Grid {
+            scale,
+            zero,
+            lowest: self.lowest(),
+            highest: self.highest(),
+        }
+    }
+
+    /// The grid whose range is `[low, high]`, with the scale rounded by `store`.
+    ///
+    /// Symmetric grids span the larger of `|low|` and `|high|` in `(2^bits − 1) / 2` steps, as
+    /// compressed-tensors does (or in `2^(bits−1) − 1` when restricted); asymmetric grids include 0.
+    fn spanning(self, low: f32, high: f32, store: impl Fn(f32) -> f32) -> Grid {
+        let steps = f32::from(self.highest());
+        if self.symmetric {
+            let reach = low.abs().max(high.abs());
+            let half = if self.lowest() > 0 {
+                (steps - 1.0) / 2.0
+            } else {
+                steps / 2.0
+            };
+            let scale = if reach > 0.0 {
+                store(reach / half)
+            } else {
+                1.0
+            };
+            return self.grid(scale, 1 << (self.bits - 1));
+        }
+        let (low, high) = (low.min(0.0), high.max(0.0));
+        let scale = if high > low {
+            store((high - low) / steps)
+        } else {
+            1.0
+        };
+        let zero = (-low / scale).round_ties_even().clamp(0.0, steps);
+        self.grid(scale, zero as u8)
+    }
+
+    /// The grid that spans the values from least to greatest. `store` rounds a positive scale to
+    /// its storage type and keeps it positive.
+    pub fn fit_range(self, values: &[f32], store: impl Fn(f32) -> f32) -> Grid {
+        let (low, high) = range(values);
+        self.spanning(low, high, store)
+    }
+
+    /// The grid, among those that span the range shrunk to `k / steps` for `k = steps, steps − 1, …`
+    /// down to `floor`, with the least `Σ weight · (value − rounded)²` (all weights 1 when `None`).
+    ///
+    /// The error is not convex in the scale, so every candidate is tried; the full range is one.
+    pub fn fit_search(
+        self,
+        values: &[f32],
+        weights: Option<&[f32]>,
+        search: Search,
+        store: impl Fn(f32) -> f32,
+    ) -> Grid {
+        let (low, high) = range(values);
+        let mut best = self.spanning(low, high, &store);
+        let mut least = best.squared_error(values, weights);
+        let steps = search.steps.max(1);
+        for step in (1..steps).rev() {
+            let ratio = step as f32 / steps as f32;
+            if ratio < search.floor || least == 0.0 {
+                break;
+            }
+            let grid = self.spanning(low * ratio, high * ratio, &store);
+            let error = grid.squared_error(values, weights);
+            if error < least {
+                (best, least) = (grid, error);
+            }
+        }
+        best
+    }
+}
+
+/// How finely and how far [`Levels::fit_search`] shrinks a range.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Search {
+    /// Candidates if the range were shrunk to nothing.
+    pub steps: usize,
+    /// Least ratio tried.
+    pub floor: f32,
+}
+
+impl Grid {
+    /// The code nearest to `value`, ties to even, saturating at the ends.
+    pub fn code(&self, value: f32) -> u8 {
+        let code = (value / self.scale).round_ties_even() + f32::from(self.zero);
+        code.clamp(f32::from(self.lowest), f32::from(self.highest)) as u8
+    }
+
+    /// The value of a code.
+    pub fn value(&self, code: u8) -> f32 {
+        self.scale * (i32::from(code) - i32::from(self.zero)) as f32
+    }
+
+    /// `value` rounded onto the grid.
+    pub fn round(&self, value: f32) -> f32 {
+        self.value(self.code(value))
+    }
+
+    /// `Σ weight · (value − rounded)²`.
+    pub fn squared_error(&self, values: &[f32], weights: Option<&[f32]>) -> f32 {
+        let zero = f32::from(self.zero);
+        let job = SquaredError {
+            values,
+            weights: weights.unwrap_or(&[]),
+            scale: self.scale,
+            inverse: 1.0 / self.scale,
+            low: f32::from(self.lowest) - zero,
+            high: f32::from(self.highest) - zero,
+        };
+        dispatch(job)
+    }
+}
+
+/// Least and greatest of finite values; zeros when there are none.
+fn range(values: &[f32]) -> (f32, f32) {
+    if values.is_empty() {
+        return (0.0, 0.0);
+    }
+    values
+        .iter()
+        .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), value| {
+            (low.min(*value), high.max(*value))
+        })
+}
+
+/// The inner loop of a search. It divides by multiplying with the inverse, which may move a value
+/// that lies midway between two codes; such a value's error is the same either way.
+struct SquaredError<'a> {
+    values: &'a [f32],
+    weights: &'a [f32],
+    scale: f32,
+    inverse: f32,
+    low: f32,
+    high: f32,
+}
+
+impl crate::simd::Job for SquaredError<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        // Adding and taking away 1.5 · 2^23 rounds to the nearest integer, ties to even, on every
+        // instruction set; the clamp comes first, so the sum is in range.
+        const MAGIC: f32 = 12_582_912.0;
+        let term = |value: f32| {
+            let code = (value * self.inverse).max(self.low).min(self.high);
+            let rounded = (code + MAGIC) - MAGIC;
+            let error = value - self.scale * rounded;
+            error * error
+        };
+        let mut sums = [0.0_f32; LANES];
+        let (values, values_rest) = self.values.as_chunks::<LANES>();
+        let (weights, weights_rest) = self.weights.as_chunks::<LANES>();
+        let mut tail = 0.0;
+        if self.weights.is_empty() {
+            for values in values {
+                for lane in 0..LANES {
+                    sums[lane] += term(values[lane]);
+                }
+            }
+            values_rest.iter().for_each(|value| tail += term(*value));
+        } else {
+            for (values, weights) in values.iter().zip(weights) {
+                for lane in 0..LANES {
+                    sums[lane] += weights[lane] * term(values[lane]);
+                }
+            }
+            values_rest
+                .iter()
+                .zip(weights_rest)
+                .for_each(|(v, w)| tail += w * term(*v));
+        }
+        sums.iter().sum::<f32>() + tail
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn levels() -> impl Strategy<Value = Levels> {
+        (1_u8..=8, any::<bool>(), any::<bool>()).prop_map(|(bits, symmetric, restricted)| Levels {
+            bits,
+            symmetric,
+            restricted,
+        })
+    }
+
+    fn exact(value: f32) -> f32 {
+        value
+    }
+
+    /// All codes tried: the oracle of `Grid::code`.
+    fn nearest(grid: &Grid, value: f32) -> f32 {
+        (grid.lowest..=grid.highest)
+            .map(|code| grid.value(code))
+            .min_by(|a, b| (a - value).abs().total_cmp(&(b - value).abs()))
+            .unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn a_code_is_the_nearest_of_all(
+            levels in levels(), values in prop::collection::vec(-8.0_f32..8.0, 1..70), by in 0.2_f32..1.5,
+        ) {
+            let fitted = levels.fit_range(&values, exact);
+            let grid = levels.grid(fitted.scale * by, fitted.zero);
+            for value in &values {
+                let (rounded, best) = (grid.round(*value), nearest(&grid, *value));
+                let slack = 1e-5 * grid.scale.max(value.abs());
+                prop_assert!((rounded - value).abs() <= (best - value).abs() + slack);
+            }
+        }
+
+        #[test]
+        fn the_search_finds_the_least_error_of_its_candidates(
+            levels in levels(), values in prop::collection::vec(-3.0_f32..5.0, 1..70), weighted: bool,
+            steps in 2_usize..40,
+        ) {
+            let weights: Vec<f32> = (0..values.len()).map(|i| 0.1 + (i % 7) as f32).collect();
+            let weights = weighted.then_some(weights.as_slice());
+            let found = levels.fit_search(&values, weights, Search { steps, floor: 0.0 }, exact);
+            let error = |grid: Grid| -> f64 {
+                values.iter().enumerate().map(|(i, v)| {
+                    let weight = weights.map_or(1.0, |w| f64::from(w[i]));
+                    weight * (f64::from(*v) - f64::from(grid.round(*v))).powi(2)
+                }).sum()
+            };
+            let (low, high) = range(&values);
+            let least = (1..=steps)
+                .map(|k| k as f32 / steps as f32)
+                .map(|r| error(levels.spanning(low * r, high * r, exact)))
+                .fold(f64::INFINITY, f64::min);
+            prop_assert!(error(found) <= least * (1.0 + 1e-4) + 1e-9);
+            prop_assert!(error(found) <= error(levels.fit_range(&values, exact)) * (1.0 + 1e-4) + 1e-9);
+        }
+
+        #[test]
+        fn zero_is_exact_on_every_grid(levels in levels(), values in prop::collection::vec(-9.0_f32..9.0, 0..20)) {
+            prop_assert_eq!(levels.fit_range(&values, exact).round(0.0), 0.0);
+        }
+    }
+
+    #[test]
+    fn a_symmetric_range_is_that_of_compressed_tensors() {
+        let levels = Levels {
+            bits: 4,
+            symmetric: true,
+            restricted: false,
+        };
+        let grid = levels.fit_range(&[-1.0, 0.5, 1.5], exact);
+        assert_eq!((grid.scale, grid.zero), (1.5 / 7.5, 8));
+        assert_eq!(grid.code(1.5), 15, "7.5 steps saturate at 7");
+        assert_eq!(grid.code(-9.0), 0);
+        let restricted = Levels {
+            restricted: true,
+            ..levels
+        }
+        .fit_range(&[-1.0, 0.5, 1.5], exact);
+        assert_eq!((restricted.scale, restricted.code(-9.0)), (1.5 / 7.0, 1));
+    }
+
+    #[test]
+    fn values_that_are_all_zero_get_a_scale_of_one() {
+        for symmetric in [false, true] {
+            let levels = Levels {
+                bits: 3,
+                symmetric,
+                restricted: false,
+            };
+            let grid = levels.fit_search(
+                &[0.0; 5],
+                None,
+                Search {
+                    steps: 10,
+                    floor: 0.1,
+                },
+                exact,
+            );
+            assert_eq!((grid.scale, grid.round(0.0)), (1.0, 0.0));
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! GPTQ: columns are rounded one after another, each error spread over the columns still free.
+//!
+//! Frantar et al., 2022 (arXiv 2210.17323): `argmin ‖W X − Ŵ X‖²` for each layer. With the damped
+//! Gram matrix `H = X Xᵀ + λ I` and `H⁻¹ = Uᵀ U`, column `j` is rounded, `e = (w_j − q_j) / U_jj`,
+//! and `w_k −= e U_jk` for `k > j`. The sweep is `lapidary_kernels::sweep`.
+//!
+//! Where we differ: a group's grid is fitted when its first column is reached, from values that have
+//! every update so far (the authors' code uses stale ones inside a block of columns); it may minimise
+//! the error weighted by `1 / U_jj²`, what the sweep itself pays for it; with `act_order` the columns
+//! are visited by falling `diag H` while groups stay those of the original order, their grids fitted
+//! beforehand (`static_groups`), so that no format needs an index. A column whose input was always
+//! zero is rounded to nearest, not zeroed.
+
+use crate::factor::{InverseFactor, inverse_factor};
+use crate::{
+    Encoded, GridParams, Method, MethodError, Needs, Note, ParamError, Site, Tensorwise,
+};
+use lapidary_kernels::grid::{Grid, Levels, Search};
+use lapidary_kernels::sweep::{RowQuantizer, block_bounds, sweep};
+use lapidary_weight::{FloatType, Grouping, Outline};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub(crate) const SUMMARY: &str = "rounding column by column, errors spread by the inputs' statistics";
+pub(crate) const PAPER: &str = "Frantar et al., 2022, arXiv 2210.17323";
+
+/// Parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Params {
+    /// The grid.
+    #[serde(flatten)]
+    pub grid: GridParams,
+    /// Added to the diagonal of the Gram matrix, as a fraction of its mean; raised tenfold, at most
+    /// to 1, while the factorization fails.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub dampening_frac: f64,
+    /// Visit the columns by falling diagonal of the Gram matrix. Groups stay in original order.
+    pub act_order: bool,
+    /// Fit every group's grid on the original weights; always so with `act_order`.
+    pub static_groups: bool,
+    /// How a group's grid is fitted.
+    pub scale: ScaleChoice,
+}
+
+/// How a group's grid is fitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScaleChoice {
+    /// To span the group.
+    MinMax,
+    /// For the least squared error.
+    Mse,
+    /// For the least squared error weighted by what the sweep pays for it, `1 / U_jj²`.
+    Weighted,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            grid: GridParams::default(),
+            dampening_frac: 0.01,
+            act_order: true,
+            static_groups: true,
+            scale: ScaleChoice::Weighted,
+        }
+    }
+}
+
+/// Ratios 1.00, 0.99 … 0.30 of the full range.
+const SEARCH: Search = Search { steps: 100, floor: 0.3 };
+
+pub(crate) fn build(params: Params) -> Result<Method, ParamError> {
+    params.grid.check()?;
+    if !(0.0..=1.0).contains(&params.dampening_frac) {
+        let what = format!("{} is not from 0 to 1", params.dampening_frac);
+        return Err(ParamError::new("dampening_frac", what));
+    }
+    if params.act_order && !params.static_groups {
+        let what = "act_order with groups needs static_groups: other formats of a group's columns \
+                    cannot be stored";
+        return Err(ParamError::new("static_groups", what));
+    }
+    Ok(Method::Tensorwise(Box::new(Gptq(params))))
+}
+
+struct Gptq(Params);
+
+impl Tensorwise for Gptq {
+    fn needs(&self) -> Needs {
+        Needs { gram: true }
+    }
+
+    fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
+        self.0.grid.outline(rows, cols, scales)
+    }
+
+    fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
+        let grid = self.0.grid.regrouped(grouping);
+        Some(Box::new(Self(Params { grid, ..self.0.clone() })))
+    }
+
+    fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
+        let missing = || MethodError::MissingStatistics {
+            site: site.name.to_owned(),
+            what: "the Gram matrix of its inputs",
+        };
+        let gram = &site.statistics.ok_or_else(missing)?.gram;
+        let order = self.order(gram, site.cols);
+        let Some(factor) = inverse_factor(gram, &order, self.0.dampening_frac) else {
+            return self.round_to_nearest(site);
+        };
+        let notes = self.notes(&factor);
+        let job = Job::new(&self.0, site, &order, &factor);
+        let (codes, grids) = job.run();
+        self.0.grid.assemble(site, codes, &grids, notes)
+    }
+}
+
+impl Gptq {
+    /// The order of the columns: as they stand, or by falling diagonal of the Gram matrix.
+    fn order(&self, gram: &[f32], cols: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..cols).collect();
+        if self.0.act_order {
+            let diagonal = |i: &usize| gram[i * cols + i];
+            order.sort_by(|a, b| diagonal(b).total_cmp(&diagonal(a)).then(a.cmp(b)));
+        }
+        order
+    }
+
+    fn notes(&self, factor: &InverseFactor) -> Vec<Note> {
+        let mut notes = vec![];
+        if factor.damping > self.0.dampening_frac {
+            notes.push(Note::fallback(format!(
+                "the Gram matrix needed a damping of {} instead of {}",
+                factor.damping, self.0.dampening_frac
+            )));
+        }
+        if !factor.dead.is_empty() {
+            let count = factor.dead.len();
+            notes.push(Note::fact(format!(
+                "{count} input columns were zero on all calibration tokens and were rounded to nearest"
+            )));
+        }
+        notes
+    }
+
+    /// What is left when no damping makes the Gram matrix positive.
+    fn round_to_nearest(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
+        let levels = self.0.grid.levels();
+        let store = |scale| site.scale_type.round_scale(scale);
+        let fit = |values: &[f32]| levels.fit_search(values, None, SEARCH, store);
+        let mut encoded = self.0.grid.encode(site, fit)?;
+        encoded.notes.push(Note::fallback(
+            "the Gram matrix could not be factored with any damping; rounded to nearest instead",
+        ));
+        Ok(encoded)
+    }
+}
+
+/// One site on its way through the sweep.
+struct Job<'a> {
+    site: &'a Site<'a>,
+    levels: Levels,
+    scale: ScaleChoice,
+    is_static: bool,
+    grouping: Grouping,
+    order: &'a [usize],
+    factor: &'a [f32],
+    /// `1 / U_jj²` of the column visited `j`-th.
+    costs: Vec<f32>,
+}
+
+impl<'a> Job<'a> {
+    fn new(
+        params: &Params,
+        site: &'a Site<'a>,
+        order: &'a [usize],
+        factor: &'a InverseFactor,
+    ) -> Self {
+        let pivot = |j: usize| factor.upper[j * site.cols + j];
+        let grouping = params.grid.grouping(site.cols);
+        Self {
+            site,
+            levels: params.grid.levels(),
+            scale: params.scale,
+            // One scale for the whole matrix cannot be fitted row by row as the sweep goes.
+            is_static: params.static_groups || grouping == Grouping::Tensor,
+            grouping,
+            order,
+            factor: &factor.upper,
+            costs: (0..site.cols).map(|j| pivot(j).powi(-2)).collect(),
+        }
+    }
+
+    fn run(&self) -> (Vec<u8>, Vec<Grid>) {
+        let Site { rows, cols, .. } = *self.site;
+        let mut grids = if self.is_static {
+            self.static_grids()
+        } else {
+            vec![self.levels.grid(1.0, 0); self.grouping.count(rows, cols)]
+        };
+        let mut codes = vec![0; rows * cols];
+        let mut working = self.permuted(self.site.weight);
+        let per_row = self.grouping.per_row(cols);
+        let group = self.grouping.width(cols);
+        if self.grouping == Grouping::Tensor {
+            // Every row has a copy of the one grid; only the first is kept.
+            grids = vec![grids[0]; rows];
+        }
+        let rows_of_codes = codes.chunks_exact_mut(cols.max(1));
+        let rows_of_grids = grids.chunks_exact_mut(per_row.max(1));
+        let mut quantizers: Vec<Row<'_>> = rows_of_codes
+            .zip(rows_of_grids)
+            .map(|(codes, grids)| Row { job: self, group, codes, grids })
+            .collect();
+        let bounds = block_bounds(cols, if self.is_static { 1 } else { group });
+        sweep(&mut working, self.factor, &bounds, &mut quantizers);
+        if self.grouping == Grouping::Tensor {
+            grids.truncate(1);
+        }
+        (codes, grids)
+    }
+
+    /// The columns in the order they are visited.
+    fn permuted(&self, weight: &[f32]) -> Vec<f32> {
+        let rows = weight.chunks_exact(self.site.cols.max(1));
+        rows.flat_map(|row| self.order.iter().map(|column| row[*column])).collect()
+    }
+
+    /// Every group's grid from the original weights.
+    fn static_grids(&self) -> Vec<Grid> {
+        use rayon::prelude::*;
+        let cols = self.site.cols.max(1);
+        let mut costs = vec![0.0; self.site.cols];
+        for (cost, column) in self.costs.iter().zip(self.order) {
+            costs[*column] = *cost;
+        }
+        if self.grouping == Grouping::Tensor {
+            let costs = costs.repeat(self.site.rows);
+            return vec![self.fit(self.site.weight, &costs)];
+        }
+        let group = self.grouping.width(cols);
+        let fit_row = |row: &[f32]| -> Vec<Grid> {
+            let groups = row.chunks(group).zip(costs.chunks(group));
+            groups.map(|(values, costs)| self.fit(values, costs)).collect()
+        };
+        self.site.weight.par_chunks_exact(cols).flat_map_iter(fit_row).collect()
+    }
+
+    fn fit(&self, values: &[f32], costs: &[f32]) -> Grid {
+        let store = |scale| self.site.scale_type.round_scale(scale);
+        match self.scale {
+            ScaleChoice::MinMax => self.levels.fit_range(values, store),
+            ScaleChoice::Mse => self.levels.fit_search(values, None, SEARCH, store),
+            ScaleChoice::Weighted => self.levels.fit_search(values, Some(costs), SEARCH, store),
+        }
+    }
+}
+
+/// One row's codes and grids as the sweep reaches them.
+struct Row<'a> {
+    job: &'a Job<'a>,
+    group: usize,
+    codes: &'a mut [u8],
+    grids: &'a mut [Grid],
+}
+
+impl RowQuantizer for Row<'_> {
+    fn quantize(&mut self, column: usize, rest: &[f32]) -> f32 {
+        let original = self.job.order[column];
+        let group = original / self.group;
+        if !self.job.is_static && column % self.group == 0 {
+            let width = self.group.min(rest.len());
+            let costs = &self.job.costs[column..][..width];
+            self.grids[group] = self.job.fit(&rest[..width], costs);
+        }
+        let grid = self.grids[group];
+        let code = grid.code(rest[0]);
+        self.codes[original] = code;
+        grid.value(code)
+    }
+}

@@ -1,0 +1,215 @@
+//! Parameters and helpers of the methods that emit uniform integer grids.
+
+use crate::{Encoded, MethodError, Note, ParamError, Site};
+use lapidary_kernels::grid::{Grid, Levels};
+use lapidary_weight::{Affine, FloatType, Grouping, Outline, Term, TermOutline, Weight};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::num::NonZeroUsize;
+
+/// The grid: bits, who shares a scale, whether there are zero points.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct GridParams {
+    /// Bits of a weight, 2 to 8.
+    #[schemars(range(min = 2, max = 8))]
+    pub bits: u8,
+    /// Columns that share a scale: a number, "row" (or -1) for one scale a row, "tensor" for one.
+    pub group_size: GroupSize,
+    /// One scale and no zero point a group; otherwise each group has a zero point too.
+    pub symmetric: bool,
+}
+
+impl Default for GridParams {
+    fn default() -> Self {
+        Self {
+            bits: 4,
+            group_size: GroupSize::Columns(128),
+            symmetric: true,
+        }
+    }
+}
+
+/// Who shares a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "GroupSizeText", into = "GroupSizeText")]
+#[schemars(with = "GroupSizeText")]
+pub enum GroupSize {
+    /// The whole matrix.
+    Tensor,
+    /// Each row.
+    Row,
+    /// Runs of this many columns.
+    Columns(usize),
+}
+
+/// As it stands in a recipe.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum GroupSizeText {
+    Number(i64),
+    Word(String),
+}
+
+impl TryFrom<GroupSizeText> for GroupSize {
+    type Error = String;
+
+    fn try_from(text: GroupSizeText) -> Result<Self, String> {
+        match text {
+            GroupSizeText::Number(-1) => Ok(Self::Row),
+            GroupSizeText::Number(number) => match usize::try_from(number) {
+                Ok(width) if width > 0 => Ok(Self::Columns(width)),
+                _ => Err(format!(
+                    "{number} is not a group size; use a positive number, row or tensor"
+                )),
+            },
+            GroupSizeText::Word(word) => match word.as_str() {
+                "row" | "channel" => Ok(Self::Row),
+                "tensor" => Ok(Self::Tensor),
+                _ => Err(format!(
+                    "{word:?} is not a group size; use a positive number, row or tensor"
+                )),
+            },
+        }
+    }
+}
+
+impl From<GroupSize> for GroupSizeText {
+    fn from(size: GroupSize) -> Self {
+        match size {
+            GroupSize::Tensor => Self::Word("tensor".to_owned()),
+            GroupSize::Row => Self::Word("row".to_owned()),
+            GroupSize::Columns(width) => Self::Number(width as i64),
+        }
+    }
+}
+
+impl GridParams {
+    /// Refuses widths the grid cannot have.
+    pub(crate) fn check(&self) -> Result<(), ParamError> {
+        if (2..=8).contains(&self.bits) {
+            Ok(())
+        } else {
+            Err(ParamError::new(
+                "bits",
+                format!("{} is not from 2 to 8", self.bits),
+            ))
+        }
+    }
+
+    pub(crate) fn levels(&self) -> Levels {
+        Levels {
+            bits: self.bits,
+            symmetric: self.symmetric,
+            restricted: false,
+        }
+    }
+
+    /// Who shares a scale in a matrix of `cols` columns; a group as wide as a row is a row.
+    pub(crate) fn grouping(&self, cols: usize) -> Grouping {
+        match self.group_size {
+            GroupSize::Tensor => Grouping::Tensor,
+            GroupSize::Columns(width) if width < cols => {
+                NonZeroUsize::new(width).map_or(Grouping::Row, Grouping::Columns)
+            }
+            GroupSize::Row | GroupSize::Columns(_) => Grouping::Row,
+        }
+    }
+
+    /// The same grid with another sharing of scales.
+    pub(crate) fn regrouped(&self, grouping: Grouping) -> Self {
+        let group_size = match grouping {
+            Grouping::Tensor => GroupSize::Tensor,
+            Grouping::Row => GroupSize::Row,
+            Grouping::Columns(width) => GroupSize::Columns(width.get()),
+        };
+        Self {
+            group_size,
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
+        let term = TermOutline::Affine {
+            bits: self.bits,
+            grouping: self.grouping(cols),
+            symmetric: self.symmetric,
+            scales,
+        };
+        Outline {
+            rows,
+            cols,
+            terms: vec![term],
+        }
+    }
+
+    /// Rounds every group onto the grid that `fit` chooses for it.
+    pub(crate) fn encode(
+        &self,
+        site: &Site<'_>,
+        fit: impl Fn(&[f32]) -> Grid + Sync,
+    ) -> Result<Encoded, MethodError> {
+        use rayon::prelude::*;
+        let grouping = self.grouping(site.cols);
+        let (group, per_row) = match grouping {
+            Grouping::Tensor => (site.rows * site.cols, 1),
+            _ => (grouping.width(site.cols), grouping.per_row(site.cols)),
+        };
+        let mut codes = vec![0; site.weight.len()];
+        // Groups never cross a row, except the one group of a whole matrix.
+        let line = if grouping == Grouping::Tensor {
+            site.weight.len()
+        } else {
+            site.cols
+        };
+        let mut grids = vec![None; grouping.count(site.rows, site.cols)];
+        let lines = site
+            .weight
+            .par_chunks(line.max(1))
+            .zip(codes.par_chunks_mut(line.max(1)));
+        lines
+            .zip(grids.par_chunks_mut(per_row))
+            .for_each(|((weights, codes), grids)| {
+                let groups = weights
+                    .chunks(group.max(1))
+                    .zip(codes.chunks_mut(group.max(1)));
+                for ((weights, codes), slot) in groups.zip(grids) {
+                    let grid = fit(weights);
+                    codes
+                        .iter_mut()
+                        .zip(weights)
+                        .for_each(|(code, w)| *code = grid.code(*w));
+                    *slot = Some(grid);
+                }
+            });
+        let grids: Vec<Grid> = grids.into_iter().flatten().collect();
+        self.assemble(site, codes, &grids, vec![])
+    }
+
+    /// The weight that these codes and grids make, checked.
+    pub(crate) fn assemble(
+        &self,
+        site: &Site<'_>,
+        codes: Vec<u8>,
+        grids: &[Grid],
+        notes: Vec<Note>,
+    ) -> Result<Encoded, MethodError> {
+        let zeros = || grids.iter().map(|grid| grid.zero).collect();
+        let affine = Affine {
+            bits: self.bits,
+            grouping: self.grouping(site.cols),
+            codes,
+            scales: grids.iter().map(|grid| grid.scale).collect(),
+            scale_type: site.scale_type,
+            zeros: (!self.symmetric).then(zeros),
+        };
+        let weight =
+            Weight::new(site.rows, site.cols, vec![Term::Affine(affine)]).map_err(|error| {
+                MethodError::Weight {
+                    site: site.name.to_owned(),
+                    error,
+                }
+            })?;
+        Ok(Encoded { weight, notes })
+    }
+}

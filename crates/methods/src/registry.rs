@@ -1,0 +1,83 @@
+//! The list of methods: each is one identifier in `methods!`, one file, and nothing else.
+
+use crate::Tensorwise;
+use serde_json::Value;
+
+/// A method by its scope.
+pub enum Method {
+    /// One weight with its statistics.
+    Tensorwise(Box<dyn Tensorwise>),
+}
+
+/// A method as users see it: its name, its paper, its parameters.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    /// Name in recipes.
+    pub id: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// Where it comes from.
+    pub paper: &'static str,
+    /// JSON schema of the parameters.
+    pub schema: fn() -> schemars::Schema,
+    /// All parameters with their defaults.
+    pub defaults: fn() -> Value,
+    /// The method with these parameters.
+    pub build: fn(&Value) -> Result<Method, ParamError>,
+}
+
+/// A parameter that a method does not take.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {what}")]
+pub struct ParamError {
+    /// The parameter, `.` when it is the combination of several.
+    pub path: String,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl ParamError {
+    /// A complaint about one parameter.
+    pub fn new(path: impl Into<String>, what: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            what: what.into(),
+        }
+    }
+}
+
+/// Reads parameters, naming the one that is wrong.
+pub(crate) fn read<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T, ParamError> {
+    serde_path_to_error::deserialize(value)
+        .map_err(|error| ParamError::new(error.path().to_string(), error.inner().to_string()))
+}
+
+/// Parameters as JSON, for listings and manifests.
+pub(crate) fn write<T: serde::Serialize>(params: &T) -> Value {
+    serde_json::to_value(params).unwrap_or(Value::Null)
+}
+
+/// All methods, in alphabetical order.
+pub fn entries() -> &'static [Entry] {
+    crate::ENTRIES
+}
+
+/// The method of this name.
+pub fn find(id: &str) -> Option<&'static Entry> {
+    entries().iter().find(|entry| entry.id == id)
+}
+
+macro_rules! methods {
+    ($($method:ident),* $(,)?) => {
+        $(pub mod $method;)*
+        const ENTRIES: &[$crate::Entry] = &[$($crate::Entry {
+            id: stringify!($method),
+            summary: $method::SUMMARY,
+            paper: $method::PAPER,
+            schema: || schemars::schema_for!($method::Params),
+            defaults: || $crate::registry::write(&$method::Params::default()),
+            build: |params| $method::build($crate::registry::read(params)?),
+        }),*];
+    };
+}
+pub(crate) use methods;

@@ -1,0 +1,45 @@
+//! Round to nearest: each group's grid spans its least to its greatest value.
+//!
+//! The baseline of every paper, and the affine quantizer of Jacob et al., 2017 (arXiv 1712.05877,
+//! section 2.1) with one scale a group: `w ≈ s (q − z)`, `q = clamp(round(w / s) + z)`. Symmetric
+//! grids span `±max|w|` in `(2^bits − 1) / 2` steps, as compressed-tensors does.
+
+use crate::{Encoded, GridParams, Method, MethodError, ParamError, Site, Tensorwise};
+use lapidary_weight::{FloatType, Grouping, Outline};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub(crate) const SUMMARY: &str = "round to nearest on a grid that spans each group";
+pub(crate) const PAPER: &str = "Jacob et al., 2017, arXiv 1712.05877";
+
+/// Parameters.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Params {
+    /// The grid.
+    #[serde(flatten)]
+    pub grid: GridParams,
+}
+
+pub(crate) fn build(params: Params) -> Result<Method, ParamError> {
+    params.grid.check()?;
+    Ok(Method::Tensorwise(Box::new(Rtn(params))))
+}
+
+struct Rtn(Params);
+
+impl Tensorwise for Rtn {
+    fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
+        self.0.grid.outline(rows, cols, scales)
+    }
+
+    fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
+        let levels = self.0.grid.levels();
+        let store = |scale| site.scale_type.round_scale(scale);
+        self.0.grid.encode(site, |values| levels.fit_range(values, store))
+    }
+
+    fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
+        Some(Box::new(Self(Params { grid: self.0.grid.regrouped(grouping) })))
+    }
+}

@@ -1,0 +1,83 @@
+//! What a method is given, and what it gives back.
+
+use lapidary_weight::{FloatType, Weight};
+use serde::{Deserialize, Serialize};
+
+/// Statistics a method asks the engine to gather.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// The Gram matrix of the inputs.
+    pub gram: bool,
+}
+
+/// What was gathered about the inputs of a site.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Statistics {
+    /// `Σ x xᵀ` over the calibration tokens, row-major `[cols, cols]`, symmetric.
+    pub gram: Vec<f32>,
+    /// Tokens summed over.
+    pub tokens: u64,
+}
+
+/// One weight to encode.
+#[derive(Debug, Clone, Copy)]
+pub struct Site<'a> {
+    /// Name of the module, for messages.
+    pub name: &'a str,
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// Row-major `[rows, cols]`, finite.
+    pub weight: &'a [f32],
+    /// What the method asked for.
+    pub statistics: Option<&'a Statistics>,
+    /// Type that scales are stored in.
+    pub scale_type: FloatType,
+}
+
+/// An encoded weight, with what happened on the way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded {
+    /// The terms.
+    pub weight: Weight,
+    /// Everything that departed from the plain course of the method.
+    pub notes: Vec<Note>,
+}
+
+/// How grave a note is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NoteKind {
+    /// Worth knowing, as intended.
+    Fact,
+    /// The method did something else than asked because it had to; `--strict` refuses it.
+    Fallback,
+}
+
+/// One thing that happened to a site.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// How grave.
+    pub kind: NoteKind,
+    /// What, in one line.
+    pub what: String,
+}
+
+impl Note {
+    /// A fact.
+    pub fn fact(what: impl Into<String>) -> Self {
+        Self {
+            kind: NoteKind::Fact,
+            what: what.into(),
+        }
+    }
+
+    /// A fallback.
+    pub fn fallback(what: impl Into<String>) -> Self {
+        Self {
+            kind: NoteKind::Fallback,
+            what: what.into(),
+        }
+    }
+}
