@@ -1,0 +1,102 @@
+//! Typed, range-checked access to `config.json`.
+
+use crate::ModelError;
+use serde_json::Value;
+
+/// Sizes above this are a corrupt or hostile configuration, not a model.
+const LARGEST_SIZE: u64 = 1 << 24;
+
+/// A `config.json`, or an object inside it.
+#[derive(Debug, Clone, Copy)]
+pub struct Config<'a> {
+    value: &'a Value,
+}
+
+impl<'a> Config<'a> {
+    /// Wraps a parsed `config.json`.
+    pub fn new(value: &'a Value) -> Self {
+        Self { value }
+    }
+
+    /// A field, with `null` read as absent.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.value.get(key).filter(|value| !value.is_null())
+    }
+
+    /// A nested object.
+    pub fn object(&self, key: &str) -> Option<Self> {
+        self.get(key).filter(|value| value.is_object()).map(Config::new)
+    }
+
+    /// A positive size that must be there.
+    ///
+    /// # Errors
+    /// When it is missing, not a whole number, zero, or absurd.
+    pub fn size(&self, key: &str) -> Result<usize, ModelError> {
+        self.optional_size(key)?.ok_or_else(|| wrong(key, "is missing"))
+    }
+
+    /// A positive size that may be absent.
+    ///
+    /// # Errors
+    /// When it is there but not a whole number from 1 to 2^24.
+    pub fn optional_size(&self, key: &str) -> Result<Option<usize>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64() {
+            Some(size) if (1..=LARGEST_SIZE).contains(&size) => Ok(Some(size as usize)),
+            _ => Err(wrong(key, format!("is {value}, where a whole number from 1 to {LARGEST_SIZE} is needed"))),
+        }
+    }
+
+    /// A finite number that may be absent.
+    ///
+    /// # Errors
+    /// When it is there but not a number.
+    pub fn optional_number(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_f64().filter(|number| number.is_finite()) {
+            Some(number) => Ok(Some(number)),
+            None => Err(wrong(key, format!("is {value}, where a number is needed"))),
+        }
+    }
+
+    /// A positive number that must be there.
+    ///
+    /// # Errors
+    /// When it is missing, not a number, or not above zero.
+    pub fn positive(&self, key: &str) -> Result<f64, ModelError> {
+        match self.optional_number(key)? {
+            None => Err(wrong(key, "is missing")),
+            Some(number) if number > 0.0 => Ok(number),
+            Some(number) => Err(wrong(key, format!("is {number}, where a positive number is needed"))),
+        }
+    }
+
+    /// A flag, `default` when absent.
+    ///
+    /// # Errors
+    /// When it is there but neither true nor false.
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool, ModelError> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(value) => Err(wrong(key, format!("is {value}, where true or false is needed"))),
+        }
+    }
+
+    /// A string, when there is one.
+    pub fn text(&self, key: &str) -> Option<&'a str> {
+        self.get(key).and_then(Value::as_str)
+    }
+
+    /// The `architectures` list.
+    pub fn architectures(&self) -> Vec<String> {
+        let list = self.get("architectures").and_then(Value::as_array);
+        list.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+}
+
+/// A complaint about a field.
+pub(crate) fn wrong(key: &str, what: impl Into<String>) -> ModelError {
+    ModelError::Config { key: key.to_owned(), what: what.into() }
+}

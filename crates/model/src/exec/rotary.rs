@@ -1,0 +1,42 @@
+//! Cosines and sines of rotary positions, made once for each kind and length.
+
+use crate::spec::RopeOp;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// `cos` and `sin`, each `[positions, head_dim / 2]`.
+#[derive(Debug)]
+pub(super) struct RotaryTables {
+    pub(super) cos: Vec<f32>,
+    pub(super) sin: Vec<f32>,
+}
+
+/// The tables made so far.
+#[derive(Debug, Default)]
+pub(super) struct RotaryCache {
+    tables: Mutex<Vec<(RopeOp, usize, Arc<RotaryTables>)>>,
+}
+
+impl RotaryCache {
+    pub(super) fn tables(&self, rope: &RopeOp, positions: usize) -> Arc<RotaryTables> {
+        // The number of heads does not enter the tables.
+        let key = RopeOp { heads: 0, ..rope.clone() };
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = tables.iter().find(|(rope, length, _)| *rope == key && *length == positions);
+        if let Some((_, _, tables)) = found {
+            return Arc::clone(tables);
+        }
+        let made = Arc::new(make(rope, positions));
+        tables.push((key, positions, Arc::clone(&made)));
+        made
+    }
+}
+
+/// Angles are products of `f32`, as the models were trained with; their cosines are exact.
+fn make(rope: &RopeOp, positions: usize) -> RotaryTables {
+    let frequencies = rope.inverse_frequencies();
+    let angles = (0..positions).flat_map(|position| {
+        frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency))
+    });
+    let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+    RotaryTables { cos, sin }
+}
