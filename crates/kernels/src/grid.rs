@@ -41,12 +41,7 @@ impl Levels {
 
     /// A grid with this scale and zero point.
     pub fn grid(self, scale: f32, zero: u8) -> Grid {
-        Grid {
-            scale,
-            zero,
-            lowest: self.lowest(),
-            highest: self.highest(),
-        }
+        Grid { scale, zero, lowest: self.lowest(), highest: self.highest() }
     }
 
     /// The grid whose range is `[low, high]`, with the scale rounded by `store`.
@@ -57,24 +52,12 @@ impl Levels {
         let steps = f32::from(self.highest());
         if self.symmetric {
             let reach = low.abs().max(high.abs());
-            let half = if self.lowest() > 0 {
-                (steps - 1.0) / 2.0
-            } else {
-                steps / 2.0
-            };
-            let scale = if reach > 0.0 {
-                store(reach / half)
-            } else {
-                1.0
-            };
+            let half = if self.lowest() > 0 { (steps - 1.0) / 2.0 } else { steps / 2.0 };
+            let scale = if reach > 0.0 { store(reach / half) } else { 1.0 };
             return self.grid(scale, 1 << (self.bits - 1));
         }
         let (low, high) = (low.min(0.0), high.max(0.0));
-        let scale = if high > low {
-            store((high - low) / steps)
-        } else {
-            1.0
-        };
+        let scale = if high > low { store((high - low) / steps) } else { 1.0 };
         let zero = (-low / scale).round_ties_even().clamp(0.0, steps);
         self.grid(scale, zero as u8)
     }
@@ -162,11 +145,9 @@ fn range(values: &[f32]) -> (f32, f32) {
     if values.is_empty() {
         return (0.0, 0.0);
     }
-    values
-        .iter()
-        .fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), value| {
-            (low.min(*value), high.max(*value))
-        })
+    values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), value| {
+        (low.min(*value), high.max(*value))
+    })
 }
 
 /// The inner loop of a search. It divides by multiplying with the inverse, which may move a value
@@ -211,10 +192,7 @@ impl crate::simd::Job for SquaredError<'_> {
                     sums[lane] += weights[lane] * term(values[lane]);
                 }
             }
-            values_rest
-                .iter()
-                .zip(weights_rest)
-                .for_each(|(v, w)| tail += w * term(*v));
+            values_rest.iter().zip(weights_rest).for_each(|(v, w)| tail += w * term(*v));
         }
         sums.iter().sum::<f32>() + tail
     }
@@ -290,40 +268,20 @@ mod tests {
 
     #[test]
     fn a_symmetric_range_is_that_of_compressed_tensors() {
-        let levels = Levels {
-            bits: 4,
-            symmetric: true,
-            restricted: false,
-        };
+        let levels = Levels { bits: 4, symmetric: true, restricted: false };
         let grid = levels.fit_range(&[-1.0, 0.5, 1.5], exact);
         assert_eq!((grid.scale, grid.zero), (1.5 / 7.5, 8));
         assert_eq!(grid.code(1.5), 15, "7.5 steps saturate at 7");
         assert_eq!(grid.code(-9.0), 0);
-        let restricted = Levels {
-            restricted: true,
-            ..levels
-        }
-        .fit_range(&[-1.0, 0.5, 1.5], exact);
+        let restricted = Levels { restricted: true, ..levels }.fit_range(&[-1.0, 0.5, 1.5], exact);
         assert_eq!((restricted.scale, restricted.code(-9.0)), (1.5 / 7.0, 1));
     }
 
     #[test]
     fn values_that_are_all_zero_get_a_scale_of_one() {
         for symmetric in [false, true] {
-            let levels = Levels {
-                bits: 3,
-                symmetric,
-                restricted: false,
-            };
-            let grid = levels.fit_search(
-                &[0.0; 5],
-                None,
-                Search {
-                    steps: 10,
-                    floor: 0.1,
-                },
-                exact,
-            );
+            let levels = Levels { bits: 3, symmetric, restricted: false };
+            let grid = levels.fit_search(&[0.0; 5], None, Search { steps: 10, floor: 0.1 }, exact);
             assert_eq!((grid.scale, grid.round(0.0)), (1.0, 0.0));
         }
     }

@@ -97,10 +97,7 @@ pub fn pack_rows(
         return Ok(());
     }
     let mut seen = 0;
-    for (codes, words) in codes
-        .chunks_exact(columns)
-        .zip(words.chunks_exact_mut(width))
-    {
+    for (codes, words) in codes.chunks_exact(columns).zip(words.chunks_exact_mut(width)) {
         seen |= with_width!(bits, pack_stream(codes, words));
     }
     expect_fit(seen, bits)
@@ -124,10 +121,7 @@ pub fn unpack_rows(
     if columns == 0 {
         return Ok(());
     }
-    for (codes, words) in codes
-        .chunks_exact_mut(columns)
-        .zip(words.chunks_exact(width))
-    {
+    for (codes, words) in codes.chunks_exact_mut(columns).zip(words.chunks_exact(width)) {
         match layout {
             Layout::Dense => with_width!(bits, unpack_stream(words, codes)),
             Layout::WholeCodes => unpack_whole_codes(words, bits, codes),
@@ -148,10 +142,7 @@ pub fn pack_columns(
     words: &mut [u32],
 ) -> Result<(), PackError> {
     let rows = rows(codes.len(), columns, bits)?;
-    expect_words(
-        words.len(),
-        Layout::Dense.words(rows, bits).checked_mul(columns),
-    )?;
+    expect_words(words.len(), Layout::Dense.words(rows, bits).checked_mul(columns))?;
     if columns == 0 {
         return Ok(());
     }
@@ -262,9 +253,7 @@ fn pack_group<const BITS: usize>(codes: &[u8; GROUP], words: &mut [u32]) -> u8 {
             filled -= 32;
         }
     }
-    seen.to_le_bytes()
-        .into_iter()
-        .fold(0, |all, code| all | code)
+    seen.to_le_bytes().into_iter().fold(0, |all, code| all | code)
 }
 
 /// Unpacks one dense stream.
@@ -369,10 +358,7 @@ fn expect_words(have: usize, need: Option<usize>) -> Result<(), PackError> {
     if need == Some(have) {
         return Ok(());
     }
-    Err(PackError::Words {
-        have,
-        need: need.unwrap_or(usize::MAX),
-    })
+    Err(PackError::Words { have, need: need.unwrap_or(usize::MAX) })
 }
 
 /// Refuses codes, given by their bitwise or, of which one is too large.

@@ -61,11 +61,7 @@ pub fn sweep<Q: RowQuantizer + Send>(
 ) -> Vec<f64> {
     let rows = quantizers.len();
     let columns = bounds.last().copied().unwrap_or(0);
-    assert_eq!(
-        weights.len(),
-        rows * columns,
-        "weights are rows times columns"
-    );
+    assert_eq!(weights.len(), rows * columns, "weights are rows times columns");
     assert_eq!(factor.len(), columns * columns, "the factor is square");
     if columns == 0 {
         return vec![0.0; rows];
@@ -76,12 +72,7 @@ pub fn sweep<Q: RowQuantizer + Send>(
         .zip(quantizers.par_chunks_mut(STRIP))
         .zip(losses.par_chunks_mut(STRIP))
         .for_each(|((weights, quantizers), losses)| {
-            let mut strip = Strip {
-                weights,
-                columns,
-                factor,
-                errors: vec![],
-            };
+            let mut strip = Strip { weights, columns, factor, errors: vec![] };
             for block in bounds.windows(2) {
                 strip.block(block[0], block[1], quantizers, losses);
             }
@@ -109,11 +100,7 @@ impl Strip<'_> {
         let width = end - start;
         self.errors.clear();
         self.errors.resize(quantizers.len() * width, 0.0);
-        let rows = self
-            .weights
-            .chunks_exact_mut(self.columns)
-            .zip(quantizers)
-            .zip(losses);
+        let rows = self.weights.chunks_exact_mut(self.columns).zip(quantizers).zip(losses);
         for (((row, quantizer), loss), errors) in rows.zip(self.errors.chunks_exact_mut(width)) {
             for column in start..end {
                 let factor = &self.factor[column * self.columns..][column..self.columns];

@@ -69,10 +69,7 @@ fn naive(kind: BlockKind, block: &[u8], i: usize) -> f32 {
             let (scale, minimum) = if j < 4 {
                 (s[j] & 63, s[j + 4] & 63)
             } else {
-                (
-                    s[j + 4] % 16 + (s[j - 4] / 64) * 16,
-                    s[j + 4] / 16 + (s[j] / 64) * 16,
-                )
+                (s[j + 4] % 16 + (s[j - 4] / 64) * 16, s[j + 4] / 16 + (s[j] / 64) * 16)
             };
             let q = if kind == BlockKind::Q4_K {
                 nibble(16, 32, i)
@@ -105,9 +102,7 @@ fn naive(kind: BlockKind, block: &[u8], i: usize) -> f32 {
     }
 }
 
-const LEVELS: [i8; 16] = [
-    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
-];
+const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 fn nibble_of_byte(byte: u8, high: usize) -> u8 {
     byte >> (4 * high) & 15
@@ -187,11 +182,7 @@ fn check_golden(kind: BlockKind, file: &[u8]) {
     assert_eq!(dequantize(kind, bytes, &mut out), Ok(()));
     for (i, (value, golden)) in out.iter().zip(golden.as_chunks().0).enumerate() {
         let golden = f32::from_le_bytes(*golden);
-        assert_eq!(
-            value.to_bits(),
-            golden.to_bits(),
-            "{kind:?} value {i}: {value} {golden}"
-        );
+        assert_eq!(value.to_bits(), golden.to_bits(), "{kind:?} value {i}: {value} {golden}");
     }
 }
 

@@ -38,9 +38,7 @@ fn naive(layout: Layout) -> fn(&[u8], usize) -> Vec<u32> {
 /// `[rows, columns]` to `[columns, rows]`.
 fn transpose<T: Copy>(matrix: &[T], columns: usize) -> Vec<T> {
     let rows = matrix.len() / columns;
-    (0..matrix.len())
-        .map(|i| matrix[i % rows * columns + i / rows])
-        .collect()
+    (0..matrix.len()).map(|i| matrix[i % rows * columns + i / rows]).collect()
 }
 
 /// Width, columns, and codes that fit.
@@ -139,31 +137,17 @@ fn the_words_are_those_of_compressed_tensors() {
         let codes = bytes[..rows * columns].to_vec();
         bytes = &bytes[codes.len().next_multiple_of(4)..];
         let (length, pack, unpack): (_, Pack, Unpack) = if dimension == 1 {
-            (
-                rows * Layout::Dense.words(columns, bits),
-                pack_rows,
-                unpack_rows,
-            )
+            (rows * Layout::Dense.words(columns, bits), pack_rows, unpack_rows)
         } else {
-            (
-                Layout::Dense.words(rows, bits) * columns,
-                pack_columns,
-                unpack_columns,
-            )
+            (Layout::Dense.words(rows, bits) * columns, pack_columns, unpack_columns)
         };
         let golden = take_words(&mut bytes, length);
         let mut words = vec![0; length];
         pack(&codes, columns, bits, &mut words).unwrap();
-        assert_eq!(
-            words, golden,
-            "{bits} bits, {rows} x {columns}, dimension {dimension}"
-        );
+        assert_eq!(words, golden, "{bits} bits, {rows} x {columns}, dimension {dimension}");
         let mut back = vec![0; codes.len()];
         unpack(&golden, Layout::Dense, columns, bits, &mut back).unwrap();
-        assert_eq!(
-            back, codes,
-            "{bits} bits, {rows} x {columns}, dimension {dimension}"
-        );
+        assert_eq!(back, codes, "{bits} bits, {rows} x {columns}, dimension {dimension}");
         records += 1;
     }
     assert_eq!(records, 8 * 9 * 2);
@@ -175,22 +159,15 @@ type Unpack = fn(&[u32], Layout, usize, u32, &mut [u8]) -> Result<(), PackError>
 fn take_words(bytes: &mut &[u8], count: usize) -> Vec<u32> {
     let (words, rest) = bytes.split_at(4 * count);
     *bytes = rest;
-    words
-        .as_chunks()
-        .0
-        .iter()
-        .map(|&word| u32::from_le_bytes(word))
-        .collect()
+    words.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect()
 }
 
 #[test]
 fn the_layouts_are_told_apart_by_the_words() {
     for bits in 1..=8 {
         for codes in [1, 31, 32, 33, 576, 4096] {
-            let (dense, whole) = (
-                Layout::Dense.words(codes, bits),
-                Layout::WholeCodes.words(codes, bits),
-            );
+            let (dense, whole) =
+                (Layout::Dense.words(codes, bits), Layout::WholeCodes.words(codes, bits));
             assert_eq!(Layout::of(codes, bits, dense), Some(Layout::Dense));
             if whole != dense {
                 assert_eq!(Layout::of(codes, bits, whole), Some(Layout::WholeCodes));

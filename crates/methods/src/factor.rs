@@ -53,11 +53,7 @@ pub(crate) fn inverse_factor(gram: &[f32], order: &[usize], damping: f64) -> Opt
             value + on_diagonal
         });
         if let Some(upper) = invert_cholesky(&mut reversed) {
-            return Some(InverseFactor {
-                upper,
-                damping,
-                dead,
-            });
+            return Some(InverseFactor { upper, damping, dead });
         }
         if damping >= MOST_DAMPING {
             return None;

@@ -22,11 +22,7 @@ pub struct GridParams {
 
 impl Default for GridParams {
     fn default() -> Self {
-        Self {
-            bits: 4,
-            group_size: GroupSize::Columns(128),
-            symmetric: true,
-        }
+        Self { bits: 4, group_size: GroupSize::Columns(128), symmetric: true }
     }
 }
 
@@ -90,19 +86,12 @@ impl GridParams {
         if (2..=8).contains(&self.bits) {
             Ok(())
         } else {
-            Err(ParamError::new(
-                "bits",
-                format!("{} is not from 2 to 8", self.bits),
-            ))
+            Err(ParamError::new("bits", format!("{} is not from 2 to 8", self.bits)))
         }
     }
 
     pub(crate) fn levels(&self) -> Levels {
-        Levels {
-            bits: self.bits,
-            symmetric: self.symmetric,
-            restricted: false,
-        }
+        Levels { bits: self.bits, symmetric: self.symmetric, restricted: false }
     }
 
     /// Who shares a scale in a matrix of `cols` columns; a group as wide as a row is a row.
@@ -123,10 +112,7 @@ impl GridParams {
             Grouping::Row => GroupSize::Row,
             Grouping::Columns(width) => GroupSize::Columns(width.get()),
         };
-        Self {
-            group_size,
-            ..self.clone()
-        }
+        Self { group_size, ..self.clone() }
     }
 
     pub(crate) fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
@@ -136,11 +122,7 @@ impl GridParams {
             symmetric: self.symmetric,
             scales,
         };
-        Outline {
-            rows,
-            cols,
-            terms: vec![term],
-        }
+        Outline { rows, cols, terms: vec![term] }
     }
 
     /// Rounds every group onto the grid that `fit` chooses for it.
@@ -157,31 +139,17 @@ impl GridParams {
         };
         let mut codes = vec![0; site.weight.len()];
         // Groups never cross a row, except the one group of a whole matrix.
-        let line = if grouping == Grouping::Tensor {
-            site.weight.len()
-        } else {
-            site.cols
-        };
+        let line = if grouping == Grouping::Tensor { site.weight.len() } else { site.cols };
         let mut grids = vec![None; grouping.count(site.rows, site.cols)];
-        let lines = site
-            .weight
-            .par_chunks(line.max(1))
-            .zip(codes.par_chunks_mut(line.max(1)));
-        lines
-            .zip(grids.par_chunks_mut(per_row))
-            .for_each(|((weights, codes), grids)| {
-                let groups = weights
-                    .chunks(group.max(1))
-                    .zip(codes.chunks_mut(group.max(1)));
-                for ((weights, codes), slot) in groups.zip(grids) {
-                    let grid = fit(weights);
-                    codes
-                        .iter_mut()
-                        .zip(weights)
-                        .for_each(|(code, w)| *code = grid.code(*w));
-                    *slot = Some(grid);
-                }
-            });
+        let lines = site.weight.par_chunks(line.max(1)).zip(codes.par_chunks_mut(line.max(1)));
+        lines.zip(grids.par_chunks_mut(per_row)).for_each(|((weights, codes), grids)| {
+            let groups = weights.chunks(group.max(1)).zip(codes.chunks_mut(group.max(1)));
+            for ((weights, codes), slot) in groups.zip(grids) {
+                let grid = fit(weights);
+                codes.iter_mut().zip(weights).for_each(|(code, w)| *code = grid.code(*w));
+                *slot = Some(grid);
+            }
+        });
         let grids: Vec<Grid> = grids.into_iter().flatten().collect();
         self.assemble(site, codes, &grids, vec![])
     }
@@ -203,13 +171,8 @@ impl GridParams {
             scale_type: site.scale_type,
             zeros: (!self.symmetric).then(zeros),
         };
-        let weight =
-            Weight::new(site.rows, site.cols, vec![Term::Affine(affine)]).map_err(|error| {
-                MethodError::Weight {
-                    site: site.name.to_owned(),
-                    error,
-                }
-            })?;
+        let weight = Weight::new(site.rows, site.cols, vec![Term::Affine(affine)])
+            .map_err(|error| MethodError::Weight { site: site.name.to_owned(), error })?;
         Ok(Encoded { weight, notes })
     }
 }

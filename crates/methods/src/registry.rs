@@ -39,10 +39,7 @@ pub struct ParamError {
 impl ParamError {
     /// A complaint about one parameter.
     pub fn new(path: impl Into<String>, what: impl Into<String>) -> Self {
-        Self {
-            path: path.into(),
-            what: what.into(),
-        }
+        Self { path: path.into(), what: what.into() }
     }
 }
 

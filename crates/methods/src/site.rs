@@ -67,17 +67,11 @@ pub struct Note {
 impl Note {
     /// A fact.
     pub fn fact(what: impl Into<String>) -> Self {
-        Self {
-            kind: NoteKind::Fact,
-            what: what.into(),
-        }
+        Self { kind: NoteKind::Fact, what: what.into() }
     }
 
     /// A fallback.
     pub fn fallback(what: impl Into<String>) -> Self {
-        Self {
-            kind: NoteKind::Fallback,
-            what: what.into(),
-        }
+        Self { kind: NoteKind::Fallback, what: what.into() }
     }
 }

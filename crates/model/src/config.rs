@@ -44,7 +44,10 @@ impl<'a> Config<'a> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64() {
             Some(size) if (1..=LARGEST_SIZE).contains(&size) => Ok(Some(size as usize)),
-            _ => Err(wrong(key, format!("is {value}, where a whole number from 1 to {LARGEST_SIZE} is needed"))),
+            _ => Err(wrong(
+                key,
+                format!("is {value}, where a whole number from 1 to {LARGEST_SIZE} is needed"),
+            )),
         }
     }
 
@@ -68,7 +71,9 @@ impl<'a> Config<'a> {
         match self.optional_number(key)? {
             None => Err(wrong(key, "is missing")),
             Some(number) if number > 0.0 => Ok(number),
-            Some(number) => Err(wrong(key, format!("is {number}, where a positive number is needed"))),
+            Some(number) => {
+                Err(wrong(key, format!("is {number}, where a positive number is needed")))
+            }
         }
     }
 

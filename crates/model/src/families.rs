@@ -48,7 +48,12 @@ pub fn spec(config: &serde_json::Value) -> Result<Spec, ModelError> {
         None => Err(ModelError::UnknownArchitecture {
             model_type: model_type.to_owned(),
             architectures: config.architectures(),
-            known: families().iter().flat_map(|f| f.model_types).copied().collect::<Vec<_>>().join(", "),
+            known: families()
+                .iter()
+                .flat_map(|f| f.model_types)
+                .copied()
+                .collect::<Vec<_>>()
+                .join(", "),
         }),
     }
 }

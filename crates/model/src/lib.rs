@@ -17,9 +17,7 @@ pub use families::{families, spec};
 pub use graph::{Graph, GraphBuilder, Node, Value};
 pub use lapidary_kernels::matrix::Precision;
 pub use query::{Absorber, InputGroup};
-pub use spec::{
-    Activation, AttentionOp, LinearOp, Op, RopeOp, RopeScaling, Spec, Table,
-};
+pub use spec::{Activation, AttentionOp, LinearOp, Op, RopeOp, RopeScaling, Spec, Table};
 
 use lapidary_weight::TensorError;
 
@@ -67,7 +65,9 @@ pub enum ModelError {
         name: String,
     },
     /// A token is outside the vocabulary.
-    #[error("token {token} is not in the vocabulary of {vocab_size}; is this the model's tokenizer?")]
+    #[error(
+        "token {token} is not in the vocabulary of {vocab_size}; is this the model's tokenizer?"
+    )]
     Token {
         /// The token.
         token: u32,

@@ -26,9 +26,7 @@ pub struct Affine {
 impl Affine {
     /// The zero point of group `group`.
     pub fn zero(&self, group: usize) -> u8 {
-        self.zeros
-            .as_ref()
-            .map_or(1 << (self.bits - 1), |zeros| zeros[group])
+        self.zeros.as_ref().map_or(1 << (self.bits - 1), |zeros| zeros[group])
     }
 
     pub(crate) fn outline(&self) -> TermOutline {
@@ -71,11 +69,11 @@ impl Affine {
     pub(crate) fn parts(&self, rows: usize, cols: usize) -> Vec<Part> {
         let shape = self.grouping.scale_shape(rows, cols);
         let mut parts = vec![
-            Part::bytes("codes", vec![rows, cols], self.codes.clone()),
-            Part::floats("scales", self.scale_type, shape.clone(), &self.scales),
+            Part::codes("codes", &self.codes, cols, self.bits),
+            Part::floats("scales", self.scale_type, shape, &self.scales),
         ];
         if let Some(zeros) = &self.zeros {
-            parts.push(Part::bytes("zeros", shape, zeros.clone()));
+            parts.push(Part::codes("zeros", zeros, self.grouping.per_row(cols), self.bits));
         }
         parts
     }
@@ -85,19 +83,17 @@ impl Affine {
         grouping: Grouping,
         symmetric: bool,
         scale_type: FloatType,
+        cols: usize,
         parts: &Parts<'_>,
     ) -> Result<Self, WeightError> {
+        let zeros = || parts.codes("zeros", grouping.per_row(cols), bits);
         Ok(Self {
             bits,
             grouping,
-            codes: parts.bytes("codes")?,
+            codes: parts.codes("codes", cols, bits)?,
             scales: parts.floats("scales", scale_type)?,
             scale_type,
-            zeros: if symmetric {
-                None
-            } else {
-                Some(parts.bytes("zeros")?)
-            },
+            zeros: if symmetric { None } else { Some(zeros()?) },
         })
     }
 }

@@ -31,18 +31,10 @@ impl Dense {
     }
 
     pub(crate) fn parts(&self, rows: usize, cols: usize) -> Vec<Part> {
-        vec![Part::floats(
-            "values",
-            self.dtype,
-            vec![rows, cols],
-            &self.values,
-        )]
+        vec![Part::floats("values", self.dtype, vec![rows, cols], &self.values)]
     }
 
     pub(crate) fn from_parts(dtype: FloatType, parts: &Parts<'_>) -> Result<Self, WeightError> {
-        Ok(Self {
-            values: parts.floats("values", dtype)?,
-            dtype,
-        })
+        Ok(Self { values: parts.floats("values", dtype)?, dtype })
     }
 }

@@ -50,17 +50,11 @@ impl Lookup {
         let cols = out.len();
         let size = 1_usize << self.bits;
         let book = &self.books[if self.book_per_row { row * size } else { 0 }..][..size];
-        let grouping = self
-            .scales
-            .as_ref()
-            .map_or(Grouping::Row, |(grouping, _)| *grouping);
+        let grouping = self.scales.as_ref().map_or(Grouping::Row, |(grouping, _)| *grouping);
         let (first, width) = (grouping.row_start(row, cols), grouping.width(cols));
         let codes = &self.codes[row * cols..][..cols];
         for (index, (out, codes)) in out.chunks_mut(width).zip(codes.chunks(width)).enumerate() {
-            let scale = self
-                .scales
-                .as_ref()
-                .map_or(1.0, |(_, scales)| scales[first + index]);
+            let scale = self.scales.as_ref().map_or(1.0, |(_, scales)| scales[first + index]);
             for (out, code) in out.iter_mut().zip(codes) {
                 *out += scale * book[usize::from(*code)];
             }
@@ -70,13 +64,8 @@ impl Lookup {
     pub(crate) fn parts(&self, rows: usize, cols: usize) -> Vec<Part> {
         let books = if self.book_per_row { rows } else { 1 };
         let mut parts = vec![
-            Part::bytes("codes", vec![rows, cols], self.codes.clone()),
-            Part::floats(
-                "books",
-                self.scale_type,
-                vec![books, 1 << self.bits],
-                &self.books,
-            ),
+            Part::codes("codes", &self.codes, cols, self.bits),
+            Part::floats("books", self.scale_type, vec![books, 1 << self.bits], &self.books),
         ];
         if let Some((grouping, scales)) = &self.scales {
             let shape = grouping.scale_shape(rows, cols);
@@ -90,6 +79,7 @@ impl Lookup {
         grouping: Option<Grouping>,
         book_per_row: bool,
         scale_type: FloatType,
+        cols: usize,
         parts: &Parts<'_>,
     ) -> Result<Self, WeightError> {
         let scales = match grouping {
@@ -98,7 +88,7 @@ impl Lookup {
         };
         Ok(Self {
             bits,
-            codes: parts.bytes("codes")?,
+            codes: parts.codes("codes", cols, bits)?,
             books: parts.floats("books", scale_type)?,
             book_per_row,
             scales,

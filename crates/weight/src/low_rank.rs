@@ -21,10 +21,7 @@ pub struct LowRank {
 
 impl LowRank {
     pub(crate) fn outline(&self) -> TermOutline {
-        TermOutline::LowRank {
-            rank: self.rank,
-            values: self.dtype,
-        }
+        TermOutline::LowRank { rank: self.rank, values: self.dtype }
     }
 
     pub(crate) fn validate(&self, rows: usize, cols: usize) -> Result<(), WeightError> {
@@ -37,9 +34,7 @@ impl LowRank {
     pub(crate) fn add_row(&self, row: usize, out: &mut [f32]) {
         let left = &self.left[row * self.rank..][..self.rank];
         for (factor, right) in left.iter().zip(self.right.chunks_exact(out.len().max(1))) {
-            out.iter_mut()
-                .zip(right)
-                .for_each(|(o, v)| *o += factor * v);
+            out.iter_mut().zip(right).for_each(|(o, v)| *o += factor * v);
         }
     }
 

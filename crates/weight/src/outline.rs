@@ -119,22 +119,12 @@ impl TermOutline {
         let elements = as_bits(rows) * as_bits(cols);
         match *self {
             Self::Dense { values } => elements * values.bits(),
-            Self::Affine {
-                bits,
-                grouping,
-                symmetric,
-                scales,
-            } => {
+            Self::Affine { bits, grouping, symmetric, scales } => {
                 let zero = if symmetric { 0 } else { u64::from(bits) };
                 elements * u64::from(bits)
                     + as_bits(grouping.count(rows, cols)) * (scales.bits() + zero)
             }
-            Self::Lookup {
-                bits,
-                grouping,
-                book_per_row,
-                scales,
-            } => {
+            Self::Lookup { bits, grouping, book_per_row, scales } => {
                 let groups = grouping.map_or(0, |g| g.count(rows, cols));
                 let books = if book_per_row { rows } else { 1 };
                 elements * u64::from(bits)
@@ -178,10 +168,7 @@ pub struct Outline {
 impl Outline {
     /// Exact size in bits of everything stored.
     pub fn bits(&self) -> u64 {
-        self.terms
-            .iter()
-            .map(|term| term.bits(self.rows, self.cols))
-            .sum()
+        self.terms.iter().map(|term| term.bits(self.rows, self.cols)).sum()
     }
 
     /// A short description for tables, for instance `affine 4 bits, groups of 64`.
@@ -199,12 +186,7 @@ fn describe(term: &TermOutline) -> String {
     };
     match *term {
         TermOutline::Dense { values } => format!("dense {values:?}").to_lowercase(),
-        TermOutline::Affine {
-            bits,
-            grouping,
-            symmetric,
-            ..
-        } => {
+        TermOutline::Affine { bits, grouping, symmetric, .. } => {
             let kind = if symmetric { "" } else { ", asymmetric" };
             format!("affine {bits} bits, {}{kind}", shared(grouping))
         }

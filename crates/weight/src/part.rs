@@ -1,13 +1,12 @@
 //! The stored pieces of a term: named little-endian arrays that any container can hold.
 
 use crate::{FloatType, WeightError};
+use lapidary_kernels::pack::{Layout, pack_rows, unpack_rows};
 
 /// Element type of a [`Part`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartType {
-    /// Unsigned bytes: codes (one a byte, or a packed bit stream) and zero points.
-    U8,
-    /// Unsigned 32-bit indices.
+    /// Unsigned 32-bit words: indices, or codes packed as one dense bit stream a row.
     U32,
     /// Floats of a storage type.
     Float(FloatType),
@@ -34,33 +33,25 @@ impl Part {
         shape: Vec<usize>,
         values: &[f32],
     ) -> Self {
-        Self {
-            name,
-            dtype: PartType::Float(dtype),
-            shape,
-            bytes: dtype.encode(values),
-        }
+        Self { name, dtype: PartType::Float(dtype), shape, bytes: dtype.encode(values) }
     }
 
     /// An index array.
     pub(crate) fn indices(name: &'static str, values: &[u32]) -> Self {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Self {
-            name,
-            dtype: PartType::U32,
-            shape: vec![values.len()],
-            bytes,
-        }
+        Self { name, dtype: PartType::U32, shape: vec![values.len()], bytes }
     }
 
-    /// A byte array.
-    pub(crate) fn bytes(name: &'static str, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
-        Self {
-            name,
-            dtype: PartType::U8,
-            shape,
-            bytes,
-        }
+    /// Codes of `bits` bits, `columns` a row, each row a dense stream of words.
+    pub(crate) fn codes(name: &'static str, codes: &[u8], columns: usize, bits: u8) -> Self {
+        let rows = codes.len().checked_div(columns).unwrap_or(0);
+        let width = Layout::Dense.words(columns, u32::from(bits));
+        let mut words = vec![0; rows * width];
+        // The codes of a validated term are complete rows of fitting codes: packing cannot fail.
+        let packed = pack_rows(codes, columns, u32::from(bits), &mut words);
+        debug_assert_eq!(packed, Ok(()));
+        let bytes = words.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Self { name, dtype: PartType::U32, shape: vec![rows, width], bytes }
     }
 }
 
@@ -72,10 +63,7 @@ pub(crate) struct Parts<'a> {
 
 impl Parts<'_> {
     pub(crate) fn bytes(&self, part: &'static str) -> Result<Vec<u8>, WeightError> {
-        (self.get)(part).ok_or(WeightError::MissingPart {
-            term: self.term,
-            part,
-        })
+        (self.get)(part).ok_or(WeightError::MissingPart { term: self.term, part })
     }
 
     pub(crate) fn floats(
@@ -86,13 +74,24 @@ impl Parts<'_> {
         Ok(dtype.decode(&self.bytes(part)?))
     }
 
+    pub(crate) fn codes(
+        &self,
+        part: &'static str,
+        columns: usize,
+        bits: u8,
+    ) -> Result<Vec<u8>, WeightError> {
+        let words = self.indices(part)?;
+        let width = Layout::Dense.words(columns, u32::from(bits));
+        let rows = words.len().checked_div(width).unwrap_or(0);
+        let mut codes = vec![0; rows * columns];
+        unpack_rows(&words, Layout::Dense, columns, u32::from(bits), &mut codes).map_err(|_| {
+            WeightError::Length { term: self.term, part, have: words.len(), need: rows * width }
+        })?;
+        Ok(codes)
+    }
+
     pub(crate) fn indices(&self, part: &'static str) -> Result<Vec<u32>, WeightError> {
         let bytes = self.bytes(part)?;
-        Ok(bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| u32::from_le_bytes(*b))
-            .collect())
+        Ok(bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect())
     }
 }

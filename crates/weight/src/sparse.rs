@@ -21,10 +21,7 @@ pub struct Sparse {
 
 impl Sparse {
     pub(crate) fn outline(&self) -> TermOutline {
-        TermOutline::Sparse {
-            nonzeros: self.values.len(),
-            values: self.dtype,
-        }
+        TermOutline::Sparse { nonzeros: self.values.len(), values: self.dtype }
     }
 
     pub(crate) fn validate(&self, rows: usize, cols: usize) -> Result<(), WeightError> {
@@ -38,22 +35,14 @@ impl Sparse {
         for start in &self.row_starts {
             if *start < before || u64::from(*start) >= limit {
                 let value = u64::from(*start);
-                return Err(WeightError::Range {
-                    term: TERM,
-                    part: "row_starts",
-                    value,
-                    limit,
-                });
+                return Err(WeightError::Range { term: TERM, part: "row_starts", value, limit });
             }
             before = *start;
         }
         match self.columns.iter().map(|c| u64::from(*c)).max() {
-            Some(value) if value >= cols as u64 => Err(WeightError::Range {
-                term: TERM,
-                part: "columns",
-                value,
-                limit: cols as u64,
-            }),
+            Some(value) if value >= cols as u64 => {
+                Err(WeightError::Range { term: TERM, part: "columns", value, limit: cols as u64 })
+            }
             _ => Ok(()),
         }
     }

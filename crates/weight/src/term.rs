@@ -52,32 +52,15 @@ impl Term {
         get: &dyn Fn(&str) -> Option<Vec<u8>>,
     ) -> Result<Self, WeightError> {
         outline.validate()?;
-        let parts = Parts {
-            term: outline.kind(),
-            get,
-        };
+        let parts = Parts { term: outline.kind(), get };
         let term = match *outline {
             TermOutline::Dense { values } => Self::Dense(Dense::from_parts(values, &parts)?),
-            TermOutline::Affine {
-                bits,
-                grouping,
-                symmetric,
-                scales,
-            } => Self::Affine(Affine::from_parts(
-                bits, grouping, symmetric, scales, &parts,
-            )?),
-            TermOutline::Lookup {
-                bits,
-                grouping,
-                book_per_row,
-                scales,
-            } => Self::Lookup(Lookup::from_parts(
-                bits,
-                grouping,
-                book_per_row,
-                scales,
-                &parts,
-            )?),
+            TermOutline::Affine { bits, grouping, symmetric, scales } => {
+                Self::Affine(Affine::from_parts(bits, grouping, symmetric, scales, cols, &parts)?)
+            }
+            TermOutline::Lookup { bits, grouping, book_per_row, scales } => Self::Lookup(
+                Lookup::from_parts(bits, grouping, book_per_row, scales, cols, &parts)?,
+            ),
             TermOutline::Sparse { values, .. } => Self::Sparse(Sparse::from_parts(values, &parts)?),
             TermOutline::LowRank { rank, values } => {
                 Self::LowRank(LowRank::from_parts(rank, values, &parts)?)
@@ -104,16 +87,7 @@ pub(crate) fn check_length(
     have: usize,
     need: usize,
 ) -> Result<(), WeightError> {
-    if have == need {
-        Ok(())
-    } else {
-        Err(WeightError::Length {
-            term,
-            part,
-            have,
-            need,
-        })
-    }
+    if have == need { Ok(()) } else { Err(WeightError::Length { term, part, have, need }) }
 }
 
 /// Finiteness check shared by the terms.
@@ -137,12 +111,7 @@ pub(crate) fn check_codes(
 ) -> Result<(), WeightError> {
     let limit = 1_u64 << bits;
     match codes.iter().map(|c| u64::from(*c)).max() {
-        Some(value) if value >= limit => Err(WeightError::Range {
-            term,
-            part,
-            value,
-            limit,
-        }),
+        Some(value) if value >= limit => Err(WeightError::Range { term, part, value, limit }),
         _ => Ok(()),
     }
 }

@@ -20,9 +20,8 @@ fn grouping() -> impl Strategy<Value = Grouping> {
 fn values(count: usize, seed: u64, dtype: FloatType) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2) + 1;
     let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
     };
     (0..count).map(|_| dtype.round(next())).collect()
@@ -39,24 +38,11 @@ fn codes(count: usize, seed: u64, bits: u8) -> Vec<u8> {
 fn round_trip(weight: &Weight) -> Result<Weight, WeightError> {
     let (rows, cols) = (weight.rows(), weight.cols());
     let rebuild = |term: &Term| {
-        let parts: HashMap<&str, Vec<u8>> = term
-            .parts(rows, cols)
-            .into_iter()
-            .map(|p| (p.name, p.bytes))
-            .collect();
-        Term::from_parts(&term.outline(), rows, cols, &|name| {
-            parts.get(name).cloned()
-        })
+        let parts: HashMap<&str, Vec<u8>> =
+            term.parts(rows, cols).into_iter().map(|p| (p.name, p.bytes)).collect();
+        Term::from_parts(&term.outline(), rows, cols, &|name| parts.get(name).cloned())
     };
-    Weight::new(
-        rows,
-        cols,
-        weight
-            .terms()
-            .iter()
-            .map(rebuild)
-            .collect::<Result<_, _>>()?,
-    )
+    Weight::new(rows, cols, weight.terms().iter().map(rebuild).collect::<Result<_, _>>()?)
 }
 
 /// Scale index by the definition of each grouping, one element at a time.
@@ -189,10 +175,7 @@ fn a_code_above_its_width_is_named() {
         zeros: None,
     };
     let error = Weight::new(1, 3, vec![Term::Affine(affine)]).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "affine term: codes holds 4, which is not below 4"
-    );
+    assert_eq!(error.to_string(), "affine term: codes holds 4, which is not below 4");
 }
 
 #[test]
@@ -200,9 +183,5 @@ fn a_scale_survives_its_storage_type() {
     assert_eq!(FloatType::F16.round(1e-12), 0.0);
     assert!(FloatType::F16.round_scale(1e-12) > 0.0);
     assert_eq!(FloatType::F16.round_scale(1e9), 65504.0);
-    assert_eq!(
-        FloatType::Bf16.round(1.0 + 1.0 / 256.0),
-        1.0,
-        "ties go to even"
-    );
+    assert_eq!(FloatType::Bf16.round(1.0 + 1.0 / 256.0), 1.0, "ties go to even");
 }

@@ -4,9 +4,7 @@ use super::legacy::nibbles;
 use super::{f16_at, field};
 
 /// The levels.
-const LEVELS: [i8; 16] = [
-    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
-];
+const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// `d`: f16; 16 bytes of nibbles, low first. `x = d·level[q]`.
 #[inline(always)]
@@ -23,12 +21,8 @@ pub(super) fn iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
     let high = u16::from_le_bytes(*field(block, 2));
     let low = u32::from_le_bytes(*field(block, 4));
     let codes = field::<128>(block, 8);
-    for (j, (out, codes)) in out
-        .as_chunks_mut::<32>()
-        .0
-        .iter_mut()
-        .zip(codes.as_chunks().0)
-        .enumerate()
+    for (j, (out, codes)) in
+        out.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks().0).enumerate()
     {
         let scale = low >> (4 * j) & 15 | u32::from(high >> (2 * j) & 3) << 4;
         let scale = d * (scale as f32 - 32.0);

@@ -10,12 +10,8 @@ pub(super) fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(block, 80), f16_at(block, 82));
     let codes = two_bits(field(block, 16));
     let scales = field::<16>(block, 0);
-    for ((out, codes), &scale) in out
-        .as_chunks_mut()
-        .0
-        .iter_mut()
-        .zip(codes.as_chunks().0)
-        .zip(scales)
+    for ((out, codes), &scale) in
+        out.as_chunks_mut().0.iter_mut().zip(codes.as_chunks().0).zip(scales)
     {
         let (scale, minimum) = (d * f32::from(scale & 15), dmin * f32::from(scale >> 4));
         affine::<16>(codes, scale, minimum, out);
@@ -39,12 +35,8 @@ pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
             *code |= (high >> k & 1) << 2;
         }
     }
-    for (j, (out, codes)) in out
-        .as_chunks_mut::<16>()
-        .0
-        .iter_mut()
-        .zip(codes.as_chunks::<16>().0)
-        .enumerate()
+    for (j, (out, codes)) in
+        out.as_chunks_mut::<16>().0.iter_mut().zip(codes.as_chunks::<16>().0).enumerate()
     {
         let low = packed[j % 8] >> (4 * (j / 8)) & 15;
         let scale = low | (packed[8 + j % 4] >> (2 * (j / 4)) & 3) << 4;
@@ -86,11 +78,8 @@ pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let d = f16_at(block, 208);
     let scales = field::<16>(block, 192);
     let mut codes = two_bits(field(block, 128));
-    for (bytes, codes) in field::<128>(block, 0)
-        .as_chunks::<64>()
-        .0
-        .iter()
-        .zip(codes.as_chunks_mut::<128>().0)
+    for (bytes, codes) in
+        field::<128>(block, 0).as_chunks::<64>().0.iter().zip(codes.as_chunks_mut::<128>().0)
     {
         let (low, high) = codes.split_at_mut(64);
         for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
@@ -98,12 +87,8 @@ pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
             *high = *high << 4 | byte >> 4;
         }
     }
-    for ((out, codes), &scale) in out
-        .as_chunks_mut::<16>()
-        .0
-        .iter_mut()
-        .zip(codes.as_chunks::<16>().0)
-        .zip(scales)
+    for ((out, codes), &scale) in
+        out.as_chunks_mut::<16>().0.iter_mut().zip(codes.as_chunks::<16>().0).zip(scales)
     {
         let scale = d * f32::from(scale as i8);
         for (out, &code) in out.iter_mut().zip(codes) {
@@ -137,12 +122,7 @@ pub(super) fn two_bits(bytes: &[u8; 64]) -> [u8; 256] {
 #[inline(always)]
 fn nibbles(bytes: &[u8; 128]) -> [u8; 256] {
     let mut codes = [0; 256];
-    for (bytes, codes) in bytes
-        .as_chunks::<32>()
-        .0
-        .iter()
-        .zip(codes.as_chunks_mut::<64>().0)
-    {
+    for (bytes, codes) in bytes.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<64>().0) {
         let (low, high) = codes.split_at_mut(32);
         for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
             *low = byte & 15;
@@ -155,13 +135,7 @@ fn nibbles(bytes: &[u8; 128]) -> [u8; 256] {
 /// `x = d·scale·q − dmin·minimum`, the pairs being for 32 values each.
 #[inline(always)]
 fn affine_of_eight(codes: &[u8; 256], d: f32, dmin: f32, packed: &[u8; 12], out: &mut [f32; 256]) {
-    for (j, (out, codes)) in out
-        .as_chunks_mut()
-        .0
-        .iter_mut()
-        .zip(codes.as_chunks().0)
-        .enumerate()
-    {
+    for (j, (out, codes)) in out.as_chunks_mut().0.iter_mut().zip(codes.as_chunks().0).enumerate() {
         let (scale, minimum) = scale_and_minimum(packed, j);
         affine::<32>(codes, d * f32::from(scale), dmin * f32::from(minimum), out);
     }
@@ -184,9 +158,6 @@ fn scale_and_minimum(packed: &[u8; 12], j: usize) -> (u8, u8) {
         (packed[j] & 63, packed[j + 4] & 63)
     } else {
         let nibbles = packed[j + 4];
-        (
-            nibbles & 15 | packed[j - 4] >> 6 << 4,
-            nibbles >> 4 | packed[j] >> 6 << 4,
-        )
+        (nibbles & 15 | packed[j - 4] >> 6 << 4, nibbles >> 4 | packed[j] >> 6 << 4)
     }
 }

@@ -61,14 +61,8 @@ pub(super) fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
     const DOUBLED_E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
     let e = u32::from(block[0]);
     // The two smallest powers are denormal.
-    let d = f32::from_bits(if e < 2 {
-        0x0020_0000 << e
-    } else {
-        (e - 1) << 23
-    });
-    nibbles(field(block, 1), out, |q| {
-        d * f32::from(DOUBLED_E2M1[usize::from(q)])
-    });
+    let d = f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 });
+    nibbles(field(block, 1), out, |q| d * f32::from(DOUBLED_E2M1[usize::from(q)]));
 }
 
 /// Maps the nibbles of 16 bytes, low ones first.

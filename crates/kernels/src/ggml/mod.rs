@@ -143,11 +143,7 @@ pub fn dequantize(kind: BlockKind, bytes: &[u8], out: &mut [f32]) -> Result<(), 
     if !out.len().is_multiple_of(kind.elements())
         || blocks.checked_mul(kind.bytes()) != Some(bytes.len())
     {
-        return Err(DequantizeError {
-            kind,
-            have_bytes: bytes.len(),
-            values: out.len(),
-        });
+        return Err(DequantizeError { kind, have_bytes: bytes.len(), values: out.len() });
     }
     match kind {
         BlockKind::F32 => each(bytes, out, plain::f32),

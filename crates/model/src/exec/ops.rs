@@ -107,7 +107,14 @@ pub(super) fn rope(
     if fused(x) {
         return map(x, x.dim(1)?, |x, y| {
             y.copy_from_slice(x);
-            fused_rope::apply(y, &tables.cos, &tables.sin, batch.seq_len, rope.heads, rope.head_dim);
+            fused_rope::apply(
+                y,
+                &tables.cos,
+                &tables.sin,
+                batch.seq_len,
+                rope.heads,
+                rope.head_dim,
+            );
         });
     }
     let table = |values: &[f32]| -> Result<Tensor, ModelError> {

@@ -146,7 +146,8 @@ impl Sizes {
             Some(head_dim) => head_dim,
             None if hidden % heads == 0 => hidden / heads,
             None => {
-                let what = format!("is {hidden}, which {heads} heads do not divide, without head_dim");
+                let what =
+                    format!("is {hidden}, which {heads} heads do not divide, without head_dim");
                 return Err(wrong("hidden_size", what));
             }
         };
