@@ -1,1 +1,191 @@
-//! Terms to named tensors and back, one file per format.
+//! Terms to named tensors and back, one file per format; and [`Source`], a checkpoint of any format
+//! seen under its Hugging Face names.
+//!
+//! A format says which sums of terms it can store and how; it knows no method.
+
+mod compressed_tensors;
+mod dense;
+mod native;
+mod pattern;
+mod source;
+
+pub use pattern::{Pattern, PatternError};
+pub use source::{LogicalTensor, Raw, Source, SourceFile};
+
+use lapidary_store::{Category, Dtype, StoreError, TensorSpec};
+use lapidary_weight::{FloatType, Outline, Weight, WeightError};
+use serde_json::Value;
+
+/// A way to store the weights of linear layers.
+pub trait Format: Sync {
+    /// Name in recipes and on the command line.
+    fn id(&self) -> &'static str;
+
+    /// One line for listings.
+    fn summary(&self) -> &'static str;
+
+    /// Who can load it, for listings.
+    fn loaders(&self) -> &'static str;
+
+    /// Type that scales are stored in, for a model whose floats are of type `model`.
+    fn scale_type(&self, model: FloatType) -> FloatType;
+
+    /// Whether a weight of this outline can be stored.
+    ///
+    /// # Errors
+    /// The reason why not, as it is shown to the user.
+    fn accepts(&self, outline: &Outline) -> Result<(), String>;
+
+    /// The tensors that a weight of this outline becomes, in the order [`encode`](Self::encode)
+    /// gives their bytes. `dtype` is the type of the model's floats.
+    fn tensors(&self, module: &str, outline: &Outline, dtype: FloatType) -> Vec<TensorSpec>;
+
+    /// The bytes of each tensor.
+    ///
+    /// # Errors
+    /// When the weight is not of a kind that the format accepts.
+    fn encode(&self, weight: &Weight, dtype: FloatType) -> Result<Vec<Vec<u8>>, FormatError>;
+
+    /// What goes under `quantization_config` in `config.json`; `None` for plain checkpoints.
+    fn config(&self, layout: &Layout<'_>) -> Option<Value>;
+
+    /// A reader for a folder with this `quantization_config`, when it is of this format.
+    ///
+    /// # Errors
+    /// When it is of this format but not of a kind that can be read.
+    fn reader(&self, config: &Value) -> Option<Result<Box<dyn Reader>, FormatError>>;
+}
+
+/// Which linear layers are stored how.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout<'a> {
+    /// Modules with compressed weights.
+    pub compressed: &'a [(String, Outline)],
+    /// Linear modules left as they were.
+    pub plain: &'a [String],
+}
+
+/// Reads the weights of one compressed folder.
+pub trait Reader: std::fmt::Debug + Send + Sync {
+    /// The modules with compressed weights among the folder's tensors, with their outlines and the
+    /// names of the tensors each is made of.
+    ///
+    /// # Errors
+    /// When the tensors contradict the configuration or each other.
+    fn modules(&self, tensors: &dyn TensorIndex) -> Result<Vec<Module>, FormatError>;
+
+    /// The weight of a module.
+    ///
+    /// # Errors
+    /// When its tensors hold what the format does not allow.
+    fn decode(
+        &self,
+        module: &Module,
+        read: &dyn Fn(&str) -> Result<Vec<u8>, FormatError>,
+    ) -> Result<Weight, FormatError>;
+}
+
+/// A compressed linear layer in a folder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Module {
+    /// Its name.
+    pub name: String,
+    /// What its weight is made of.
+    pub outline: Outline,
+    /// The tensors it is stored in.
+    pub tensors: Vec<String>,
+}
+
+/// The tensors of a folder: names, types and shapes.
+pub trait TensorIndex {
+    /// Type and shape of a tensor.
+    fn spec(&self, name: &str) -> Option<(Dtype, Vec<usize>)>;
+    /// All names, in the order of the files.
+    fn names(&self) -> Vec<String>;
+    /// The bytes of a tensor.
+    ///
+    /// # Errors
+    /// When there is none of this name, or it cannot be read.
+    fn read(&self, name: &str) -> Result<Vec<u8>, FormatError>;
+}
+
+/// Every format that can be written.
+pub fn formats() -> &'static [&'static dyn Format] {
+    &[&compressed_tensors::CompressedTensors, &dense::Dense, &native::Native]
+}
+
+/// The format of this name.
+pub fn find(id: &str) -> Option<&'static dyn Format> {
+    formats().iter().copied().find(|format| format.id() == id)
+}
+
+/// Why a checkpoint could not be read or a weight not be stored.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// The bytes or files.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The terms of a weight do not fit each other.
+    #[error("{module}: {error}")]
+    Weight {
+        /// The module.
+        module: String,
+        /// What is wrong.
+        error: WeightError,
+    },
+    /// A weight that this format cannot hold reached it.
+    #[error("format {format} cannot hold {outline}")]
+    Unsupported {
+        /// The format.
+        format: &'static str,
+        /// The weight.
+        outline: String,
+    },
+    /// The configuration of a compressed folder, or its tensors, are not as the format says.
+    #[error("{place}: {what}")]
+    Malformed {
+        /// Where: a key of `config.json`, or a tensor.
+        place: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A value that is NaN or infinite.
+    #[error(
+        "tensor {tensor}: {count} of its values are not finite, the first at element {first}; the \
+         file is damaged, or the model was saved after it diverged"
+    )]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+        /// How many.
+        count: usize,
+        /// The first.
+        first: usize,
+    },
+}
+
+impl FormatError {
+    /// What kind of trouble it is, for exit codes.
+    pub fn category(&self) -> Category {
+        match self {
+            Self::Store(error) => error.category(),
+            Self::Weight { .. } | Self::Malformed { .. } | Self::NotFinite { .. } => {
+                Category::BadInput
+            }
+            Self::Unsupported { .. } => Category::Refused,
+        }
+    }
+
+    pub(crate) fn malformed(place: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::Malformed { place: place.into(), what: what.into() }
+    }
+}
+
+/// The storage type of floats as a safetensors type.
+pub fn float_dtype(float: FloatType) -> Dtype {
+    match float {
+        FloatType::F32 => Dtype::F32,
+        FloatType::F16 => Dtype::F16,
+        FloatType::Bf16 => Dtype::BF16,
+    }
+}

@@ -1,0 +1,360 @@
+//! compressed-tensors `pack-quantized`: what vLLM and transformers load.
+//!
+//! A linear layer `m` of `[rows, cols]` becomes `m.weight_packed` (I32, each row a dense stream of
+//! codes), `m.weight_scale` (`[rows, groups]`), `m.weight_shape` (I64 `[2]`), and with zero points
+//! `m.weight_zero_point` (I32, packed along the rows). Codes are stored as `q + 2^(bits−1)`, which
+//! is what an affine term holds. Layout of compressed-tensors 0.20; its older packing of 3, 5, 6 and
+//! 7 bits is read too.
+
+use crate::{
+    Format, FormatError, Layout, Module, Pattern, Reader, TensorIndex, float_dtype,
+};
+use lapidary_kernels::pack;
+use lapidary_store::{Dtype, TensorSpec};
+use lapidary_weight::{Affine, FloatType, Grouping, Outline, Term, TermOutline, Weight};
+use serde_json::{Map, Value, json};
+use std::num::NonZeroUsize;
+
+const METHOD: &str = "compressed-tensors";
+const PACKED: &str = "pack-quantized";
+
+pub(crate) struct CompressedTensors;
+
+/// The one affine term of a weight that this format can hold.
+struct Scheme {
+    bits: u8,
+    grouping: Grouping,
+    symmetric: bool,
+}
+
+/// The scheme of an outline, or why there is none.
+fn scheme(outline: &Outline) -> Result<Scheme, String> {
+    let [TermOutline::Affine { bits, grouping, symmetric, .. }] = outline.terms[..] else {
+        return Err(format!("it holds one affine term, not {}", outline.describe()));
+    };
+    if let Grouping::Columns(width) = grouping
+        && outline.cols % width != 0
+    {
+        let cols = outline.cols;
+        return Err(format!("groups of {width} do not divide the {cols} columns"));
+    }
+    if grouping == Grouping::Tensor && !symmetric {
+        return Err("it has no zero point for a whole matrix; use rows or groups".to_owned());
+    }
+    Ok(Scheme { bits, grouping, symmetric })
+}
+
+impl Format for CompressedTensors {
+    fn id(&self) -> &'static str {
+        METHOD
+    }
+
+    fn summary(&self) -> &'static str {
+        "packed integers of 2 to 8 bits (pack-quantized)"
+    }
+
+    fn loaders(&self) -> &'static str {
+        "vLLM (4 and 8 bits on all, others on newer kernels), transformers, lapidary"
+    }
+
+    fn scale_type(&self, model: FloatType) -> FloatType {
+        // A loader casts scales to the model's type; a type of 16 bits survives that where the
+        // model's own is no wider.
+        if model == FloatType::Bf16 { FloatType::Bf16 } else { FloatType::F16 }
+    }
+
+    fn accepts(&self, outline: &Outline) -> Result<(), String> {
+        scheme(outline).map(|_| ())
+    }
+
+    fn tensors(&self, module: &str, outline: &Outline, _dtype: FloatType) -> Vec<TensorSpec> {
+        let Outline { rows, cols, .. } = *outline;
+        let (Ok(scheme), [TermOutline::Affine { scales, .. }]) = (scheme(outline), &outline.terms[..])
+        else {
+            return vec![];
+        };
+        let (bits, groups) = (u32::from(scheme.bits), scheme.grouping.per_row(cols));
+        let words = |codes| pack::Layout::Dense.words(codes, bits);
+        let spec = |part, dtype, shape| TensorSpec::new(format!("{module}.{part}"), dtype, shape);
+        let mut tensors = vec![
+            spec("weight_packed", Dtype::I32, vec![rows, words(cols)]),
+            spec("weight_scale", float_dtype(*scales), scheme.grouping.scale_shape(rows, cols)),
+            spec("weight_shape", Dtype::I64, vec![2]),
+        ];
+        if !scheme.symmetric {
+            tensors.push(spec("weight_zero_point", Dtype::I32, vec![words(rows), groups]));
+        }
+        tensors
+    }
+
+    fn encode(&self, weight: &Weight, _dtype: FloatType) -> Result<Vec<Vec<u8>>, FormatError> {
+        let unsupported = || FormatError::Unsupported {
+            format: METHOD,
+            outline: weight.outline().describe(),
+        };
+        let [Term::Affine(affine)] = weight.terms() else { return Err(unsupported()) };
+        let scheme = scheme(&weight.outline()).map_err(|_| unsupported())?;
+        let (rows, cols, bits) = (weight.rows(), weight.cols(), u32::from(scheme.bits));
+        let words = |codes| pack::Layout::Dense.words(codes, bits);
+        let mut packed = vec![0; rows * words(cols)];
+        pack::pack_rows(&affine.codes, cols, bits, &mut packed).map_err(|_| unsupported())?;
+        let shape = [rows as u64, cols as u64];
+        let mut tensors = vec![
+            words_to_bytes(&packed),
+            affine.scale_type.encode(&affine.scales),
+            shape.iter().flat_map(|size| size.to_le_bytes()).collect(),
+        ];
+        if let Some(zeros) = &affine.zeros {
+            let groups = scheme.grouping.per_row(cols);
+            let mut packed = vec![0; words(rows) * groups];
+            pack::pack_columns(zeros, groups, bits, &mut packed).map_err(|_| unsupported())?;
+            tensors.push(words_to_bytes(&packed));
+        }
+        Ok(tensors)
+    }
+
+    fn config(&self, layout: &Layout<'_>) -> Option<Value> {
+        // Modules by scheme, in order of appearance.
+        let mut groups: Vec<(Value, Vec<&str>)> = vec![];
+        for (module, outline) in layout.compressed {
+            let weights = arguments(&scheme(outline).ok()?);
+            match groups.iter_mut().find(|(known, _)| *known == weights) {
+                Some((_, modules)) => modules.push(module),
+                None => groups.push((weights, vec![module])),
+            }
+        }
+        let alone = groups.len() == 1;
+        let group = |(index, (weights, modules)): (usize, (Value, Vec<&str>))| {
+            let targets = if alone { json!(["Linear"]) } else { json!(modules) };
+            let group = json!({
+                "targets": targets,
+                "format": PACKED,
+                "weights": weights,
+                "input_activations": null,
+                "output_activations": null,
+            });
+            (format!("group_{index}"), group)
+        };
+        let groups: Map<String, Value> = groups.into_iter().enumerate().map(group).collect();
+        Some(json!({
+            "quant_method": METHOD,
+            "format": PACKED,
+            "quantization_status": "compressed",
+            "config_groups": groups,
+            "ignore": layout.plain,
+            "kv_cache_scheme": null,
+            "global_compression_ratio": null,
+        }))
+    }
+
+    fn reader(&self, config: &Value) -> Option<Result<Box<dyn Reader>, FormatError>> {
+        let is_ours = config.get("quant_method").and_then(Value::as_str) == Some(METHOD);
+        is_ours.then(|| Ok(Box::new(PackedReader::new(config)?) as Box<dyn Reader>))
+    }
+}
+
+/// `QuantizationArgs`; loaders refuse keys they do not know, so only the needed ones are written.
+fn arguments(scheme: &Scheme) -> Value {
+    let mut arguments = json!({
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "dynamic": false,
+    });
+    match scheme.grouping {
+        Grouping::Tensor => arguments["strategy"] = json!("tensor"),
+        Grouping::Row => arguments["strategy"] = json!("channel"),
+        Grouping::Columns(width) => {
+            arguments["strategy"] = json!("group");
+            arguments["group_size"] = json!(width);
+        }
+    }
+    arguments
+}
+
+fn words_to_bytes(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn bytes_to_words(bytes: &[u8]) -> Vec<u32> {
+    bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
+}
+
+#[derive(Debug)]
+struct PackedReader {
+    groups: Vec<ConfigGroup>,
+}
+
+#[derive(Debug)]
+struct ConfigGroup {
+    targets: Vec<Pattern>,
+    bits: u8,
+    symmetric: bool,
+}
+
+impl PackedReader {
+    fn new(config: &Value) -> Result<Self, FormatError> {
+        let place = "config.json: quantization_config.config_groups";
+        let global = config.get("format").and_then(Value::as_str).unwrap_or(PACKED);
+        let groups = config.get("config_groups").and_then(Value::as_object);
+        let groups = groups.ok_or_else(|| FormatError::malformed(place, "is missing"))?;
+        let group = |(name, group): (&String, &Value)| {
+            let place = format!("{place}.{name}");
+            let format = group.get("format").and_then(Value::as_str).unwrap_or(global);
+            if format != PACKED {
+                let what = format!("format {format:?} cannot be read yet; only {PACKED} can");
+                return Err(FormatError::malformed(place, what));
+            }
+            ConfigGroup::new(&place, group)
+        };
+        Ok(Self { groups: groups.iter().map(group).collect::<Result<_, _>>()? })
+    }
+
+    fn group_of(&self, module: &str) -> Result<&ConfigGroup, FormatError> {
+        let matches = |group: &&ConfigGroup| group.targets.iter().any(|t| t.matches(module, true));
+        self.groups.iter().find(matches).ok_or_else(|| {
+            FormatError::malformed(
+                format!("{module}.weight_packed"),
+                "no group of quantization_config.config_groups names this module",
+            )
+        })
+    }
+}
+
+impl ConfigGroup {
+    fn new(place: &str, group: &Value) -> Result<Self, FormatError> {
+        let weights = group.get("weights").filter(|weights| weights.is_object());
+        let weights = weights.ok_or_else(|| FormatError::malformed(place, "has no weights"))?;
+        let bits = weights.get("num_bits").and_then(Value::as_u64);
+        let bits = bits.and_then(|bits| u8::try_from(bits).ok()).filter(|b| (1..=8).contains(b));
+        let bits = bits.ok_or_else(|| {
+            FormatError::malformed(format!("{place}.weights.num_bits"), "is not from 1 to 8")
+        })?;
+        let targets = group.get("targets").and_then(Value::as_array);
+        let pattern = |text: &str| {
+            Pattern::new(text).map_err(|error| FormatError::malformed(place, error.to_string()))
+        };
+        let targets = targets.into_iter().flatten().filter_map(Value::as_str).map(pattern);
+        Ok(Self {
+            targets: targets.collect::<Result<_, _>>()?,
+            bits,
+            symmetric: weights.get("symmetric").and_then(Value::as_bool).unwrap_or(true),
+        })
+    }
+}
+
+impl Reader for PackedReader {
+    fn modules(&self, tensors: &dyn TensorIndex) -> Result<Vec<Module>, FormatError> {
+        let names = tensors.names();
+        let modules = names.iter().filter_map(|name| name.strip_suffix(".weight_packed"));
+        modules.map(|name| self.module(name, tensors)).collect()
+    }
+
+    fn decode(
+        &self,
+        module: &Module,
+        read: &dyn Fn(&str) -> Result<Vec<u8>, FormatError>,
+    ) -> Result<Weight, FormatError> {
+        let Outline { rows, cols, ref terms } = module.outline;
+        let [TermOutline::Affine { bits, grouping, symmetric, scales }] = terms[..] else {
+            return Err(FormatError::malformed(&module.name, "is not one affine term"));
+        };
+        let get = |part: &str| read(&format!("{}.{part}", module.name));
+        let wrong_length = |part: &str| {
+            let what = format!("its length is not that of {bits}-bit codes");
+            FormatError::malformed(format!("{}.{part}", module.name), what)
+        };
+        let unpack = |part: &str, columns: bool, wide: usize, high: usize| {
+            let words = bytes_to_words(&get(part)?);
+            let (across, along) = if columns { (wide, high) } else { (high, wide) };
+            let per_stream = words.len().checked_div(across).unwrap_or(0);
+            let layout = pack::Layout::of(along, u32::from(bits), per_stream);
+            let layout = layout.ok_or_else(|| wrong_length(part))?;
+            let mut codes = vec![0; wide * high];
+            let unpack = if columns { pack::unpack_columns } else { pack::unpack_rows };
+            unpack(&words, layout, wide, u32::from(bits), &mut codes)
+                .map_err(|_| wrong_length(part))?;
+            Ok::<_, FormatError>(codes)
+        };
+        let groups = grouping.per_row(cols);
+        let affine = Affine {
+            bits,
+            grouping,
+            codes: unpack("weight_packed", false, cols, rows)?,
+            scales: scales.decode(&get("weight_scale")?),
+            scale_type: scales,
+            zeros: match symmetric {
+                true => None,
+                false => Some(unpack("weight_zero_point", true, groups, rows)?),
+            },
+        };
+        Weight::new(rows, cols, vec![Term::Affine(affine)])
+            .map_err(|error| FormatError::Weight { module: module.name.clone(), error })
+    }
+}
+
+impl PackedReader {
+    fn module(&self, name: &str, tensors: &dyn TensorIndex) -> Result<Module, FormatError> {
+        let group = self.group_of(name)?;
+        let place = |part: &str| format!("{name}.{part}");
+        if tensors.spec(&place("weight_g_idx")).is_some() {
+            let what = "groups in activation order (actorder: group) cannot be read; compress again \
+                        with actorder: weight";
+            return Err(FormatError::malformed(place("weight_g_idx"), what));
+        }
+        let missing = |part: &str| FormatError::malformed(place(part), "is missing");
+        let shape = tensors.read(&place("weight_shape"))?;
+        let shape: Vec<u64> = shape.as_chunks().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
+        let (packed_type, packed) =
+            tensors.spec(&place("weight_packed")).ok_or_else(|| missing("weight_packed"))?;
+        let [rows, cols] = shape[..] else {
+            return Err(FormatError::malformed(place("weight_shape"), "does not hold two numbers"));
+        };
+        // A row of codes takes at least a bit each, so the packed tensor bounds both sizes.
+        let fits = packed.first() == usize::try_from(rows).ok().as_ref()
+            && packed.get(1).is_some_and(|words| cols <= 32 * *words as u64);
+        if packed_type != Dtype::I32 || !fits {
+            let what = format!("{packed_type:?} {packed:?} cannot hold [{rows}, {cols}]");
+            return Err(FormatError::malformed(place("weight_packed"), what));
+        }
+        let (rows, cols) = (rows as usize, cols as usize);
+        let (scale_type, scale_shape) =
+            tensors.spec(&place("weight_scale")).ok_or_else(|| missing("weight_scale"))?;
+        let grouping = grouping(&scale_shape, rows, cols).ok_or_else(|| {
+            let what = format!("{scale_shape:?} fits no grouping of [{rows}, {cols}]");
+            FormatError::malformed(place("weight_scale"), what)
+        })?;
+        let scales = match scale_type {
+            Dtype::F32 => FloatType::F32,
+            Dtype::F16 => FloatType::F16,
+            Dtype::BF16 => FloatType::Bf16,
+            other => {
+                let what = format!("is {other:?}, where F16, BF16 or F32 is needed");
+                return Err(FormatError::malformed(place("weight_scale"), what));
+            }
+        };
+        let term = TermOutline::Affine { bits: group.bits, grouping, symmetric: group.symmetric, scales };
+        let mut parts = vec!["weight_packed", "weight_scale", "weight_shape"];
+        if !group.symmetric {
+            parts.push("weight_zero_point");
+        }
+        Ok(Module {
+            name: name.to_owned(),
+            outline: Outline { rows, cols, terms: vec![term] },
+            tensors: parts.into_iter().map(place).collect(),
+        })
+    }
+}
+
+/// The grouping that an array of scales of this shape stands for.
+fn grouping(shape: &[usize], rows: usize, cols: usize) -> Option<Grouping> {
+    match *shape {
+        [1] | [] => Some(Grouping::Tensor),
+        [r, 1] if r == rows => Some(Grouping::Row),
+        [1, 1] => Some(Grouping::Tensor),
+        [r, groups] if r == rows && groups > 0 && cols % groups == 0 => {
+            NonZeroUsize::new(cols / groups).map(Grouping::Columns)
+        }
+        _ => None,
+    }
+}

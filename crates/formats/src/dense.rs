@@ -1,0 +1,48 @@
+//! Plain floats: a checkpoint as it was before, with the compressed values in place of the others.
+//! Nothing is saved; every loader reads it.
+
+use crate::{Format, FormatError, Layout, Reader, float_dtype};
+use lapidary_store::TensorSpec;
+use lapidary_weight::{FloatType, Outline, Weight};
+use serde_json::Value;
+
+pub(crate) struct Dense;
+
+impl Format for Dense {
+    fn id(&self) -> &'static str {
+        "dense"
+    }
+
+    fn summary(&self) -> &'static str {
+        "plain floats with the compressed values: nothing is saved, everything loads it"
+    }
+
+    fn loaders(&self) -> &'static str {
+        "transformers, vLLM, lapidary"
+    }
+
+    fn scale_type(&self, _model: FloatType) -> FloatType {
+        FloatType::F32
+    }
+
+    fn accepts(&self, _outline: &Outline) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn tensors(&self, module: &str, outline: &Outline, dtype: FloatType) -> Vec<TensorSpec> {
+        let shape = vec![outline.rows, outline.cols];
+        vec![TensorSpec::new(format!("{module}.weight"), float_dtype(dtype), shape)]
+    }
+
+    fn encode(&self, weight: &Weight, dtype: FloatType) -> Result<Vec<Vec<u8>>, FormatError> {
+        Ok(vec![dtype.encode(&weight.decode())])
+    }
+
+    fn config(&self, _layout: &Layout<'_>) -> Option<Value> {
+        None
+    }
+
+    fn reader(&self, _config: &Value) -> Option<Result<Box<dyn Reader>, FormatError>> {
+        None
+    }
+}

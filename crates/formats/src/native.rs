@@ -1,0 +1,193 @@
+//! Lapidary's own format: any sum of terms, each stored as its parts.
+//!
+//! The weight of module `m` becomes tensors `m.terms.0.codes`, `m.terms.0.scales`, …; the outlines
+//! stand in `config.json`. The same layout holds the committed blocks of an unfinished job.
+
+use crate::{Format, FormatError, Layout, Module, Reader, TensorIndex, float_dtype};
+use lapidary_store::{Dtype, TensorSpec};
+use lapidary_weight::{
+    FloatType, Grouping, Outline, Part, PartType, Term, TermOutline, Weight,
+};
+use serde_json::{Map, Value, json};
+
+const METHOD: &str = "lapidary";
+
+pub(crate) struct Native;
+
+impl Format for Native {
+    fn id(&self) -> &'static str {
+        "native"
+    }
+
+    fn summary(&self) -> &'static str {
+        "any sum of terms, exactly"
+    }
+
+    fn loaders(&self) -> &'static str {
+        "lapidary"
+    }
+
+    fn scale_type(&self, _model: FloatType) -> FloatType {
+        FloatType::F16
+    }
+
+    fn accepts(&self, _outline: &Outline) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn tensors(&self, module: &str, outline: &Outline, _dtype: FloatType) -> Vec<TensorSpec> {
+        let Outline { rows, cols, terms } = outline;
+        let terms = terms.iter().enumerate();
+        terms
+            .flat_map(|(index, term)| {
+                part_shapes(term, *rows, *cols).into_iter().map(move |(part, dtype, shape)| {
+                    TensorSpec::new(tensor_name(module, index, part), dtype, shape)
+                })
+            })
+            .collect()
+    }
+
+    fn encode(&self, weight: &Weight, _dtype: FloatType) -> Result<Vec<Vec<u8>>, FormatError> {
+        let parts = |term: &Term| term.parts(weight.rows(), weight.cols());
+        Ok(weight.terms().iter().flat_map(parts).map(|part: Part| part.bytes).collect())
+    }
+
+    fn config(&self, layout: &Layout<'_>) -> Option<Value> {
+        let outline = |outline: &Outline| serde_json::to_value(outline).unwrap_or(Value::Null);
+        let sites: Map<String, Value> =
+            layout.compressed.iter().map(|(name, o)| (name.clone(), outline(o))).collect();
+        Some(json!({ "quant_method": METHOD, "format": "native", "version": 1, "sites": sites }))
+    }
+
+    fn reader(&self, config: &Value) -> Option<Result<Box<dyn Reader>, FormatError>> {
+        let is_ours = config.get("quant_method").and_then(Value::as_str) == Some(METHOD);
+        is_ours.then(|| Ok(Box::new(NativeReader::new(config)?) as Box<dyn Reader>))
+    }
+}
+
+/// Name of the tensor that holds one part of one term.
+fn tensor_name(module: &str, term: usize, part: &str) -> String {
+    format!("{module}.terms.{term}.{part}")
+}
+
+/// Names, types and shapes of a term's parts, in the order of [`Term::parts`].
+fn part_shapes(
+    term: &TermOutline,
+    rows: usize,
+    cols: usize,
+) -> Vec<(&'static str, Dtype, Vec<usize>)> {
+    let words = |columns: usize, bits: u8| {
+        let width = lapidary_kernels::pack::Layout::Dense.words(columns, u32::from(bits));
+        // As the packer counts rows: a matrix without columns has none.
+        vec![if columns == 0 { 0 } else { rows }, width]
+    };
+    let scales = |grouping: Grouping| grouping.scale_shape(rows, cols);
+    match *term {
+        TermOutline::Dense { values } => vec![("values", float_dtype(values), vec![rows, cols])],
+        TermOutline::Affine { bits, grouping, symmetric, scales: float } => {
+            let mut parts = vec![
+                ("codes", Dtype::U32, words(cols, bits)),
+                ("scales", float_dtype(float), scales(grouping)),
+            ];
+            if !symmetric {
+                let per_row = grouping.per_row(cols);
+                let mut shape = words(per_row, bits);
+                shape[0] = grouping.count(rows, cols).checked_div(per_row).unwrap_or(0);
+                parts.push(("zeros", Dtype::U32, shape));
+            }
+            parts
+        }
+        TermOutline::Lookup { bits, grouping, book_per_row, scales: float } => {
+            let books = if book_per_row { rows } else { 1 };
+            let mut parts = vec![
+                ("codes", Dtype::U32, words(cols, bits)),
+                ("books", float_dtype(float), vec![books, 1 << bits]),
+            ];
+            parts.extend(grouping.map(|g| ("scales", float_dtype(float), scales(g))));
+            parts
+        }
+        TermOutline::Sparse { nonzeros, values } => vec![
+            ("row_starts", Dtype::U32, vec![rows + 1]),
+            ("columns", Dtype::U32, vec![nonzeros]),
+            ("values", float_dtype(values), vec![nonzeros]),
+        ],
+        TermOutline::LowRank { rank, values } => vec![
+            ("left", float_dtype(values), vec![rows, rank]),
+            ("right", float_dtype(values), vec![rank, cols]),
+        ],
+    }
+}
+
+/// Whether a part's type is stored as this safetensors type; kept beside `part_shapes` by a test.
+#[cfg(test)]
+fn part_dtype(dtype: PartType) -> Dtype {
+    match dtype {
+        PartType::U32 => Dtype::U32,
+        PartType::Float(float) => float_dtype(float),
+    }
+}
+
+#[derive(Debug)]
+struct NativeReader {
+    modules: Vec<Module>,
+}
+
+impl NativeReader {
+    fn new(config: &Value) -> Result<Self, FormatError> {
+        let place = "config.json: quantization_config.sites";
+        let sites = config.get("sites").and_then(Value::as_object);
+        let sites = sites.ok_or_else(|| FormatError::malformed(place, "is missing"))?;
+        let module = |(name, outline): (&String, &Value)| {
+            let outline: Outline = serde_json::from_value(outline.clone())
+                .map_err(|error| FormatError::malformed(format!("{place}.{name}"), error.to_string()))?;
+            let tensors = Native.tensors(name, &outline, FloatType::F32);
+            let tensors = tensors.into_iter().map(|tensor| tensor.name).collect();
+            Ok(Module { name: name.clone(), outline, tensors })
+        };
+        Ok(Self { modules: sites.iter().map(module).collect::<Result<_, FormatError>>()? })
+    }
+}
+
+impl Reader for NativeReader {
+    fn modules(&self, tensors: &dyn TensorIndex) -> Result<Vec<Module>, FormatError> {
+        for module in &self.modules {
+            for need in Native.tensors(&module.name, &module.outline, FloatType::F32) {
+                let have = tensors.spec(&need.name);
+                if have != Some((need.dtype, need.shape.clone())) {
+                    let what = format!("is {have:?} where {:?} {:?} is needed", need.dtype, need.shape);
+                    return Err(FormatError::malformed(need.name, what));
+                }
+            }
+        }
+        Ok(self.modules.clone())
+    }
+
+    fn decode(
+        &self,
+        module: &Module,
+        read: &dyn Fn(&str) -> Result<Vec<u8>, FormatError>,
+    ) -> Result<Weight, FormatError> {
+        decode(&module.name, &module.outline, read)
+    }
+}
+
+/// The weight of `module` from its parts.
+pub(crate) fn decode(
+    module: &str,
+    outline: &Outline,
+    read: &dyn Fn(&str) -> Result<Vec<u8>, FormatError>,
+) -> Result<Weight, FormatError> {
+    let wrong = |error| FormatError::Weight { module: module.to_owned(), error };
+    let mut terms = vec![];
+    for (index, term) in outline.terms.iter().enumerate() {
+        let mut parts = vec![];
+        for (part, _, _) in part_shapes(term, outline.rows, outline.cols) {
+            parts.push((part, read(&tensor_name(module, index, part))?));
+        }
+        let get = |name: &str| {
+            parts.iter().find(|(part, _)| *part == name).map(|(_, bytes)| bytes.clone())
+        };
+        terms.push(Term::from_parts(term, outline.rows, outline.cols, &get).map_err(wrong)?);
+    }
+    Weight::new(outline.rows, outline.cols, terms).map_err(wrong)
+}

@@ -1,0 +1,447 @@
+//! A checkpoint of any format, seen under its Hugging Face names.
+//!
+//! Plain tensors keep their names; a compressed layer's tensors are one logical tensor
+//! `{module}.weight`; the tensors of a GGUF appear as their Hugging Face counterparts.
+
+use crate::{FormatError, Module, Reader, TensorIndex, float_dtype, formats};
+use lapidary_kernels::ggml::{BlockKind, dequantize};
+use lapidary_store::checkpoint::FileHash;
+use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo};
+use lapidary_weight::{Dense, FloatType, Outline, Term, TermOutline, TensorError, Tensors, Weight};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// An opened checkpoint.
+#[derive(Debug)]
+pub struct Source {
+    checkpoint: Checkpoint,
+    config: Value,
+    reader: Option<Box<dyn Reader>>,
+    tensors: Vec<LogicalTensor>,
+    by_name: HashMap<String, usize>,
+    /// Tensors of the checkpoint that stand for nothing here, with the reason.
+    consumed: Vec<(String, String)>,
+    files: Vec<SourceFile>,
+}
+
+/// A tensor as the model sees it.
+#[derive(Debug, Clone)]
+pub struct LogicalTensor {
+    /// Hugging Face name.
+    pub name: String,
+    /// Shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    storage: Storage,
+}
+
+#[derive(Debug, Clone)]
+enum Storage {
+    /// A tensor of the checkpoint, as it stands.
+    Plain(TensorInfo),
+    /// A compressed layer.
+    Compressed(Module),
+    /// Rows of a tensor of the checkpoint in another order.
+    Permuted(TensorInfo, Permutation),
+}
+
+/// How llama.cpp orders the rows of queries and keys: pairs that a rotation turns stand next to
+/// each other there, and half a head apart in Hugging Face's order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Permutation {
+    pub(crate) heads: usize,
+}
+
+impl Permutation {
+    /// The row of the file that is row `row` of `rows` here.
+    fn stored_row(self, row: usize, rows: usize) -> usize {
+        let head_dim = rows / self.heads.max(1);
+        let half = (head_dim / 2).max(1);
+        let (head, within) = (row / head_dim.max(1), row % head_dim.max(1));
+        head * head_dim + 2 * (within % half) + within / half
+    }
+}
+
+/// Bytes of a tensor in a type that safetensors has.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Raw {
+    /// Type.
+    pub dtype: Dtype,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Little-endian bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A file that goes with the weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Name relative to the folder.
+    pub name: String,
+    /// Its content where it was made from a GGUF's metadata; `None` for a file of the folder.
+    pub made: Option<Vec<u8>>,
+}
+
+impl Source {
+    /// Opens a folder, a GGUF or a single safetensors file.
+    ///
+    /// # Errors
+    /// When there is no checkpoint there, a file is damaged, or its format cannot be read.
+    pub fn open(fs: Arc<dyn Fs>, path: &Path) -> Result<Self, FormatError> {
+        let checkpoint = Checkpoint::open(fs, path)?;
+        if checkpoint.gguf().is_some() {
+            return Self::from_gguf(checkpoint);
+        }
+        let config = checkpoint.config().cloned().ok_or_else(|| {
+            FormatError::malformed(path.display().to_string(), "has no config.json")
+        })?;
+        let reader = reader(&config)?;
+        let mut tensors = vec![];
+        let mut of_modules: HashMap<String, usize> = HashMap::new();
+        let modules = match &reader {
+            Some(reader) => reader.modules(&Index(&checkpoint))?,
+            None => vec![],
+        };
+        for (index, module) in modules.iter().enumerate() {
+            of_modules.extend(module.tensors.iter().map(|name| (name.clone(), index)));
+        }
+        let mut seen = vec![false; modules.len()];
+        for info in checkpoint.tensors() {
+            match of_modules.get(&info.name) {
+                None => tensors.push(LogicalTensor {
+                    name: info.name.clone(),
+                    shape: info.shape.clone(),
+                    storage: Storage::Plain(info.clone()),
+                }),
+                Some(index) if !std::mem::replace(&mut seen[*index], true) => {
+                    let module = modules[*index].clone();
+                    tensors.push(LogicalTensor {
+                        name: format!("{}.weight", module.name),
+                        shape: vec![module.outline.rows, module.outline.cols],
+                        storage: Storage::Compressed(module),
+                    });
+                }
+                Some(_) => {}
+            }
+        }
+        let file = |file: &lapidary_store::checkpoint::AuxiliaryFile| SourceFile {
+            name: file.name.clone(),
+            made: None,
+        };
+        let files = checkpoint.auxiliary().iter().map(file).collect();
+        Ok(Self::assemble(checkpoint, config, reader, tensors, vec![], files))
+    }
+
+    pub(crate) fn assemble(
+        checkpoint: Checkpoint,
+        config: Value,
+        reader: Option<Box<dyn Reader>>,
+        tensors: Vec<LogicalTensor>,
+        consumed: Vec<(String, String)>,
+        files: Vec<SourceFile>,
+    ) -> Self {
+        let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        Self { checkpoint, config, reader, tensors, by_name, consumed, files }
+    }
+
+    /// `config.json`, reconstructed for a GGUF.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// All tensors, in the order of the files.
+    pub fn tensors(&self) -> &[LogicalTensor] {
+        &self.tensors
+    }
+
+    /// Tensors that are not handed on, with the reason.
+    pub fn consumed(&self) -> &[(String, String)] {
+        &self.consumed
+    }
+
+    /// Files of the folder that are not part of the checkpoint, with the reason.
+    pub fn skipped_files(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.checkpoint.skipped().iter().map(|file| (file.name.as_str(), file.reason))
+    }
+
+    /// The files that go with the weights, `config.json` not among them.
+    pub fn files(&self) -> &[SourceFile] {
+        &self.files
+    }
+
+    /// The content of a file that goes with the weights.
+    ///
+    /// # Errors
+    /// When there is none of this name, or it cannot be read.
+    pub fn read_file(&self, name: &str) -> Result<Vec<u8>, FormatError> {
+        match self.files.iter().find(|file| file.name == name) {
+            Some(SourceFile { made: Some(bytes), .. }) => Ok(bytes.clone()),
+            _ => Ok(self.checkpoint.read_auxiliary(name)?),
+        }
+    }
+
+    /// Hashes of all files of the checkpoint.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn hash_files(&self, progress: &mut dyn FnMut(u64)) -> Result<Vec<FileHash>, FormatError> {
+        Ok(self.checkpoint.hash_files(progress)?)
+    }
+
+    /// Bytes of the weight files.
+    pub fn total_bytes(&self) -> u64 {
+        self.checkpoint.total_bytes()
+    }
+
+    /// The storage type of the model's floats: that of most of its plain values, 16 bits wide for
+    /// a GGUF of quantized blocks.
+    pub fn float_type(&self) -> FloatType {
+        let mut counts = [(FloatType::F16, 0), (FloatType::Bf16, 0), (FloatType::F32, 0)];
+        for tensor in &self.tensors {
+            let float = tensor.float_type();
+            if let Some((_, count)) = counts.iter_mut().find(|(known, _)| *known == float) {
+                *count += tensor.shape.iter().product::<usize>();
+            }
+        }
+        counts.iter().max_by_key(|(_, count)| *count).map_or(FloatType::F16, |(float, _)| *float)
+    }
+
+    /// A tensor by its name.
+    pub fn get(&self, name: &str) -> Option<&LogicalTensor> {
+        self.by_name.get(name).map(|index| &self.tensors[*index])
+    }
+
+    /// The weight of a linear layer as it is stored; a plain matrix is one dense term.
+    ///
+    /// # Errors
+    /// When the tensor is missing, no matrix, or cannot be read.
+    pub fn weight(&self, tensor: &str) -> Result<Weight, FormatError> {
+        let logical = self.require(tensor)?;
+        if let (Storage::Compressed(module), Some(reader)) = (&logical.storage, &self.reader) {
+            return reader.decode(module, &|name| Index(&self.checkpoint).read(name));
+        }
+        let [rows, cols] = logical.shape[..] else {
+            return Err(FormatError::malformed(tensor, format!("has shape {:?}", logical.shape)));
+        };
+        let values = self.values(logical)?;
+        let dense = Term::Dense(Dense { values, dtype: logical.float_type() });
+        Weight::new(rows, cols, vec![dense])
+            .map_err(|error| FormatError::Weight { module: tensor.to_owned(), error })
+    }
+
+    /// What a tensor is stored as.
+    pub fn outline(&self, tensor: &LogicalTensor) -> Option<Outline> {
+        match (&tensor.storage, &tensor.shape[..]) {
+            (Storage::Compressed(module), _) => Some(module.outline.clone()),
+            (_, &[rows, cols]) => {
+                let term = TermOutline::Dense { values: tensor.float_type() };
+                Some(Outline { rows, cols, terms: vec![term] })
+            }
+            _ => None,
+        }
+    }
+
+    /// The bytes of a tensor, as they are where safetensors has the type; blocks of a GGUF and
+    /// compressed layers as floats.
+    ///
+    /// # Errors
+    /// When the tensor is missing, unreadable, or not finite where it had to be decoded.
+    pub fn raw(&self, name: &str) -> Result<Raw, FormatError> {
+        let logical = self.require(name)?;
+        let shape = logical.shape.clone();
+        if let Storage::Plain(info) = &logical.storage
+            && info.dtype.safetensors_name().is_some()
+        {
+            return Ok(Raw { dtype: info.dtype, shape, bytes: self.checkpoint.read(info)? });
+        }
+        let float = logical.float_type();
+        let values = self.values(logical)?;
+        // A value that overflows the type is no longer the value; blocks hold none that large.
+        let stored: Vec<f32> = values.iter().map(|value| float.round(*value)).collect();
+        check_finite(name, &stored)?;
+        Ok(Raw { dtype: float_dtype(float), shape, bytes: float.encode(&values) })
+    }
+
+    /// Type that [`raw`](Self::raw) gives.
+    pub fn raw_dtype(&self, tensor: &LogicalTensor) -> Dtype {
+        match &tensor.storage {
+            Storage::Plain(info) if info.dtype.safetensors_name().is_some() => info.dtype,
+            _ => float_dtype(tensor.float_type()),
+        }
+    }
+
+    fn require(&self, name: &str) -> Result<&LogicalTensor, FormatError> {
+        match self.get(name) {
+            Some(tensor) => Ok(tensor),
+            // The store's error names the most similar tensor.
+            None => match self.checkpoint.require(name) {
+                Err(error) => Err(error.into()),
+                Ok(_) => Err(FormatError::malformed(name, "is part of a compressed layer")),
+            },
+        }
+    }
+
+    /// All values of a tensor, which must be finite.
+    fn values(&self, logical: &LogicalTensor) -> Result<Vec<f32>, FormatError> {
+        let values = match &logical.storage {
+            Storage::Compressed(_) => self.weight(&logical.name)?.decode(),
+            Storage::Plain(info) => {
+                to_f32(info, &self.checkpoint.read(info)?, logical.shape.iter().product())?
+            }
+            Storage::Permuted(info, permutation) => {
+                let stored = to_f32(info, &self.checkpoint.read(info)?, logical.shape.iter().product())?;
+                let rows = logical.shape.first().copied().unwrap_or(0);
+                let width = stored.len().checked_div(rows).unwrap_or(0);
+                (0..rows)
+                    .flat_map(|row| &stored[permutation.stored_row(row, rows) * width..][..width])
+                    .copied()
+                    .collect()
+            }
+        };
+        check_finite(&logical.name, &values)?;
+        Ok(values)
+    }
+
+    /// Rows of a matrix.
+    fn rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, FormatError> {
+        let logical = self.require(name)?;
+        let [height, width] = logical.shape[..] else {
+            return Err(FormatError::malformed(name, format!("has shape {:?}", logical.shape)));
+        };
+        if let Some(row) = rows.iter().find(|row| **row as usize >= height) {
+            return Err(FormatError::malformed(name, format!("has {height} rows; row {row} was asked for")));
+        }
+        let Storage::Plain(info) = &logical.storage else {
+            let values = self.values(logical)?;
+            let row = |row: &u32| values[*row as usize * width..][..width].to_vec();
+            return Ok(rows.iter().flat_map(row).collect());
+        };
+        // Each distinct row is read once, in the order of the file.
+        let mut distinct: Vec<u32> = rows.to_vec();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let row_bytes = info.span.len() / (height.max(1) as u64);
+        let mut bytes = vec![0; row_bytes as usize];
+        let mut values: HashMap<u32, Vec<f32>> = HashMap::with_capacity(distinct.len());
+        for row in distinct {
+            let start = u64::from(row) * row_bytes;
+            self.checkpoint.read_range(info, start..start + row_bytes, &mut bytes)?;
+            let decoded = to_f32(info, &bytes, width)?;
+            check_finite(name, &decoded)?;
+            values.insert(row, decoded);
+        }
+        Ok(rows.iter().flat_map(|row| &values[row]).copied().collect())
+    }
+}
+
+impl LogicalTensor {
+    /// A tensor of a checkpoint under another name.
+    pub(crate) fn renamed(name: String, info: &TensorInfo, permutation: Option<Permutation>) -> Self {
+        let storage = match permutation {
+            None => Storage::Plain(info.clone()),
+            Some(permutation) => Storage::Permuted(info.clone(), permutation),
+        };
+        Self { name, shape: info.shape.clone(), storage }
+    }
+
+    /// Whether it is a compressed layer.
+    pub fn is_compressed(&self) -> bool {
+        matches!(self.storage, Storage::Compressed(_))
+    }
+
+    /// Names of the checkpoint's tensors it is made of.
+    pub fn stored_as(&self) -> Vec<&str> {
+        match &self.storage {
+            Storage::Plain(info) | Storage::Permuted(info, _) => vec![&info.name],
+            Storage::Compressed(module) => module.tensors.iter().map(String::as_str).collect(),
+        }
+    }
+
+    /// The float type it is handed on as.
+    fn float_type(&self) -> FloatType {
+        match &self.storage {
+            Storage::Plain(info) | Storage::Permuted(info, _) => match info.dtype {
+                Dtype::F32 | Dtype::F64 => FloatType::F32,
+                Dtype::BF16 => FloatType::Bf16,
+                _ => FloatType::F16,
+            },
+            Storage::Compressed(module) => match module.outline.terms.first() {
+                Some(TermOutline::Affine { scales: float, .. } | TermOutline::Dense { values: float }) => *float,
+                _ => FloatType::F16,
+            },
+        }
+    }
+}
+
+impl Tensors for Source {
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.get(name).map(|tensor| tensor.shape.clone())
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<f32>, TensorError> {
+        let values = self.require(name).and_then(|tensor| self.values(tensor));
+        values.map_err(|error| TensorError(Box::new(error)))
+    }
+
+    fn read_rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, TensorError> {
+        self.rows(name, rows).map_err(|error| TensorError(Box::new(error)))
+    }
+}
+
+/// The reader of a compressed folder; `None` when it is plain.
+fn reader(config: &Value) -> Result<Option<Box<dyn Reader>>, FormatError> {
+    let Some(quantization) = config.get("quantization_config").filter(|q| q.is_object()) else {
+        return Ok(None);
+    };
+    match formats().iter().find_map(|format| format.reader(quantization)) {
+        Some(reader) => reader.map(Some),
+        None => {
+            let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("?");
+            let what = format!(
+                "weights quantized by {method:?} cannot be read yet; compress from the unquantized model"
+            );
+            Err(FormatError::malformed("config.json: quantization_config", what))
+        }
+    }
+}
+
+/// The tensors of a checkpoint, for a [`Reader`].
+struct Index<'a>(&'a Checkpoint);
+
+impl TensorIndex for Index<'_> {
+    fn spec(&self, name: &str) -> Option<(Dtype, Vec<usize>)> {
+        self.0.get(name).map(|info| (info.dtype, info.shape.clone()))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.tensors().iter().map(|info| info.name.clone()).collect()
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>, FormatError> {
+        Ok(self.0.read(self.0.require(name)?)?)
+    }
+}
+
+/// Values of any float or block type.
+fn to_f32(info: &TensorInfo, bytes: &[u8], count: usize) -> Result<Vec<f32>, FormatError> {
+    let wrong = |what: String| FormatError::malformed(format!("tensor {}", info.name), what);
+    let kind = match info.dtype {
+        Dtype::F32 => BlockKind::F32,
+        Dtype::F16 => BlockKind::F16,
+        Dtype::BF16 => BlockKind::BF16,
+        Dtype::F64 => BlockKind::F64,
+        Dtype::Ggml(ggml) => BlockKind::from_id(ggml.id())
+            .ok_or_else(|| wrong(format!("type {} cannot be decoded yet", ggml.name())))?,
+        other => return Err(wrong(format!("is {other:?}, where floats are needed"))),
+    };
+    let mut values = vec![0.0; count];
+    dequantize(kind, bytes, &mut values).map_err(|error| wrong(error.to_string()))?;
+    Ok(values)
+}
+
+fn check_finite(tensor: &str, values: &[f32]) -> Result<(), FormatError> {
+    let Some(first) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
+    let count = values.iter().filter(|value| !value.is_finite()).count();
+    Err(FormatError::NotFinite { tensor: tensor.to_owned(), count, first })
+}
