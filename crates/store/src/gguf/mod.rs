@@ -1,0 +1,29 @@
+//! The GGUF format, versions 2 and 3, little endian: typed metadata, tensor descriptions, data.
+//!
+//! Layout: magic `GGUF`, u32 version, u64 number of tensors, u64 number of metadata entries, the
+//! entries, the tensor descriptions, padding to `general.alignment`, the data. See
+//! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
+
+mod cursor;
+mod reader;
+mod split;
+mod value;
+
+pub use reader::{Gguf, read_gguf};
+pub use split::{GgufSet, open_set};
+pub use value::{MetaArray, MetaValue, Metadata};
+
+/// The most bytes that metadata and tensor descriptions may take together.
+pub const MAX_HEADER: u64 = 256 << 20;
+
+/// The most elements of an array of strings (vocabularies and merges are the largest there are).
+pub const MAX_STRINGS: u64 = 1 << 24;
+
+/// The longest string that is accepted, in bytes (chat templates are the longest there are).
+pub const MAX_STRING: u64 = 16 << 20;
+
+/// The largest accepted value of `general.alignment`.
+pub const MAX_ALIGNMENT: u64 = 64 << 10;
+
+/// The most dimensions a tensor may have, as in ggml.
+pub const MAX_RANK: u32 = 4;
