@@ -1,4 +1,4 @@
-"""Opens a checkpoint with `transformers`: a .gguf file, a float folder, a compressed-tensors folder.
+"""Opens a checkpoint with `transformers`: a .gguf file or a folder, plain or compressed-tensors.
 
 Everything is computed in float32, whatever the file stores. Shared by the scripts of this folder
 and of benches/compare.
