@@ -1,3 +1,54 @@
-//! The `lapidary` command.
+//! The `lapidary` command: one file a verb, all thin.
+//!
+//! Results go to standard output, as text or with `--json` as JSON; progress, notes and errors go to
+//! standard error. Exit codes: 0 done, 2 usage, 3 refused, 4 bad input, 5 input/output, 6 numerical,
+//! 70 a defect, 130 interrupted and resumable.
 
-fn main() {}
+mod arguments;
+mod error;
+mod output;
+mod progress;
+mod signal;
+mod table;
+mod verbs;
+
+use arguments::{Cli, Verb};
+use clap::Parser;
+use error::CliError;
+use output::Output;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = run(&cli);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has what they wanted (`lapidary methods | head`).
+        Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), CliError> {
+    if let Some(threads) = cli.threads {
+        // Fails only when a pool exists already, and none does before this line.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    }
+    let mut output = Output::new(cli.json);
+    match &cli.verb {
+        Verb::Plan(arguments) => verbs::plan::run(arguments, &mut output),
+        Verb::Compress(arguments) => verbs::compress::run(arguments, cli.quiet, &mut output),
+        Verb::Inspect(arguments) => verbs::inspect::run(arguments, &mut output),
+        Verb::Eval(arguments) => verbs::eval::run(arguments, cli.quiet, &mut output),
+        Verb::Verify(arguments) => verbs::verify::run(arguments, &mut output),
+        Verb::Methods => verbs::methods::run(&mut output),
+        Verb::Presets(arguments) => verbs::presets::run(arguments, &mut output),
+        Verb::Demo(arguments) => verbs::demo::run(arguments, cli.quiet, &mut output),
+    }?;
+    output.finish()
+}

@@ -7,7 +7,7 @@
 //! 7 bits is read too.
 
 use crate::{
-    Format, FormatError, Layout, Module, Pattern, Reader, TensorIndex, float_dtype,
+    Format, FormatError, Layout, Module, Pattern, ReadTensor, Reader, TensorIndex, float_dtype,
 };
 use lapidary_kernels::pack;
 use lapidary_store::{Dtype, TensorSpec};
@@ -111,6 +111,16 @@ impl Format for CompressedTensors {
             tensors.push(words_to_bytes(&packed));
         }
         Ok(tensors)
+    }
+
+    fn decode(
+        &self,
+        module: &str,
+        outline: &Outline,
+        _dtype: FloatType,
+        read: ReadTensor<'_>,
+    ) -> Result<Weight, FormatError> {
+        decode(module, outline, read)
     }
 
     fn config(&self, layout: &Layout<'_>) -> Option<Value> {
@@ -250,47 +260,47 @@ impl Reader for PackedReader {
         modules.map(|name| self.module(name, tensors)).collect()
     }
 
-    fn decode(
-        &self,
-        module: &Module,
-        read: &dyn Fn(&str) -> Result<Vec<u8>, FormatError>,
-    ) -> Result<Weight, FormatError> {
-        let Outline { rows, cols, ref terms } = module.outline;
-        let [TermOutline::Affine { bits, grouping, symmetric, scales }] = terms[..] else {
-            return Err(FormatError::malformed(&module.name, "is not one affine term"));
-        };
-        let get = |part: &str| read(&format!("{}.{part}", module.name));
-        let wrong_length = |part: &str| {
-            let what = format!("its length is not that of {bits}-bit codes");
-            FormatError::malformed(format!("{}.{part}", module.name), what)
-        };
-        let unpack = |part: &str, columns: bool, wide: usize, high: usize| {
-            let words = bytes_to_words(&get(part)?);
-            let (across, along) = if columns { (wide, high) } else { (high, wide) };
-            let per_stream = words.len().checked_div(across).unwrap_or(0);
-            let layout = pack::Layout::of(along, u32::from(bits), per_stream);
-            let layout = layout.ok_or_else(|| wrong_length(part))?;
-            let mut codes = vec![0; wide * high];
-            let unpack = if columns { pack::unpack_columns } else { pack::unpack_rows };
-            unpack(&words, layout, wide, u32::from(bits), &mut codes)
-                .map_err(|_| wrong_length(part))?;
-            Ok::<_, FormatError>(codes)
-        };
-        let groups = grouping.per_row(cols);
-        let affine = Affine {
-            bits,
-            grouping,
-            codes: unpack("weight_packed", false, cols, rows)?,
-            scales: scales.decode(&get("weight_scale")?),
-            scale_type: scales,
-            zeros: match symmetric {
-                true => None,
-                false => Some(unpack("weight_zero_point", true, groups, rows)?),
-            },
-        };
-        Weight::new(rows, cols, vec![Term::Affine(affine)])
-            .map_err(|error| FormatError::Weight { module: module.name.clone(), error })
+    fn decode(&self, module: &Module, read: ReadTensor<'_>) -> Result<Weight, FormatError> {
+        decode(&module.name, &module.outline, read)
     }
+}
+
+/// The weight of a module from its tensors.
+fn decode(module: &str, outline: &Outline, read: ReadTensor<'_>) -> Result<Weight, FormatError> {
+    let Outline { rows, cols, ref terms } = *outline;
+    let [TermOutline::Affine { bits, grouping, symmetric, scales }] = terms[..] else {
+        return Err(FormatError::malformed(module, "is not one affine term"));
+    };
+    let get = |part: &str| read(&format!("{module}.{part}"));
+    let wrong_length = |part: &str| {
+        let what = format!("its length is not that of {bits}-bit codes");
+        FormatError::malformed(format!("{module}.{part}"), what)
+    };
+    let codes = |part: &str, along_rows: bool, columns: usize| {
+        let words = bytes_to_words(&get(part)?);
+        let (streams, per_stream) = if along_rows { (columns, rows) } else { (rows, columns) };
+        let length = words.len().checked_div(streams).unwrap_or(0);
+        let layout = pack::Layout::of(per_stream, u32::from(bits), length);
+        let layout = layout.ok_or_else(|| wrong_length(part))?;
+        let mut codes = vec![0; rows * columns];
+        let unpack = if along_rows { pack::unpack_columns } else { pack::unpack_rows };
+        unpack(&words, layout, columns, u32::from(bits), &mut codes)
+            .map_err(|_| wrong_length(part))?;
+        Ok::<_, FormatError>(codes)
+    };
+    let affine = Affine {
+        bits,
+        grouping,
+        codes: codes("weight_packed", false, cols)?,
+        scales: scales.decode(&get("weight_scale")?),
+        scale_type: scales,
+        zeros: match symmetric {
+            true => None,
+            false => Some(codes("weight_zero_point", true, grouping.per_row(cols))?),
+        },
+    };
+    Weight::new(rows, cols, vec![Term::Affine(affine)])
+        .map_err(|error| FormatError::Weight { module: module.to_owned(), error })
 }
 
 impl PackedReader {

@@ -46,6 +46,18 @@ pub trait Format: Sync {
     /// When the weight is not of a kind that the format accepts.
     fn encode(&self, weight: &Weight, dtype: FloatType) -> Result<Vec<Vec<u8>>, FormatError>;
 
+    /// The weight of this outline from its tensors: what [`encode`](Self::encode) stored.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read, or holds what the outline does not allow.
+    fn decode(
+        &self,
+        module: &str,
+        outline: &Outline,
+        dtype: FloatType,
+        read: ReadTensor<'_>,
+    ) -> Result<Weight, FormatError>;
+
     /// What goes under `quantization_config` in `config.json`; `None` for plain checkpoints.
     fn config(&self, layout: &Layout<'_>) -> Option<Value>;
 
@@ -55,6 +67,9 @@ pub trait Format: Sync {
     /// When it is of this format but not of a kind that can be read.
     fn reader(&self, config: &Value) -> Option<Result<Box<dyn Reader>, FormatError>>;
 }
+
+/// Finds the bytes of a tensor by its name.
+pub type ReadTensor<'a> = &'a dyn Fn(&str) -> Result<Vec<u8>, FormatError>;
 
 /// Which linear layers are stored how.
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +96,7 @@ pub trait Reader: std::fmt::Debug + Send + Sync {
     fn decode(
         &self,
         module: &Module,
-        read: &dyn Fn(&str) -> Result<Vec<u8>, FormatError>,
+        read: ReadTensor<'_>,
     ) -> Result<Weight, FormatError>;
 }
 

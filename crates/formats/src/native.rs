@@ -3,7 +3,7 @@
 //! The weight of module `m` becomes tensors `m.terms.0.codes`, `m.terms.0.scales`, …; the outlines
 //! stand in `config.json`. The same layout holds the committed blocks of an unfinished job.
 
-use crate::{Format, FormatError, Layout, Module, Reader, TensorIndex, float_dtype};
+use crate::{Format, FormatError, Layout, Module, ReadTensor, Reader, TensorIndex, float_dtype};
 use lapidary_store::{Dtype, TensorSpec};
 use lapidary_weight::{
     FloatType, Grouping, Outline, Part, PartType, Term, TermOutline, Weight,
@@ -50,6 +50,28 @@ impl Format for Native {
     fn encode(&self, weight: &Weight, _dtype: FloatType) -> Result<Vec<Vec<u8>>, FormatError> {
         let parts = |term: &Term| term.parts(weight.rows(), weight.cols());
         Ok(weight.terms().iter().flat_map(parts).map(|part: Part| part.bytes).collect())
+    }
+
+    fn decode(
+        &self,
+        module: &str,
+        outline: &Outline,
+        _dtype: FloatType,
+        read: ReadTensor<'_>,
+    ) -> Result<Weight, FormatError> {
+        let wrong = |error| FormatError::Weight { module: module.to_owned(), error };
+        let mut terms = vec![];
+        for (index, term) in outline.terms.iter().enumerate() {
+            let mut parts = vec![];
+            for (part, _, _) in part_shapes(term, outline.rows, outline.cols) {
+                parts.push((part, read(&tensor_name(module, index, part))?));
+            }
+            let get = |name: &str| {
+                parts.iter().find(|(part, _)| *part == name).map(|(_, bytes)| bytes.clone())
+            };
+            terms.push(Term::from_parts(term, outline.rows, outline.cols, &get).map_err(wrong)?);
+        }
+        Weight::new(outline.rows, outline.cols, terms).map_err(wrong)
     }
 
     fn config(&self, layout: &Layout<'_>) -> Option<Value> {
@@ -162,32 +184,7 @@ impl Reader for NativeReader {
         Ok(self.modules.clone())
     }
 
-    fn decode(
-        &self,
-        module: &Module,
-        read: &dyn Fn(&str) -> Result<Vec<u8>, FormatError>,
-    ) -> Result<Weight, FormatError> {
-        decode(&module.name, &module.outline, read)
+    fn decode(&self, module: &Module, read: ReadTensor<'_>) -> Result<Weight, FormatError> {
+        Native.decode(&module.name, &module.outline, FloatType::F32, read)
     }
-}
-
-/// The weight of `module` from its parts.
-pub(crate) fn decode(
-    module: &str,
-    outline: &Outline,
-    read: &dyn Fn(&str) -> Result<Vec<u8>, FormatError>,
-) -> Result<Weight, FormatError> {
-    let wrong = |error| FormatError::Weight { module: module.to_owned(), error };
-    let mut terms = vec![];
-    for (index, term) in outline.terms.iter().enumerate() {
-        let mut parts = vec![];
-        for (part, _, _) in part_shapes(term, outline.rows, outline.cols) {
-            parts.push((part, read(&tensor_name(module, index, part))?));
-        }
-        let get = |name: &str| {
-            parts.iter().find(|(part, _)| *part == name).map(|(_, bytes)| bytes.clone())
-        };
-        terms.push(Term::from_parts(term, outline.rows, outline.cols, &get).map_err(wrong)?);
-    }
-    Weight::new(outline.rows, outline.cols, terms).map_err(wrong)
 }

@@ -271,6 +271,12 @@ impl Source {
         }
     }
 
+    /// Bytes that a tensor takes in the checkpoint's files.
+    pub fn stored_bytes(&self, tensor: &LogicalTensor) -> u64 {
+        let stored = tensor.stored_as();
+        stored.iter().filter_map(|name| self.checkpoint.get(name)).map(|info| info.span.len()).sum()
+    }
+
     fn require(&self, name: &str) -> Result<&LogicalTensor, FormatError> {
         match self.get(name) {
             Some(tensor) => Ok(tensor),

@@ -4,7 +4,8 @@
 //! shrunken ranges that minimises a weighted error. Scales are rounded to their storage type
 //! *before* anything is rounded onto the grid, so that what is measured is what is stored.
 
-use crate::simd::{LANES, dispatch};
+use crate::isa::Isa;
+use crate::simd::{LANES, add_lanes, vectorized};
 
 /// Which grids a fit may choose from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,15 +129,8 @@ impl Grid {
     /// `Σ weight · (value − rounded)²`.
     pub fn squared_error(&self, values: &[f32], weights: Option<&[f32]>) -> f32 {
         let zero = f32::from(self.zero);
-        let job = SquaredError {
-            values,
-            weights: weights.unwrap_or(&[]),
-            scale: self.scale,
-            inverse: 1.0 / self.scale,
-            low: f32::from(self.lowest) - zero,
-            high: f32::from(self.highest) - zero,
-        };
-        dispatch(job)
+        let ends = [f32::from(self.lowest) - zero, f32::from(self.highest) - zero];
+        squared_error(Isa::detect(), values, weights.unwrap_or(&[]), self.scale, ends)
     }
 }
 
@@ -150,36 +144,26 @@ fn range(values: &[f32]) -> (f32, f32) {
     })
 }
 
-/// The inner loop of a search. It divides by multiplying with the inverse, which may move a value
-/// that lies midway between two codes; such a value's error is the same either way.
-struct SquaredError<'a> {
-    values: &'a [f32],
-    weights: &'a [f32],
-    scale: f32,
-    inverse: f32,
-    low: f32,
-    high: f32,
-}
-
-impl crate::simd::Job for SquaredError<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run(self) -> f32 {
+vectorized! {
+    /// The inner loop of a search: values are clamped to `ends` in units of the scale and rounded.
+    /// It divides by multiplying with the inverse, which may move a value that lies midway between
+    /// two codes; such a value's error is the same either way.
+    fn squared_error(values: &[f32], weights: &[f32], scale: f32, ends: [f32; 2]) -> f32 {
         // Adding and taking away 1.5 · 2^23 rounds to the nearest integer, ties to even, on every
         // instruction set; the clamp comes first, so the sum is in range.
         const MAGIC: f32 = 12_582_912.0;
+        let inverse = 1.0 / scale;
         let term = |value: f32| {
-            let code = (value * self.inverse).max(self.low).min(self.high);
+            let code = (value * inverse).max(ends[0]).min(ends[1]);
             let rounded = (code + MAGIC) - MAGIC;
-            let error = value - self.scale * rounded;
+            let error = value - scale * rounded;
             error * error
         };
         let mut sums = [0.0_f32; LANES];
-        let (values, values_rest) = self.values.as_chunks::<LANES>();
-        let (weights, weights_rest) = self.weights.as_chunks::<LANES>();
+        let (values, values_rest) = values.as_chunks::<LANES>();
+        let (weights, weights_rest) = weights.as_chunks::<LANES>();
         let mut tail = 0.0;
-        if self.weights.is_empty() {
+        if weights.is_empty() && weights_rest.is_empty() {
             for values in values {
                 for lane in 0..LANES {
                     sums[lane] += term(values[lane]);
@@ -194,7 +178,7 @@ impl crate::simd::Job for SquaredError<'_> {
             }
             values_rest.iter().zip(weights_rest).for_each(|(v, w)| tail += w * term(*v));
         }
-        sums.iter().sum::<f32>() + tail
+        add_lanes(sums) + tail
     }
 }
 

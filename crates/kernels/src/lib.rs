@@ -1,8 +1,20 @@
 //! Number formats and their arithmetic on plain slices: no tensor library, no files.
 
+pub mod activation;
+pub mod attention;
+pub mod convert;
 pub mod ggml;
+pub mod gram;
 pub mod grid;
 pub mod isa;
+pub mod matrix;
+pub mod norm;
 pub mod pack;
-mod simd;
+pub mod rope;
+pub mod softmax;
 pub mod sweep;
+
+mod math;
+mod shared;
+mod simd;
+mod tile;

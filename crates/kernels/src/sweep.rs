@@ -12,7 +12,8 @@
 //! of columns are applied at once, those beyond it together by one matrix product per block
 //! (Frantar et al., 2022, section 3.3).
 
-use crate::simd::{Job, dispatch};
+use crate::isa::Isa;
+use crate::simd::vectorized;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -97,7 +98,7 @@ impl Strip<'_> {
         quantizers: &mut [Q],
         losses: &mut [f64],
     ) {
-        let width = end - start;
+        let (width, isa) = (end - start, Isa::detect());
         self.errors.clear();
         self.errors.resize(quantizers.len() * width, 0.0);
         let rows = self.weights.chunks_exact_mut(self.columns).zip(quantizers).zip(losses);
@@ -108,11 +109,7 @@ impl Strip<'_> {
                 let quantized = quantizer.quantize(column, &row[column..]);
                 let error = (value - quantized) / pivot;
                 row[column] = quantized;
-                dispatch(Subtract {
-                    from: &mut row[column + 1..end],
-                    factor: error,
-                    times: &factor[1..end - column],
-                });
+                subtract(isa, &mut row[column + 1..end], error, &factor[1..end - column]);
                 errors[column - start] = error;
                 *loss += f64::from(error) * f64::from(error);
             }
@@ -159,20 +156,11 @@ impl Strip<'_> {
     }
 }
 
-/// `from −= factor · times`.
-struct Subtract<'a> {
-    from: &'a mut [f32],
-    factor: f32,
-    times: &'a [f32],
-}
-
-impl Job for Subtract<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        for (from, times) in self.from.iter_mut().zip(self.times) {
-            *from -= self.factor * times;
+vectorized! {
+    /// `from −= factor · times`.
+    fn subtract(from: &mut [f32], factor: f32, times: &[f32]) {
+        for (from, times) in from.iter_mut().zip(times) {
+            *from -= factor * times;
         }
     }
 }

@@ -9,7 +9,7 @@ mod registry;
 mod site;
 
 pub use grid::{GridParams, GroupSize};
-pub use registry::{Entry, Method, ParamError, entries, find};
+pub use registry::{Entry, Method, ParamError, entries, find, method_ids};
 pub use site::{Encoded, Needs, Note, NoteKind, Site, Statistics};
 
 use lapidary_weight::{Grouping, Outline, WeightError};

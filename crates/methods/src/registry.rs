@@ -64,6 +64,11 @@ pub fn find(id: &str) -> Option<&'static Entry> {
     entries().iter().find(|entry| entry.id == id)
 }
 
+/// Names of all methods.
+pub fn method_ids() -> Vec<&'static str> {
+    entries().iter().map(|entry| entry.id).collect()
+}
+
 macro_rules! methods {
     ($($method:ident),* $(,)?) => {
         $(pub mod $method;)*

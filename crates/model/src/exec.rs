@@ -1,20 +1,26 @@
-//! The executor: runs any graph in floating point, with taps on the inputs of linear layers.
+//! The executor: runs any graph, with taps on the inputs of linear layers.
 //!
-//! Values are candle tensors `[tokens, channels]`. Each operation has two forms (see `ops`): fused
-//! kernels on plain slices, and a composition of candle's differentiable primitives, which is
-//! their oracle and the path for gradients and other devices.
+//! One interpreter, two arithmetics behind [`Backend`]: [`Fused`], kernels on plain slices, the fast
+//! one; and [`Composed`], candle's differentiable primitives, its oracle and the path for gradients
+//! and other devices. The fused one exists because candle is slow where it is not multiplying
+//! matrices: its softmax, SiLU and broadcasts take longer than the products beside them.
 
-mod ops;
+mod backend;
+mod composed;
+mod fused;
 mod rotary;
 mod weights;
 
+pub use backend::{Backend, Operand};
+pub use composed::Composed;
+pub use fused::Fused;
+pub use rotary::RotaryTables;
 pub use weights::GraphWeights;
 
+use crate::ModelError;
 use crate::graph::{Graph, Node, Value};
 use crate::query::InputGroup;
 use crate::spec::{Op, Spec, Table};
-use crate::{ModelError, Precision};
-use candle_core::{Device, Tensor};
 use lapidary_weight::Tensors;
 use rotary::RotaryCache;
 use std::collections::BTreeMap;
@@ -37,143 +43,175 @@ impl Batch {
 
 /// What a tap sees: the input that a group of linear layers shares.
 #[derive(Debug)]
-pub struct Tap<'a> {
+pub struct Tap<'a, V = Vec<f32>> {
     /// The layers.
     pub group: &'a InputGroup<'a>,
-    /// Row-major `[tokens, in_features]`.
-    pub input: &'a [f32],
+    /// `[tokens, in_features]`.
+    pub input: &'a V,
 }
 
 /// A function called with each linear input as it is computed.
-pub type OnTap<'a> = &'a mut dyn FnMut(&Tap<'_>) -> Result<(), ModelError>;
+pub type OnTap<'a, V = Vec<f32>> = &'a mut dyn FnMut(&Tap<'_, V>) -> Result<(), ModelError>;
 
-/// Runs graphs. Holds no weights, only the precision and tables of rotary positions.
+/// Runs graphs. Holds no weights, only its arithmetic and tables of rotary positions.
 #[derive(Debug)]
-pub struct Executor {
-    precision: Precision,
+pub struct Executor<B: Backend = Fused> {
+    backend: B,
     rotary: RotaryCache,
 }
 
-impl Executor {
-    /// An executor whose matrix products round their factors to `precision`.
-    pub fn new(precision: Precision) -> Self {
-        Self { precision, rotary: RotaryCache::default() }
+impl<B: Backend> Executor<B> {
+    /// An executor with this arithmetic.
+    pub fn new(backend: B) -> Self {
+        Self { backend, rotary: RotaryCache::default() }
     }
 
-    /// The precision of its matrix products.
-    pub fn precision(&self) -> Precision {
-        self.precision
+    /// Its arithmetic.
+    pub fn backend(&self) -> &B {
+        &self.backend
     }
 
     /// Tokens (`batch.tokens()` of them) to the residual stream, `[tokens, hidden]`. Only the rows
     /// of the tables that occur are read.
     ///
     /// # Errors
-    /// When a token is outside the vocabulary or a table cannot be read.
+    /// When a token is outside the vocabulary, or a table cannot be read.
     pub fn embed(
         &self,
         spec: &Spec,
         tensors: &dyn Tensors,
         batch: Batch,
         tokens: &[u32],
-    ) -> Result<Vec<f32>, ModelError> {
+    ) -> Result<B::Value, ModelError> {
         if let Some(token) = tokens.iter().find(|token| **token as usize >= spec.vocab_size) {
             return Err(ModelError::Token { token: *token, vocab_size: spec.vocab_size });
         }
-        let weights = GraphWeights::load(&spec.embed, tensors, self.precision)?;
+        if batch.seq_len > spec.context {
+            return Err(ModelError::TooLong { tokens: batch.seq_len, context: spec.context });
+        }
+        let weights = GraphWeights::load(&spec.embed, tensors, &self.backend)?;
         let source = TokenSource { tensors, tokens };
-        let output = self.run_graph(&spec.embed, &weights, batch, None, Some(&source), None)?;
-        ops::into_vec(&output)
+        let run = Run { batch, tokens: Some(&source), taps_only: false };
+        self.interpret(&spec.embed, &weights, run, None, None)
     }
 
-    /// Runs a block or head on `input`, `[tokens, channels]` row-major; `on_tap` sees the input of
-    /// each group of linear layers, in order.
+    /// Runs a block or head on `input`, `[tokens, channels]`; `on_tap` sees the input of each group
+    /// of linear layers, in order.
     ///
     /// # Errors
-    /// When the tensor library refuses, or `on_tap` does.
+    /// When the arithmetic refuses, or `on_tap` does.
     pub fn run(
         &self,
         graph: &Graph,
-        weights: &GraphWeights,
+        weights: &GraphWeights<B>,
         batch: Batch,
-        input: Vec<f32>,
-        on_tap: Option<OnTap<'_>>,
-    ) -> Result<Vec<f32>, ModelError> {
-        let channels = input.len() / batch.tokens().max(1);
-        let input = Tensor::from_vec(input, (batch.tokens(), channels), &Device::Cpu)?;
-        ops::into_vec(&self.run_graph(graph, weights, batch, Some(input), None, on_tap)?)
+        input: B::Value,
+        on_tap: Option<OnTap<'_, B::Value>>,
+    ) -> Result<B::Value, ModelError> {
+        let run = Run { batch, tokens: None, taps_only: false };
+        self.interpret(graph, weights, run, Some(input), on_tap)
     }
 
-    fn run_graph(
+    /// Runs a graph only as far as its last group of linear layers, for the taps.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn observe(
         &self,
         graph: &Graph,
-        weights: &GraphWeights,
+        weights: &GraphWeights<B>,
         batch: Batch,
-        input: Option<Tensor>,
-        tokens: Option<&TokenSource<'_>>,
-        mut on_tap: Option<OnTap<'_>>,
-    ) -> Result<Tensor, ModelError> {
+        input: B::Value,
+        on_tap: OnTap<'_, B::Value>,
+    ) -> Result<(), ModelError> {
+        let run = Run { batch, tokens: None, taps_only: true };
+        self.interpret(graph, weights, run, Some(input), Some(on_tap))?;
+        Ok(())
+    }
+
+    fn interpret(
+        &self,
+        graph: &Graph,
+        weights: &GraphWeights<B>,
+        run: Run<'_>,
+        input: Option<B::Value>,
+        mut on_tap: Option<OnTap<'_, B::Value>>,
+    ) -> Result<B::Value, ModelError> {
         let groups = graph.shared_inputs();
         let mut taps: BTreeMap<Value, &InputGroup<'_>> =
             groups.iter().map(|group| (group.value, group)).collect();
-        let mut remaining_reads = reads(graph);
-        let mut values: Vec<Option<Tensor>> = vec![None; graph.nodes.len() + 1];
-        values[0] = input;
+        let mut values = Values::new(graph, input);
         for (index, node) in graph.nodes.iter().enumerate() {
             if let (Some(on_tap), Op::Linear(_)) = (on_tap.as_deref_mut(), &node.op)
                 && let Some(group) = taps.remove(&node.inputs[0])
             {
-                let input = operand(&values, node.inputs[0])?;
-                ops::with_slice(input, |input| on_tap(&Tap { group, input }))??;
-            }
-            let output = self.apply(node, weights, batch, &values, tokens)?;
-            values[Value::of_node(index).index()] = Some(output);
-            // A value is dropped after its last reader: memory is what is live, not the whole graph.
-            for read in &node.inputs {
-                remaining_reads[read.index()] -= 1;
-                if remaining_reads[read.index()] == 0 {
-                    values[read.index()] = None;
+                on_tap(&Tap { group, input: values.get(node.inputs[0])? })?;
+                if run.taps_only && taps.is_empty() {
+                    return values.take(node.inputs[0]);
                 }
             }
+            let output = self.apply(node, weights, run, &mut values)?;
+            values.put(Value::of_node(index), output);
         }
-        Ok(operand(&values, graph.output)?.clone())
+        values.take(graph.output)
     }
 
     fn apply(
         &self,
         node: &Node,
-        weights: &GraphWeights,
-        batch: Batch,
-        values: &[Option<Tensor>],
-        tokens: Option<&TokenSource<'_>>,
-    ) -> Result<Tensor, ModelError> {
-        let input = |place: usize| operand(values, node.inputs[place]);
+        weights: &GraphWeights<B>,
+        run: Run<'_>,
+        values: &mut Values<B::Value>,
+    ) -> Result<B::Value, ModelError> {
+        let (backend, batch) = (&self.backend, run.batch);
+        let mut inputs = values.read(&node.inputs)?.into_iter();
+        let mut next = || inputs.next().ok_or_else(not_computed);
         match &node.op {
-            Op::Embedding(table) => look_up(tokens, table, |source| source.tokens.to_vec()),
-            Op::Positions { table, offset } => look_up(tokens, table, |_| {
+            Op::Embedding(table) => self.look_up(run, table, <[u32]>::to_vec),
+            Op::Positions { table, offset } => self.look_up(run, table, |_| {
                 let row = *offset as u32..(*offset + batch.seq_len) as u32;
                 (0..batch.rows).flat_map(|_| row.clone()).collect()
             }),
-            Op::TokenType(table) => look_up(tokens, table, |source| vec![0; source.tokens.len()]),
-            Op::Linear(linear) => ops::linear(input(0)?, weights.linear(&linear.module)?),
+            Op::TokenType(table) => self.look_up(run, table, |tokens| vec![0; tokens.len()]),
+            Op::Linear(linear) => backend.linear(next()?, weights.linear(&linear.module)?),
             Op::RmsNorm { gain, width, eps } => {
-                ops::rms_norm(input(0)?, weights.vector(gain)?, *width, *eps)
+                backend.rms_norm(next()?, weights.vector(gain)?, *width, *eps)
             }
             Op::LayerNorm { gain, bias, eps } => {
-                ops::layer_norm(input(0)?, weights.vector(gain)?, weights.vector(bias)?, *eps)
+                let (gain, bias) = (weights.vector(gain)?, weights.vector(bias)?);
+                backend.layer_norm(next()?, gain, bias, *eps)
             }
             Op::Rope(rope) => {
-                ops::rope(input(0)?, rope, batch, &self.rotary.tables(rope, batch.seq_len))
+                let tables = self.rotary.tables(rope, batch.seq_len);
+                backend.rope(next()?, rope, batch, &tables)
             }
             Op::Attention(attention) => {
-                let qkv = [input(0)?, input(1)?, input(2)?];
-                ops::attention(qkv, attention, batch, self.precision)
+                backend.attention([next()?, next()?, next()?], attention, batch)
             }
-            Op::Activation(activation) => ops::activation(input(0)?, *activation),
-            Op::Gated(activation) => ops::gated(input(0)?, input(1)?, *activation),
-            Op::Add => Ok((input(0)? + input(1)?)?),
+            Op::Activation(activation) => backend.activation(next()?, *activation),
+            Op::Gated(activation) => backend.gated(next()?, next()?, *activation),
+            Op::Add => backend.add(next()?, next()?),
         }
     }
+
+    fn look_up(
+        &self,
+        run: Run<'_>,
+        table: &Table,
+        rows: impl Fn(&[u32]) -> Vec<u32>,
+    ) -> Result<B::Value, ModelError> {
+        let source = run.tokens.ok_or_else(not_computed)?;
+        let values = source.tensors.read_rows(&table.name, &rows(source.tokens))?;
+        self.backend.value(values, table.width)
+    }
+}
+
+/// What stays the same through one run of a graph.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    batch: Batch,
+    tokens: Option<&'a TokenSource<'a>>,
+    taps_only: bool,
 }
 
 /// Tokens, and where their embeddings are.
@@ -182,29 +220,55 @@ struct TokenSource<'a> {
     tokens: &'a [u32],
 }
 
-fn look_up(
-    source: Option<&TokenSource<'_>>,
-    table: &Table,
-    rows: impl Fn(&TokenSource<'_>) -> Vec<u32>,
-) -> Result<Tensor, ModelError> {
-    let missing = || ModelError::MissingTensor { name: table.name.clone() };
-    let source = source.ok_or_else(missing)?;
-    let rows = rows(source);
-    let values = source.tensors.read_rows(&table.name, &rows)?;
-    Ok(Tensor::from_vec(values, (rows.len(), table.width), &Device::Cpu)?)
+/// The values computed so far. A value is given up to its last reader: memory is what is live, not
+/// the whole graph, and the last reader may work in place.
+struct Values<V> {
+    values: Vec<Option<V>>,
+    reads_left: Vec<usize>,
 }
 
-fn operand(values: &[Option<Tensor>], value: Value) -> Result<&Tensor, ModelError> {
-    let missing = || candle_core::Error::Msg(format!("value {} was not computed", value.index()));
-    Ok(values[value.index()].as_ref().ok_or_else(missing)?)
-}
-
-/// How often each value is read, the graph's output once more.
-fn reads(graph: &Graph) -> Vec<usize> {
-    let mut reads = vec![0; graph.nodes.len() + 1];
-    for value in graph.nodes.iter().flat_map(|node| &node.inputs) {
-        reads[value.index()] += 1;
+impl<V> Values<V> {
+    fn new(graph: &Graph, input: Option<V>) -> Self {
+        let mut reads_left = vec![0; graph.nodes.len() + 1];
+        for value in graph.nodes.iter().flat_map(|node| &node.inputs) {
+            reads_left[value.index()] += 1;
+        }
+        reads_left[graph.output.index()] += 1;
+        let mut values: Vec<Option<V>> = (0..=graph.nodes.len()).map(|_| None).collect();
+        values[Value::INPUT.index()] = input;
+        Self { values, reads_left }
     }
-    reads[graph.output.index()] += 1;
-    reads
+
+    fn put(&mut self, value: Value, content: V) {
+        self.values[value.index()] = Some(content);
+    }
+
+    fn get(&self, value: Value) -> Result<&V, ModelError> {
+        self.values[value.index()].as_ref().ok_or_else(not_computed)
+    }
+
+    fn take(&mut self, value: Value) -> Result<V, ModelError> {
+        self.values[value.index()].take().ok_or_else(not_computed)
+    }
+
+    /// The operands of a node, owned where this is their last read.
+    fn read(&mut self, inputs: &[Value]) -> Result<Vec<Operand<'_, V>>, ModelError> {
+        let mut owned: Vec<Option<V>> = vec![];
+        for (place, value) in inputs.iter().enumerate() {
+            let left = &mut self.reads_left[value.index()];
+            *left -= 1;
+            // An operand that this node reads again stays until that read.
+            let again = inputs[place + 1..].contains(value) || inputs[..place].contains(value);
+            owned.push(if *left == 0 && !again { self.values[value.index()].take() } else { None });
+        }
+        let operand = |(owned, value): (Option<V>, &Value)| match owned {
+            Some(content) => Ok(Operand::Last(content)),
+            None => Ok(Operand::Shared(self.get(*value)?)),
+        };
+        owned.into_iter().zip(inputs).map(operand).collect()
+    }
+}
+
+fn not_computed() -> ModelError {
+    ModelError::Graph("a node reads a value that no earlier node makes".to_owned())
 }

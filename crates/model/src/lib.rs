@@ -12,7 +12,9 @@ mod query;
 mod spec;
 
 pub use config::Config;
-pub use exec::{Batch, Executor, GraphWeights, Tap};
+pub use exec::{
+    Backend, Batch, Composed, Executor, Fused, GraphWeights, OnTap, Operand, RotaryTables, Tap,
+};
 pub use families::{families, spec};
 pub use graph::{Graph, GraphBuilder, Node, Value};
 pub use lapidary_kernels::matrix::Precision;
@@ -77,6 +79,17 @@ pub enum ModelError {
     /// A tensor could not be read.
     #[error(transparent)]
     Tensor(#[from] TensorError),
+    /// A row is longer than the model's context.
+    #[error("rows of {tokens} tokens are longer than the model's context of {context}")]
+    TooLong {
+        /// Tokens of a row.
+        tokens: usize,
+        /// The most there may be.
+        context: usize,
+    },
+    /// A graph that does not hold together: a defect of a family.
+    #[error("graph: {0}")]
+    Graph(String),
     /// The tensor library refused an operation.
     #[error("tensor arithmetic: {0}")]
     Arithmetic(#[from] candle_core::Error),

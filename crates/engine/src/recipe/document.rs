@@ -59,10 +59,14 @@ impl Node {
     /// Parses YAML (or JSON, which is YAML).
     ///
     /// # Errors
-    /// The parser's message, with line and column.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let spanned: Spanned<Content> =
-            serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    /// The parser's message and where it stumbled.
+    pub fn parse(text: &str) -> Result<Self, (Place, String)> {
+        let spanned: Spanned<Content> = serde_saphyr::from_str(text).map_err(|error| {
+            let place = error.location().map_or(Place { line: 1, column: 1 }, place);
+            // The parser draws the place below its message.
+            let message = error.without_snippet().to_string();
+            (place, message.lines().next().unwrap_or_default().to_owned())
+        })?;
         Ok(Self::from(spanned))
     }
 
@@ -248,8 +252,8 @@ mod tests {
     #[test]
     fn broken_yaml_is_an_error_with_a_line() {
         for text in ["a: [1, 2", "a: 1\na: 2\n", "\t- x", "a: {b", "&a [*a, *a"] {
-            let error = Node::parse(text).unwrap_err();
-            assert!(error.contains("line"), "{text:?}: {error}");
+            let (place, what) = Node::parse(text).unwrap_err();
+            assert!(place.line >= 1 && !what.is_empty(), "{text:?}: {place}: {what}");
         }
     }
 }

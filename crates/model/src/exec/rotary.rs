@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// `cos` and `sin`, each `[positions, head_dim / 2]`.
 #[derive(Debug)]
-pub(super) struct RotaryTables {
-    pub(super) cos: Vec<f32>,
-    pub(super) sin: Vec<f32>,
+pub struct RotaryTables {
+    /// Cosines.
+    pub cos: Vec<f32>,
+    /// Sines.
+    pub sin: Vec<f32>,
 }
 
 /// The tables made so far.

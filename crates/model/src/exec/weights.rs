@@ -1,48 +1,36 @@
-//! The weights of one graph, prepared for the executor.
+//! The weights of one graph, prepared for an executor.
 
-use super::ops::Linear;
+use super::fused::Fused;
+use super::{Backend, Operand};
+use crate::ModelError;
 use crate::graph::Graph;
 use crate::spec::{LinearOp, Op};
-use crate::{ModelError, Precision};
-use lapidary_kernels::matrix::PackedMatrix;
 use lapidary_weight::Tensors;
 use std::collections::BTreeMap;
 
-/// Linear layers packed for multiplication and the vectors of norms, by name.
+/// Linear layers ready to multiply, by module, and the vectors of norms, by tensor.
 #[derive(Debug)]
-pub struct GraphWeights {
-    linears: BTreeMap<String, Linear>,
-    vectors: BTreeMap<String, Vec<f32>>,
-    precision: Precision,
+pub struct GraphWeights<B: Backend = Fused> {
+    linears: BTreeMap<String, B::Linear>,
+    vectors: BTreeMap<String, B::Vector>,
 }
 
-impl GraphWeights {
+impl<B: Backend> GraphWeights<B> {
     /// Reads what the graph needs, except embedding tables.
     ///
     /// # Errors
     /// When a tensor is missing, has another shape than the configuration says, or is unreadable.
-    pub fn load(
-        graph: &Graph,
-        tensors: &dyn Tensors,
-        precision: Precision,
-    ) -> Result<Self, ModelError> {
-        let mut weights = Self { linears: BTreeMap::new(), vectors: BTreeMap::new(), precision };
+    pub fn load(graph: &Graph, tensors: &dyn Tensors, backend: &B) -> Result<Self, ModelError> {
+        let mut weights = Self { linears: BTreeMap::new(), vectors: BTreeMap::new() };
         for node in &graph.nodes {
             match &node.op {
-                Op::Linear(linear) => {
-                    let shape = [linear.out_features, linear.in_features];
-                    let matrix = read(tensors, &linear.weight, &shape)?;
-                    weights.add_linear(linear, &matrix, tensors)?;
-                }
+                Op::Linear(linear) => weights.load_linear(linear, tensors, backend)?,
                 Op::RmsNorm { gain, width, .. } => {
-                    let values = read(tensors, gain, &[*width])?;
-                    weights.vectors.insert(gain.clone(), values);
+                    weights.load_vector(gain, *width, tensors, backend)?;
                 }
                 Op::LayerNorm { gain, bias, .. } => {
-                    for name in [gain, bias] {
-                        let values = read(tensors, name, &[node.width])?;
-                        weights.vectors.insert(name.clone(), values);
-                    }
+                    weights.load_vector(gain, node.width, tensors, backend)?;
+                    weights.load_vector(bias, node.width, tensors, backend)?;
                 }
                 _ => {}
             }
@@ -50,17 +38,29 @@ impl GraphWeights {
         Ok(weights)
     }
 
-    fn add_linear(
+    fn load_linear(
         &mut self,
         linear: &LinearOp,
-        matrix: &[f32],
         tensors: &dyn Tensors,
+        backend: &B,
     ) -> Result<(), ModelError> {
+        let matrix = read(tensors, &linear.weight, &[linear.out_features, linear.in_features])?;
         let bias = linear.bias.as_deref();
         let bias = bias.map(|bias| read(tensors, bias, &[linear.out_features])).transpose()?;
-        let packed =
-            PackedMatrix::new(matrix, linear.out_features, linear.in_features, self.precision);
-        self.linears.insert(linear.module.clone(), Linear { packed, bias });
+        let prepared = backend.prepare(linear, &matrix, bias)?;
+        self.linears.insert(linear.module.clone(), prepared);
+        Ok(())
+    }
+
+    fn load_vector(
+        &mut self,
+        name: &str,
+        width: usize,
+        tensors: &dyn Tensors,
+        backend: &B,
+    ) -> Result<(), ModelError> {
+        let vector = backend.vector(read(tensors, name, &[width])?)?;
+        self.vectors.insert(name.to_owned(), vector);
         Ok(())
     }
 
@@ -69,29 +69,46 @@ impl GraphWeights {
     ///
     /// # Errors
     /// When the graph has no such layer.
-    pub fn replace(&mut self, linear: &LinearOp, matrix: &[f32]) -> Result<(), ModelError> {
+    pub fn replace(
+        &mut self,
+        linear: &LinearOp,
+        matrix: &[f32],
+        backend: &B,
+    ) -> Result<(), ModelError> {
         let missing = || ModelError::MissingTensor { name: linear.weight.clone() };
-        let entry = self.linears.get_mut(&linear.module).ok_or_else(missing)?;
-        entry.packed =
-            PackedMatrix::new(matrix, linear.out_features, linear.in_features, self.precision);
-        Ok(())
+        let prepared = self.linears.get_mut(&linear.module).ok_or_else(missing)?;
+        backend.replace(linear, matrix, prepared)
     }
 
-    /// Memory held, in bytes.
-    pub fn bytes(&self) -> usize {
-        let linears = self.linears.values().map(|linear| linear.packed.bytes());
-        let vectors = self.vectors.values().map(|vector| 4 * vector.len());
-        linears.sum::<usize>() + vectors.sum::<usize>()
+    /// The product of one layer on its own.
+    ///
+    /// # Errors
+    /// When the graph has no such layer.
+    pub fn multiply(
+        &self,
+        linear: &LinearOp,
+        x: &B::Value,
+        backend: &B,
+    ) -> Result<B::Value, ModelError> {
+        backend.linear(Operand::Shared(x), self.linear(&linear.module)?)
     }
 
-    pub(super) fn linear(&self, module: &str) -> Result<&Linear, ModelError> {
+    pub(super) fn linear(&self, module: &str) -> Result<&B::Linear, ModelError> {
         let missing = || ModelError::MissingTensor { name: format!("{module}.weight") };
         self.linears.get(module).ok_or_else(missing)
     }
 
-    pub(super) fn vector(&self, name: &str) -> Result<&[f32], ModelError> {
+    pub(super) fn vector(&self, name: &str) -> Result<&B::Vector, ModelError> {
         let missing = || ModelError::MissingTensor { name: name.to_owned() };
-        self.vectors.get(name).map(Vec::as_slice).ok_or_else(missing)
+        self.vectors.get(name).ok_or_else(missing)
+    }
+}
+
+impl GraphWeights<Fused> {
+    /// Memory held, in bytes.
+    pub fn bytes(&self) -> usize {
+        let linears: usize = self.linears.values().map(super::fused::PackedLinear::bytes).sum();
+        linears + self.vectors.values().map(|vector| 4 * vector.len()).sum::<usize>()
     }
 }
 

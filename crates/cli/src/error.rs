@@ -1,0 +1,71 @@
+//! The command's errors and their exit codes.
+
+use lapidary_engine::recipe::RecipeError;
+use lapidary_engine::{EngineError, Failure};
+use lapidary_eval::EvalError;
+use lapidary_formats::FormatError;
+use lapidary_model::ModelError;
+use lapidary_store::StoreError;
+
+/// Anything that ends a command.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    /// A job, a plan, a manifest.
+    #[error("{0}")]
+    Engine(#[from] EngineError),
+    /// A recipe, with the file it stands in.
+    #[error("{file}: {error}")]
+    Recipe { file: String, error: RecipeError },
+    /// An evaluation.
+    #[error("{0}")]
+    Eval(#[from] EvalError),
+    /// Standard output.
+    #[error("standard output: {0}; what was computed is lost, nothing that was written is")]
+    Output(#[from] std::io::Error),
+    /// A folder that does not verify.
+    #[error("{0}")]
+    Unverified(String),
+}
+
+impl CliError {
+    pub(crate) fn exit_code(&self) -> u8 {
+        let failure = match self {
+            Self::Engine(error) => error.failure(),
+            Self::Recipe { .. } => Failure::Usage,
+            Self::Eval(error) => of_eval(error),
+            Self::Output(_) => Failure::InputOutput,
+            Self::Unverified(_) => Failure::BadInput,
+        };
+        match failure {
+            Failure::Usage => 2,
+            Failure::Refused => 3,
+            Failure::BadInput => 4,
+            Failure::InputOutput => 5,
+            Failure::Numerical => 6,
+            Failure::Internal => 70,
+            Failure::Interrupted => 130,
+        }
+    }
+}
+
+fn of_eval(error: &EvalError) -> Failure {
+    match error {
+        EvalError::Unusable(_) => Failure::BadInput,
+        EvalError::NotFinite { .. } => Failure::Numerical,
+        EvalError::Interrupted => Failure::Interrupted,
+        EvalError::Store(StoreError::Io { .. }) => Failure::InputOutput,
+        EvalError::Store(_) | EvalError::Format(_) | EvalError::Model(_) => Failure::BadInput,
+    }
+}
+
+macro_rules! through_engine {
+    ($($error:ty),*) => {
+        $(impl From<$error> for CliError {
+            fn from(error: $error) -> Self {
+                Self::Engine(error.into())
+            }
+        })*
+    };
+}
+
+through_engine!(StoreError, FormatError, ModelError);

@@ -1,0 +1,38 @@
+//! Standard output: text for people or one JSON value, never both.
+
+use crate::error::CliError;
+use serde_json::Value;
+use std::io::{BufWriter, Stdout, Write};
+
+/// Where results go.
+pub(crate) struct Output {
+    json: bool,
+    out: BufWriter<Stdout>,
+}
+
+impl Output {
+    pub(crate) fn new(json: bool) -> Self {
+        Self { json, out: BufWriter::new(std::io::stdout()) }
+    }
+
+    /// A result: `text` is made only for people, `value` only for programs.
+    pub(crate) fn result(
+        &mut self,
+        value: impl FnOnce() -> Value,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), CliError> {
+        if self.json {
+            serde_json::to_writer_pretty(&mut self.out, &value()).map_err(std::io::Error::from)?;
+            writeln!(self.out)?;
+        } else {
+            let text = text();
+            writeln!(self.out, "{}", text.trim_end())?;
+        }
+        Ok(())
+    }
+
+    /// Hands everything on; a full disk or a closed pipe shows here at the latest.
+    pub(crate) fn finish(mut self) -> Result<(), CliError> {
+        Ok(self.out.flush()?)
+    }
+}

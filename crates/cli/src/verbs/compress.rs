@@ -1,0 +1,106 @@
+//! `lapidary compress`: the main job.
+
+use super::{base_model, disk, locate, recipe};
+use crate::arguments::CompressArguments;
+use crate::error::CliError;
+use crate::output::Output;
+use crate::progress::Shown;
+use crate::signal::stop_flag;
+use crate::table::{megabytes, table};
+use lapidary_engine::plan::Limits;
+use lapidary_engine::{Job, Outcome, SiteRecord, compress};
+use lapidary_formats::Source;
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+pub(crate) fn run(
+    arguments: &CompressArguments,
+    quiet: bool,
+    output: &mut Output,
+) -> Result<(), CliError> {
+    let fs = disk();
+    let model = &arguments.recipe.model;
+    let path = locate(&*fs, model)?;
+    let source = Source::open(Arc::clone(&fs), &path)?;
+    let recipe = recipe(&*fs, &arguments.recipe)?;
+    let base_model = base_model(model, &path);
+    let outcome = compress(&Job {
+        fs,
+        source: &source,
+        recipe: &recipe,
+        output: &arguments.output,
+        seed: arguments.seed,
+        limits: Limits { memory: arguments.recipe.memory },
+        strict: arguments.strict,
+        shard_bytes: arguments.shard_size,
+        base_model: &base_model,
+        stop: &stop_flag(),
+        progress: &Shown::new(quiet),
+    })?;
+    let folder = &arguments.output;
+    output.result(|| to_json(&outcome, folder), || describe(&outcome, folder))
+}
+
+fn to_json(outcome: &Outcome, folder: &Path) -> Value {
+    let manifest = &outcome.manifest;
+    let fallbacks: Vec<Value> = manifest
+        .fallbacks()
+        .map(|(site, note)| json!({ "site": site, "what": note.what }))
+        .collect();
+    json!({
+        "output": folder,
+        "format": manifest.format,
+        "bits_per_weight": manifest.bits_per_weight,
+        "source_bytes": manifest.bytes.source,
+        "bytes": manifest.bytes.result,
+        "compressed": manifest.tensors.compressed.len(),
+        "copied": manifest.tensors.copied.len(),
+        "dropped": manifest.tensors.dropped.len(),
+        "fallbacks": fallbacks,
+        "resumed_blocks": outcome.resumed,
+        "was_complete": outcome.was_complete,
+        "sites": manifest.sites,
+    })
+}
+
+fn describe(outcome: &Outcome, folder: &Path) -> String {
+    let manifest = &outcome.manifest;
+    let mut text = String::new();
+    let done = if outcome.was_complete { "was complete already" } else { "written" };
+    let _ = writeln!(text, "{} {done}", folder.display());
+    let _ = writeln!(
+        text,
+        "{} -> {}, {:.3} bits a weight in {} layers ({})",
+        megabytes(manifest.bytes.source),
+        megabytes(manifest.bytes.result),
+        manifest.bits_per_weight,
+        manifest.sites.len(),
+        manifest.format
+    );
+    let fallbacks = manifest.fallbacks().count();
+    if fallbacks > 0 {
+        let _ = writeln!(text, "{fallbacks} fallbacks, listed in lapidary.json");
+    }
+    let _ = write!(text, "\n{}", worst(&manifest.sites));
+    let _ = write!(text, "\nnext: lapidary eval {} --reference MODEL", folder.display());
+    text
+}
+
+/// The layers that lost the most.
+fn worst(sites: &[SiteRecord]) -> String {
+    let error = |site: &SiteRecord| site.output_error.unwrap_or(site.weight_error);
+    let mut sites: Vec<&SiteRecord> = sites.iter().collect();
+    sites.sort_by(|a, b| error(b).total_cmp(&error(a)));
+    let figure = |error: f64| format!("{:.3} %", 100.0 * error);
+    let rows: Vec<Vec<String>> = sites
+        .iter()
+        .take(5)
+        .map(|site| {
+            let output = site.output_error.map_or_else(|| "-".to_owned(), figure);
+            vec![site.name.clone(), figure(site.weight_error), output]
+        })
+        .collect();
+    table(&["layers that lost the most", "weight error", "output error"], &rows)
+}

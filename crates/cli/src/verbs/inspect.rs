@@ -1,0 +1,83 @@
+//! `lapidary inspect`: what is in a checkpoint.
+
+use super::{disk, open};
+use crate::arguments::InspectArguments;
+use crate::error::CliError;
+use crate::output::Output;
+use crate::table::{megabytes, table};
+use lapidary_eval::size;
+use lapidary_formats::Source;
+use lapidary_model::{LinearOp, Spec, spec};
+use lapidary_weight::Outline;
+use serde_json::{Value, json};
+
+pub(crate) fn run(arguments: &InspectArguments, output: &mut Output) -> Result<(), CliError> {
+    let source = open(&disk(), &arguments.model)?;
+    let spec = spec(source.config())?;
+    let size = size(&source, &spec);
+    let sites: Vec<(&LinearOp, Outline)> = spec
+        .linears()
+        .filter_map(|linear| {
+            Some((linear, source.outline(source.get(&linear.weight)?)?))
+        })
+        .collect();
+    output.result(
+        || {
+            json!({
+                "family": spec.family,
+                "parameters": size.parameters,
+                "bytes": size.bytes,
+                "bits_per_weight": size.bits_per_weight,
+                "embedding_bits_per_weight": size.embedding_bits_per_weight,
+                "blocks": spec.blocks.len(),
+                "hidden_size": spec.hidden_size,
+                "vocab_size": spec.vocab_size,
+                "tied": spec.tied,
+                "sites": sites.iter().map(|site| site_json(&source, site)).collect::<Vec<_>>(),
+            })
+        },
+        || describe(&source, &spec, &sites),
+    )
+}
+
+fn site_json(source: &Source, (linear, outline): &(&LinearOp, Outline)) -> Value {
+    json!({
+        "name": linear.module,
+        "shape": [linear.out_features, linear.in_features],
+        "terms": outline.terms,
+        "bits": stored_bits(source, linear),
+    })
+}
+
+/// Bits that are stored for each weight of a layer.
+fn stored_bits(source: &Source, linear: &LinearOp) -> f64 {
+    let bytes = source.get(&linear.weight).map_or(0, |tensor| source.stored_bytes(tensor));
+    8.0 * bytes as f64 / (linear.out_features * linear.in_features) as f64
+}
+
+fn describe(source: &Source, spec: &Spec, sites: &[(&LinearOp, Outline)]) -> String {
+    let size = size(source, spec);
+    let rows: Vec<Vec<String>> = sites
+        .iter()
+        .map(|(linear, outline)| {
+            vec![
+                linear.module.clone(),
+                format!("{} x {}", linear.out_features, linear.in_features),
+                outline.describe(),
+                format!("{:.3}", stored_bits(source, linear)),
+            ]
+        })
+        .collect();
+    format!(
+        "{} with {} blocks, {} parameters, {}\n\
+         {:.3} bits a weight in the blocks' linear layers, {:.3} in the embedding{}\n\n{}",
+        spec.family,
+        spec.blocks.len(),
+        size.parameters,
+        megabytes(size.bytes),
+        size.bits_per_weight,
+        size.embedding_bits_per_weight,
+        if spec.tied { " (tied to the head)" } else { " and head" },
+        table(&["layer", "shape", "terms", "bits"], &rows)
+    )
+}

@@ -1,0 +1,84 @@
+//! `lapidary verify`: a folder is what its manifest says, and a whole model.
+
+use super::disk;
+use crate::arguments::VerifyArguments;
+use crate::error::CliError;
+use crate::output::Output;
+use lapidary_engine::{MANIFEST, Manifest, hash_folder};
+use lapidary_formats::Source;
+use lapidary_model::spec;
+use lapidary_store::Fs;
+use lapidary_weight::Tensors;
+use serde_json::json;
+use std::sync::Arc;
+
+pub(crate) fn run(arguments: &VerifyArguments, output: &mut Output) -> Result<(), CliError> {
+    let fs = disk();
+    let folder = &arguments.folder;
+    let has_manifest = fs.metadata(&folder.join(MANIFEST)).is_ok();
+    let mut problems = vec![];
+    let mut files = 0;
+    if has_manifest {
+        let manifest = Manifest::read(&*fs, folder)?;
+        files = manifest.files.len();
+        problems.extend(hash_problems(&*fs, &manifest, arguments)?);
+    }
+    let source = Source::open(Arc::clone(&fs), folder)?;
+    let checked = structure_problems(&source, &mut problems)?;
+    if let Some(first) = problems.first() {
+        let more = match problems.len() - 1 {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        return Err(CliError::Unverified(format!("{}: {first}{more}", folder.display())));
+    }
+    let hashes = if has_manifest { format!("{files} files match their hashes") } else { format!("no {MANIFEST}, so no hashes were checked") };
+    output.result(
+        || json!({ "verified": true, "manifest": has_manifest, "files": files, "tensors": checked }),
+        || format!("{}: {hashes}; {checked} tensors are there and finite", folder.display()),
+    )
+}
+
+/// Files that are missing, changed, or not in the manifest.
+fn hash_problems(
+    fs: &dyn Fs,
+    manifest: &Manifest,
+    arguments: &VerifyArguments,
+) -> Result<Vec<String>, CliError> {
+    let found = hash_folder(fs, &arguments.folder)?;
+    let mut problems = vec![];
+    for wanted in &manifest.files {
+        match found.iter().find(|file| file.name == wanted.name) {
+            None => problems.push(format!("{} is missing", wanted.name)),
+            Some(file) if file.sha256 != wanted.sha256 => {
+                problems.push(format!("{} was changed after it was written", wanted.name));
+            }
+            Some(_) => {}
+        }
+    }
+    for file in &found {
+        if !manifest.files.iter().any(|wanted| wanted.name == file.name) {
+            problems.push(format!("{} is not in the manifest", file.name));
+        }
+    }
+    Ok(problems)
+}
+
+/// Tensors that the configuration asks for and the folder lacks, has in another shape, or damaged.
+fn structure_problems(source: &Source, problems: &mut Vec<String>) -> Result<usize, CliError> {
+    let tensors = spec(source.config())?.tensors();
+    for (name, need) in &tensors {
+        match source.shape(name) {
+            None => problems.push(format!("tensor {name} is missing")),
+            Some(have) if have != *need => {
+                problems.push(format!("tensor {name} has shape {have:?}, not {need:?}"));
+            }
+            Some(_) => {
+                if let Err(error) = source.read(name) {
+                    problems.push(error.to_string());
+                }
+            }
+        }
+    }
+    Ok(tensors.len())
+}

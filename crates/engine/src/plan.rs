@@ -1,0 +1,314 @@
+//! The plan: what a recipe would do to a model, everything checked and predicted before any work.
+
+mod memory;
+
+pub(crate) use memory::CHUNK_TOKENS;
+pub use memory::{ActivationsIn, MemoryPlan};
+
+use crate::EngineError;
+use crate::recipe::{Calibration, Recipe};
+use lapidary_formats::{Format, LogicalTensor, Pattern, Source, find};
+use lapidary_methods::{Method, Needs, Note, Tensorwise};
+use lapidary_model::{LinearOp, Spec, spec};
+use lapidary_store::TensorSpec;
+use lapidary_weight::{FloatType, Grouping, Outline, Tensors};
+use memory::Shapes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+
+/// What will be done to a model.
+pub struct Plan {
+    /// The model.
+    pub spec: Spec,
+    /// Every linear layer that is compressed, in the order of the model.
+    pub sites: Vec<SitePlan>,
+    /// Linear modules left as they are.
+    pub plain: Vec<String>,
+    /// Tensors handed on as they are.
+    pub copied: Vec<String>,
+    /// Tensors of the checkpoint that are not written, with the reason.
+    pub dropped: Vec<(String, String)>,
+    /// Tensors of the result, in order.
+    pub tensors: Vec<TensorSpec>,
+    /// The format.
+    pub format: &'static dyn Format,
+    /// Type of the model's floats.
+    pub float_type: FloatType,
+    /// The recipe's calibration; `None` when no method needs statistics.
+    pub calibration: Option<Calibration>,
+    /// What departs from the recipe, by site or for the whole (`""`).
+    pub notes: Vec<(String, Note)>,
+    /// Predicted memory.
+    pub memory: MemoryPlan,
+    /// Bytes of the source's weight files.
+    pub source_bytes: u64,
+}
+
+/// What will be done to one linear layer.
+pub struct SitePlan {
+    /// The layer.
+    pub linear: LinearOp,
+    /// Its block; `None` for the head.
+    pub block: Option<usize>,
+    /// Name of the step.
+    pub step: String,
+    /// Id of the method.
+    pub method_id: &'static str,
+    /// The method.
+    pub method: Box<dyn Tensorwise>,
+    /// What it will be.
+    pub outline: Outline,
+}
+
+/// Limits a plan must keep.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    /// Most memory, in bytes.
+    pub memory: Option<u64>,
+}
+
+impl Plan {
+    /// Plans a recipe on a model.
+    ///
+    /// # Errors
+    /// When a pattern matches nothing, two steps want one layer, the format cannot hold what a
+    /// method emits, a tensor is missing or of the wrong shape, or the memory does not suffice.
+    pub fn new(source: &Source, recipe: &Recipe, limits: Limits) -> Result<Self, EngineError> {
+        let spec = spec(source.config())?;
+        check_tensors(&spec, source)?;
+        let unknown = || EngineError::Refused(format!("there is no format {:?}", recipe.format));
+        let format = find(&recipe.format).ok_or_else(unknown)?;
+        let float_type = source.float_type();
+        let mut notes = vec![];
+        let choice = choose(&spec, recipe)?;
+        let mut sites = vec![];
+        for (linear, block, step) in choice {
+            let step = &recipe.steps[step];
+            let Method::Tensorwise(method) = step.build()?;
+            let scales = format.scale_type(float_type);
+            let (method, outline, note) = fit(method, &linear, scales, format)?;
+            notes.extend(note.map(|note| (linear.module.clone(), note)));
+            let (step, method_id) = (step.name.clone(), step.method.id);
+            sites.push(SitePlan { linear, block, step, method_id, method, outline });
+        }
+        notes.extend(requantized(source, &sites));
+        let calibrated = sites.iter().any(|site| site.method.needs() != Needs::default());
+        let calibration = calibrated.then(|| recipe.calibration.clone());
+        let seq_len = recipe.calibration.seq_len.min(spec.context);
+        let shapes = Shapes { spec: &spec, sites: &sites, seq_len };
+        let memory = shapes.plan(calibration.as_ref(), limits)?;
+        let mut plan = Self {
+            plain: plain_modules(&spec, source, &sites),
+            spec,
+            sites,
+            copied: vec![],
+            dropped: source.consumed().to_vec(),
+            tensors: vec![],
+            format,
+            float_type,
+            calibration,
+            notes,
+            memory,
+            source_bytes: source.total_bytes(),
+        };
+        plan.lay_out(source);
+        Ok(plan)
+    }
+
+    /// The site of a tensor.
+    pub fn site_of(&self, tensor: &str) -> Option<&SitePlan> {
+        self.sites.iter().find(|site| site.linear.weight == tensor)
+    }
+
+    /// The sites of a block, or of the head.
+    pub fn sites_in(&self, block: Option<usize>) -> impl Iterator<Item = &SitePlan> {
+        self.sites.iter().filter(move |site| site.block == block)
+    }
+
+    /// Bytes of the tensors that will be written.
+    pub fn output_bytes(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.byte_len().unwrap_or(0)).sum()
+    }
+
+    /// Disk needed while the job runs: committed blocks, the result, and activations that are kept
+    /// on the disk.
+    pub fn disk_bytes(&self) -> u64 {
+        let committed: u64 = self.sites.iter().map(|site| self.site_bytes(site)).sum();
+        self.output_bytes() + committed + self.memory.disk_activations
+    }
+
+    fn site_bytes(&self, site: &SitePlan) -> u64 {
+        let tensors = self.format.tensors(&site.linear.module, &site.outline, self.float_type);
+        tensors.iter().map(|tensor| tensor.byte_len().unwrap_or(0)).sum()
+    }
+
+    /// Bits stored for each weight of the compressed layers: codes, scales, zeros, indices.
+    pub fn bits_per_weight(&self) -> f64 {
+        let weights: u64 = self.sites.iter().map(|site| (site.outline.rows * site.outline.cols) as u64).sum();
+        let bits: u64 = self.sites.iter().map(|site| 8 * self.site_bytes(site)).sum();
+        bits as f64 / weights.max(1) as f64
+    }
+
+    /// Fills the lists of tensors: every one of the source is compressed, copied or dropped.
+    fn lay_out(&mut self, source: &Source) {
+        for tensor in source.tensors() {
+            match self.site_of(&tensor.name) {
+                Some(site) => {
+                    let module = &site.linear.module;
+                    let tensors = self.format.tensors(module, &site.outline, self.float_type);
+                    self.tensors.extend(tensors);
+                }
+                None => {
+                    self.copied.push(tensor.name.clone());
+                    let dtype = source.raw_dtype(tensor);
+                    self.tensors.push(TensorSpec::new(&tensor.name, dtype, tensor.shape.clone()));
+                }
+            }
+        }
+    }
+}
+
+/// Every tensor that the model reads must be there, with the shape that the configuration says.
+fn check_tensors(spec: &Spec, source: &Source) -> Result<(), EngineError> {
+    for (name, need) in spec.tensors() {
+        match source.shape(&name) {
+            None => return Err(lapidary_model::ModelError::MissingTensor { name }.into()),
+            Some(have) if have != need => {
+                return Err(lapidary_model::ModelError::Shape { name, have, need }.into());
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// The step of each linear layer that one goes to: the layer, its block, the step's index.
+fn choose(
+    spec: &Spec,
+    recipe: &Recipe,
+) -> Result<Vec<(LinearOp, Option<usize>, usize)>, EngineError> {
+    let blocks = spec.blocks.iter().enumerate();
+    let in_blocks = blocks.flat_map(|(i, graph)| graph.linears().map(move |l| (l, Some(i))));
+    let in_head = spec.head.iter().flat_map(|graph| graph.linears().map(|l| (l, None)));
+    let linears: Vec<(&LinearOp, Option<usize>)> = in_blocks.chain(in_head).collect();
+    let matches = |pattern: &Pattern, (linear, block): &(&LinearOp, Option<usize>)| {
+        pattern.matches(&linear.module, block.is_some())
+    };
+    for step in &recipe.steps {
+        for pattern in step.targets.iter().chain(&step.ignore) {
+            if !linears.iter().any(|linear| matches(pattern, linear)) {
+                let some: BTreeSet<&str> = linears.iter().map(|(l, _)| kind(&l.module)).collect();
+                let some = some.into_iter().collect::<Vec<_>>().join(", ");
+                let what = format!(
+                    "step {}: the pattern {:?} matches no linear layer; the model's end in {some} \
+                     (`lapidary inspect` lists them)",
+                    step.name,
+                    pattern.text()
+                );
+                return Err(EngineError::Refused(what));
+            }
+        }
+    }
+    let mut chosen = vec![];
+    for linear in &linears {
+        let wants = |step: &crate::recipe::Step| {
+            step.targets.iter().any(|pattern| matches(pattern, linear))
+                && !step.ignore.iter().any(|pattern| matches(pattern, linear))
+        };
+        let steps: Vec<usize> =
+            (0..recipe.steps.len()).filter(|index| wants(&recipe.steps[*index])).collect();
+        match steps[..] {
+            [] => {}
+            [step] => chosen.push((linear.0.clone(), linear.1, step)),
+            [first, second, ..] => {
+                let what = format!(
+                    "steps {} and {} both go to {}; narrow their targets, or add it to ignore in one",
+                    recipe.steps[first].name, recipe.steps[second].name, linear.0.module
+                );
+                return Err(EngineError::Refused(what));
+            }
+        }
+    }
+    if let Some((linear, ..)) = chosen.iter().find(|(_, block, _)| block.is_none() && spec.tied) {
+        let what = format!(
+            "{} shares its weight with the embedding, which cannot be compressed yet; add it to ignore",
+            linear.module
+        );
+        return Err(EngineError::Refused(what));
+    }
+    if chosen.is_empty() {
+        return Err(EngineError::Refused("the recipe compresses no layer".to_owned()));
+    }
+    Ok(chosen)
+}
+
+/// The last part of a module's name.
+fn kind(module: &str) -> &str {
+    module.rsplit('.').next().unwrap_or(module)
+}
+
+/// The method as asked for where the format can hold its output, else with the widest smaller
+/// groups that it can, else with a scale a row; the change is noted.
+fn fit(
+    method: Box<dyn Tensorwise>,
+    linear: &LinearOp,
+    scales: FloatType,
+    format: &'static dyn Format,
+) -> Result<(Box<dyn Tensorwise>, Outline, Option<Note>), EngineError> {
+    let (rows, cols) = (linear.out_features, linear.in_features);
+    let outline = method.outline(rows, cols, scales);
+    let Err(reason) = format.accepts(&outline) else { return Ok((method, outline, None)) };
+    let asked = outline.terms.iter().find_map(|term| match term {
+        lapidary_weight::TermOutline::Affine { grouping: Grouping::Columns(width), .. } => Some(width.get()),
+        _ => None,
+    });
+    // Engines want groups of a power of two; 32 is the least that any takes.
+    let widths = [256, 128, 64, 32];
+    let smaller = widths.into_iter().filter(|width| asked.is_some_and(|asked| *width < asked));
+    let columns = smaller.filter_map(NonZeroUsize::new).map(Grouping::Columns);
+    for grouping in columns.chain(asked.map(|_| Grouping::Row)) {
+        let Some(other) = method.regroup(grouping) else { continue };
+        let outline = other.outline(rows, cols, scales);
+        if format.accepts(&outline).is_ok() {
+            let what = format!("{}: {reason}; used {} instead", format.id(), outline.describe());
+            return Ok((other, outline, Some(Note::fallback(what))));
+        }
+    }
+    let what = format!("{}: format {} cannot hold it: {reason}", linear.module, format.id());
+    Err(EngineError::Refused(what))
+}
+
+/// A warning for layers that are compressed already.
+fn requantized(source: &Source, sites: &[SitePlan]) -> Option<(String, Note)> {
+    let compressed = |site: &&SitePlan| {
+        source.get(&site.linear.weight).is_some_and(LogicalTensor::is_compressed)
+    };
+    let count = sites.iter().filter(compressed).count();
+    (count > 0).then(|| {
+        let what = format!(
+            "{count} layers are compressed already and are compressed again, which loses more than \
+             compressing the original once"
+        );
+        (String::new(), Note::fact(what))
+    })
+}
+
+/// Linear modules of the checkpoint that stay as they are, whether the graphs run them or not.
+fn plain_modules(spec: &Spec, source: &Source, sites: &[SitePlan]) -> Vec<String> {
+    let compressed: BTreeSet<&str> = sites.iter().map(|site| site.linear.module.as_str()).collect();
+    let tables: BTreeMap<String, ()> =
+        spec.embed.tensors().into_iter().map(|(name, _)| (name, ())).collect();
+    let mut plain: Vec<String> = spec
+        .linears()
+        .filter(|linear| !compressed.contains(linear.module.as_str()))
+        .map(|linear| linear.module.clone())
+        .collect();
+    for tensor in source.tensors() {
+        let module = tensor.name.strip_suffix(".weight").unwrap_or_default();
+        let known = module.is_empty() || compressed.contains(module) || plain.iter().any(|p| p == module);
+        if tensor.shape.len() == 2 && !known && !tables.contains_key(&tensor.name) {
+            plain.push(module.to_owned());
+        }
+    }
+    plain
+}

@@ -1,0 +1,154 @@
+//! Predicted memory: one block, its statistics, the activations, and what a step works with.
+
+use super::{Limits, SitePlan};
+use crate::EngineError;
+use crate::recipe::{Calibration, CalibrationPrecision};
+use lapidary_methods::Needs;
+use lapidary_model::{Graph, Op, Spec};
+
+/// Tokens that go through a block together: enough for matrix products to be fast, few enough for
+/// their intermediate values to be small beside a block.
+pub(crate) const CHUNK_TOKENS: usize = 2048;
+
+/// What the program itself takes: code, allocator, tables, threads.
+const BASE: u64 = 24 << 20;
+
+/// Where activations are kept between blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActivationsIn {
+    /// In memory.
+    Memory,
+    /// In a file of the work folder.
+    Disk,
+}
+
+/// Predicted memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// The most that will be resident at once.
+    pub peak: u64,
+    /// Activations of all calibration rows.
+    pub activations: u64,
+    /// Where they are kept.
+    pub activations_in: ActivationsIn,
+    /// Bytes of activations on the disk.
+    pub disk_activations: u64,
+    /// Weights of the largest block.
+    pub block: u64,
+    /// Statistics of the largest block.
+    pub statistics: u64,
+}
+
+/// What the prediction is made from.
+pub(super) struct Shapes<'a> {
+    pub(super) spec: &'a Spec,
+    pub(super) sites: &'a [SitePlan],
+    pub(super) seq_len: usize,
+}
+
+impl Shapes<'_> {
+    /// The prediction; activations go to the disk when memory does not suffice for them.
+    pub(super) fn plan(
+        &self,
+        calibration: Option<&Calibration>,
+        limits: Limits,
+    ) -> Result<MemoryPlan, EngineError> {
+        let Some(calibration) = calibration else {
+            let peak = BASE + self.encoding();
+            let plan = MemoryPlan {
+                peak,
+                activations: 0,
+                activations_in: ActivationsIn::Memory,
+                disk_activations: 0,
+                block: 0,
+                statistics: 0,
+            };
+            return within(plan, limits);
+        };
+        let factor = match calibration.precision {
+            CalibrationPrecision::Bf16 => 2,
+            CalibrationPrecision::F32 => 4,
+        };
+        let block = largest(&self.spec.blocks, |graph| factor * weights(graph));
+        let statistics = largest(&self.spec.blocks, |graph| self.statistics(graph));
+        let tokens = (calibration.samples * self.seq_len) as u64;
+        let activations = 4 * tokens * self.spec.hidden_size as u64;
+        let forward = largest(&self.spec.blocks, |graph| self.forward(graph));
+        let working = forward.max(self.encoding());
+        let fixed = BASE + block + statistics + working;
+        let in_memory = limits.memory.is_none_or(|limit| fixed + activations <= limit);
+        let plan = MemoryPlan {
+            peak: if in_memory { fixed + activations } else { fixed },
+            activations,
+            activations_in: if in_memory { ActivationsIn::Memory } else { ActivationsIn::Disk },
+            disk_activations: if in_memory { activations } else { 2 * activations },
+            block,
+            statistics,
+        };
+        within(plan, limits)
+    }
+
+    /// Gram matrices of the inputs that some site's method asks for.
+    fn statistics(&self, graph: &Graph) -> u64 {
+        let needs = |module: &str| {
+            let site = self.sites.iter().find(|site| site.linear.module == module);
+            site.is_some_and(|site| site.method.needs() != Needs::default())
+        };
+        let groups = graph.shared_inputs();
+        let needed = groups.iter().filter(|group| group.linears.iter().any(|l| needs(&l.module)));
+        needed.map(|group| 4 * square(group.linears[0].in_features)).sum()
+    }
+
+    /// Intermediate values of a chunk: what is live at the widest node.
+    fn forward(&self, graph: &Graph) -> u64 {
+        let rows = (CHUNK_TOKENS / self.seq_len.max(1)).max(1);
+        let tokens = (rows * self.seq_len) as u64;
+        let widest = graph.nodes.iter().map(|node| node.width).max().unwrap_or(0) as u64;
+        let hidden = self.spec.hidden_size as u64;
+        // Gate, up and the packed copy of an input; the residual stream twice.
+        tokens * (4 * 2 * widest + 2 * widest + 4 * 2 * hidden)
+    }
+
+    /// What encoding the largest site works with: weight, working copy, codes, and with statistics
+    /// the factor in f64 twice and in f32.
+    fn encoding(&self) -> u64 {
+        let site = |site: &SitePlan| {
+            let weights = (site.linear.in_features * site.linear.out_features) as u64;
+            let factor = match site.method.needs().gram {
+                true => (8 + 8 + 4 + 4) * square(site.linear.in_features),
+                false => 0,
+            };
+            weights * (4 + 4 + 1 + 1 + 4) + factor
+        };
+        self.sites.iter().map(site).max().unwrap_or(0)
+    }
+}
+
+fn within(plan: MemoryPlan, limits: Limits) -> Result<MemoryPlan, EngineError> {
+    match limits.memory {
+        Some(limit) if plan.peak > limit => Err(EngineError::Refused(format!(
+            "the job needs {} MB even with activations on the disk, and the limit is {} MB; raise \
+             --memory or use shorter rows (--seq-len)",
+            plan.peak >> 20,
+            limit >> 20
+        ))),
+        _ => Ok(plan),
+    }
+}
+
+/// Numbers in the linear layers and norms of a graph.
+fn weights(graph: &Graph) -> u64 {
+    let numbers = |op: &Op| match op {
+        Op::Linear(linear) => linear.in_features * linear.out_features,
+        _ => 0,
+    };
+    graph.nodes.iter().map(|node| numbers(&node.op) as u64).sum()
+}
+
+fn largest(graphs: &[Graph], bytes: impl Fn(&Graph) -> u64) -> u64 {
+    graphs.iter().map(bytes).max().unwrap_or(0)
+}
+
+fn square(n: usize) -> u64 {
+    (n as u64) * (n as u64)
+}

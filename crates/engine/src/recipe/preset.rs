@@ -1,0 +1,102 @@
+//! The recipes in the binary, under the names that users of other tools know.
+
+use super::RecipeError;
+use super::document::Node;
+use super::{Recipe, nearest, parse_document};
+use serde_json::json;
+
+/// A recipe in the binary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Preset {
+    /// Its name.
+    pub name: String,
+    text: &'static str,
+    symmetric: bool,
+}
+
+macro_rules! recipes {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../../../recipes/", $name, ".yaml")))),*]
+    };
+}
+
+/// The files of `recipes/`.
+const RECIPES: &[(&str, &str)] = recipes![
+    "W8A16-gptq", "W8A16-rtn", "W4A16-gptq", "W4A16-rtn", "W3A16-gptq", "W3A16-rtn", "W2A16-gptq",
+    "W2A16-rtn",
+];
+
+/// All presets: each recipe, the same with zero points (`W4A16_ASYM-gptq`), and the GPTQ ones under
+/// the bare names of the schemes (`W4A16`, `W4A16_ASYM`).
+pub fn presets() -> Vec<Preset> {
+    let mut presets = vec![];
+    for (name, text) in RECIPES {
+        let (scheme, method) = name.split_once('-').unwrap_or((name, ""));
+        for (scheme, symmetric) in [(scheme.to_owned(), true), (format!("{scheme}_ASYM"), false)] {
+            if method == "gptq" {
+                presets.push(Preset { name: scheme.clone(), text, symmetric });
+            }
+            presets.push(Preset { name: format!("{scheme}-{method}"), text, symmetric });
+        }
+    }
+    presets
+}
+
+/// The preset of this name, in any case.
+///
+/// # Errors
+/// When there is none; the error names the most similar.
+pub fn preset(name: &str) -> Result<Preset, RecipeError> {
+    let presets = presets();
+    let found = presets.iter().find(|preset| preset.name.eq_ignore_ascii_case(name));
+    found.cloned().ok_or_else(|| {
+        let names: Vec<&str> = presets.iter().map(|preset| preset.name.as_str()).collect();
+        let near = nearest(name, &names).map_or_else(String::new, |n| format!("; did you mean {n}?"));
+        let what = format!("there is no preset or file {name:?}{near} (`lapidary presets` lists them)");
+        RecipeError::new(super::Place::default(), what)
+    })
+}
+
+impl Preset {
+    /// As it stands in `recipes/`.
+    pub fn text(&self) -> &'static str {
+        self.text
+    }
+
+    /// What it is for: the comment at its head.
+    pub fn summary(&self) -> String {
+        let first = self.text.lines().next().unwrap_or_default();
+        let summary = first.trim_start_matches(['#', ' ']).to_owned();
+        if self.symmetric { summary } else { format!("{summary}, with zero points") }
+    }
+
+    /// Its document, for overrides.
+    ///
+    /// # Errors
+    /// Never: a test reads every preset.
+    pub fn document(&self) -> Result<Node, RecipeError> {
+        let mut document = parse_document(self.text)?;
+        if !self.symmetric {
+            let overrides =
+                super::Overrides { set: vec!["*.symmetric=false".to_owned()], ..Default::default() };
+            overrides.apply(&mut document)?;
+        }
+        Ok(document)
+    }
+
+    /// The recipe as YAML.
+    ///
+    /// # Errors
+    /// Never: a test reads every preset.
+    pub fn recipe(&self) -> Result<Recipe, RecipeError> {
+        Recipe::from_document(&self.document()?)
+    }
+
+    /// As a JSON listing.
+    ///
+    /// # Errors
+    /// Never: a test reads every preset.
+    pub fn to_json(&self) -> Result<serde_json::Value, RecipeError> {
+        Ok(json!({ "name": self.name, "summary": self.summary(), "recipe": self.recipe()?.to_json() }))
+    }
+}

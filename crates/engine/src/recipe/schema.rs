@@ -1,0 +1,83 @@
+//! The JSON schema of recipes, for editors.
+
+use super::{Calibration, RECIPE_KEYS};
+use lapidary_methods::{Entry, entries};
+use schemars::schema_for;
+use serde_json::{Value, json};
+
+/// The schema of a recipe: every method with its parameters, described.
+pub fn schema() -> Value {
+    let steps: Vec<Value> = entries().iter().map(step).collect();
+    let formats: Vec<&str> = lapidary_formats::formats().iter().map(|format| format.id()).collect();
+    let schema = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Lapidary recipe",
+        "type": "object",
+        "required": ["steps"],
+        "additionalProperties": false,
+        "properties": {
+            "steps": { "type": "array", "minItems": 1, "items": { "oneOf": steps } },
+            "calibration": inlined(schema_for!(Calibration).to_value()),
+            "format": { "enum": formats, "description": "The format that is written." },
+        },
+    });
+    debug_assert!(RECIPE_KEYS.iter().all(|key| schema["properties"].get(key).is_some()));
+    schema
+}
+
+/// The schema of a step with one method.
+fn step(method: &Entry) -> Value {
+    let patterns = |what: &str| {
+        json!({
+            "description": what,
+            "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }],
+        })
+    };
+    let mut schema = inlined((method.schema)().to_value());
+    schema["title"] = json!(method.id);
+    schema["description"] = json!(format!("{} ({})", method.summary, method.paper));
+    schema["required"] = json!(["method"]);
+    schema["additionalProperties"] = json!(false);
+    let properties = &mut schema["properties"];
+    properties["method"] = json!({ "const": method.id });
+    properties["name"] =
+        json!({ "type": "string", "description": "Name for --set; the method's by default." });
+    properties["targets"] = patterns("Layers it goes to: Linear, a name, or re: and an expression.");
+    properties["ignore"] = patterns("Layers among them that it does not go to.");
+    schema
+}
+
+/// A schema with its definitions in place of the references to them.
+fn inlined(mut schema: Value) -> Value {
+    let definitions = schema.as_object_mut().and_then(|schema| schema.remove("$defs"));
+    if let Some(schema) = schema.as_object_mut() {
+        schema.remove("$schema");
+    }
+    let definitions = definitions.unwrap_or_default();
+    // Definitions may refer to each other, never in a circle.
+    for _ in 0..4 {
+        resolve(&mut schema, &definitions);
+    }
+    schema
+}
+
+fn resolve(value: &mut Value, definitions: &Value) {
+    match value {
+        Value::Object(fields) => {
+            let name = fields.get("$ref").and_then(Value::as_str);
+            let name = name.and_then(|name| name.strip_prefix("#/$defs/"));
+            if let Some(definition) = name.and_then(|name| definitions.get(name)) {
+                let mut definition = definition.clone();
+                fields.remove("$ref");
+                if let Some(target) = definition.as_object_mut() {
+                    target.extend(std::mem::take(fields));
+                }
+                *value = definition;
+                return;
+            }
+            fields.values_mut().for_each(|field| resolve(field, definitions));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| resolve(item, definitions)),
+        _ => {}
+    }
+}

@@ -1,0 +1,280 @@
+//! The loop: block by block, commit by commit, to a published folder.
+
+mod activations;
+mod block;
+mod publish;
+mod work;
+
+use crate::calibration::{self, Rows};
+use crate::plan::{Limits, Plan};
+use crate::recipe::Recipe;
+use crate::{EngineError, Manifest, Progress};
+use activations::Activations;
+use block::BlockRunner;
+use lapidary_formats::Source;
+use lapidary_kernels::isa::Isa;
+use lapidary_model::{Executor, Fused, Precision};
+use lapidary_store::Fs;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use work::Work;
+
+/// A job: everything that decides what is written, and how it is to be run.
+pub struct Job<'a> {
+    /// The door to the disk.
+    pub fs: Arc<dyn Fs>,
+    /// The model.
+    pub source: &'a Source,
+    /// What to do.
+    pub recipe: &'a Recipe,
+    /// The folder to be written.
+    pub output: &'a Path,
+    /// Key of all random choices.
+    pub seed: u64,
+    /// Limits of the plan.
+    pub limits: Limits,
+    /// Refuse every fallback.
+    pub strict: bool,
+    /// Largest shard of the result, in bytes.
+    pub shard_bytes: u64,
+    /// Name that the model card gives the source.
+    pub base_model: &'a str,
+    /// Set from outside to stop at the next safe point.
+    pub stop: &'a AtomicBool,
+    /// Who is told.
+    pub progress: &'a dyn Progress,
+}
+
+/// What came of a job.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The manifest that was published.
+    pub manifest: Manifest,
+    /// Blocks that an earlier run had committed.
+    pub resumed: usize,
+    /// The result was there already, complete, of the same job.
+    pub was_complete: bool,
+}
+
+impl Job<'_> {
+    /// Stops between two steps when asked to.
+    fn check_stop(&self, next: usize) -> Result<(), EngineError> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(EngineError::Interrupted { next }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Compresses a model: plans, gathers rows, goes through the blocks, publishes the folder.
+///
+/// Run again after any interruption, it goes on from the last committed block.
+///
+/// # Errors
+/// When the plan refuses, an input is damaged, the disk fails, or a stop is asked for; nothing is
+/// visible under the output's name then, and what was committed stays.
+pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
+    let plan = Plan::new(job.source, job.recipe, job.limits)?;
+    for (site, note) in &plan.notes {
+        announce(job, site, note)?;
+    }
+    let rows = rows(job, &plan)?;
+    let identity = identity(job, &plan, rows.as_ref())?;
+    if let Some(manifest) = already_complete(job, &identity)? {
+        return Ok(Outcome { manifest, resumed: 0, was_complete: true });
+    }
+    check_disk(job, &plan)?;
+    let mut work = Work::open(job, &identity)?;
+    let resumed = work.committed();
+    if resumed > 0 {
+        job.progress.note(&format!("resuming: {resumed} blocks are done"));
+    }
+    run_blocks(job, &plan, rows.as_ref(), &mut work)?;
+    let manifest = publish::publish(job, &plan, rows.as_ref(), &identity, work)?;
+    Ok(Outcome { manifest, resumed, was_complete: false })
+}
+
+/// Tells of a note; a fallback ends a strict job.
+fn announce(
+    job: &Job<'_>,
+    site: &str,
+    note: &lapidary_methods::Note,
+) -> Result<(), EngineError> {
+    let what = if site.is_empty() { note.what.clone() } else { format!("{site}: {}", note.what) };
+    job.progress.note(&what);
+    match note.kind {
+        lapidary_methods::NoteKind::Fallback if job.strict => {
+            let site = if site.is_empty() { "the job" } else { site };
+            Err(EngineError::Strict { site: site.to_owned(), what: note.what.clone() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Calibration rows, when a method needs them.
+fn rows(job: &Job<'_>, plan: &Plan) -> Result<Option<Rows>, EngineError> {
+    let Some(wanted) = &plan.calibration else { return Ok(None) };
+    job.progress.begin("reading calibration text", 0);
+    let rows = calibration::rows(&job.fs, job.source, wanted, plan.spec.context, job.seed)?;
+    job.progress.end();
+    for note in &rows.notes {
+        announce(job, "calibration", note)?;
+    }
+    Ok(Some(rows))
+}
+
+/// Everything that the written bytes depend on.
+fn identity(job: &Job<'_>, plan: &Plan, rows: Option<&Rows>) -> Result<Value, EngineError> {
+    let total = plan.source_bytes >> 20;
+    job.progress.begin("hashing the source (MB)", total);
+    let (mut done, mut told) = (0_u64, 0);
+    let hashes = job.source.hash_files(&mut |bytes| {
+        done += bytes;
+        if done >> 20 != told {
+            told = done >> 20;
+            job.progress.advance(told, "");
+        }
+    })?;
+    job.progress.end();
+    let inputs: Vec<Value> = hashes
+        .iter()
+        .map(|file| json!({ "name": file.name, "bytes": file.bytes, "sha256": file.sha256 }))
+        .collect();
+    Ok(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "inputs": inputs,
+        "recipe": job.recipe.to_json(),
+        "calibration_tokens": rows.map(Rows::sha256),
+        "seed": job.seed,
+        "shard_bytes": job.shard_bytes,
+        "base_model": job.base_model,
+        "instructions": instructions(plan, rows),
+    }))
+}
+
+/// The level of vector instructions, where the written bytes depend on it: products of rounded
+/// factors are summed in another order on each.
+fn instructions(plan: &Plan, rows: Option<&Rows>) -> Value {
+    match (rows, &plan.calibration) {
+        (Some(_), Some(_)) => json!(format!("{:?}", Isa::detect()).to_lowercase()),
+        _ => Value::Null,
+    }
+}
+
+/// The manifest of a finished result of the same job; another thing under the name is refused.
+fn already_complete(job: &Job<'_>, identity: &Value) -> Result<Option<Manifest>, EngineError> {
+    if job.fs.metadata(job.output).is_err_and(|error| error.is_not_found()) {
+        return Ok(None);
+    }
+    let exists = |what: &str| {
+        let path = job.output.display();
+        EngineError::Refused(format!("{path} exists {what}; remove it or choose another -o"))
+    };
+    let Ok(manifest) = Manifest::read(&*job.fs, job.output) else {
+        return Err(exists("and is not a result of this program"));
+    };
+    match manifest.identity == *identity {
+        true => Ok(Some(manifest)),
+        false => Err(exists(&format!("and is of another job: {}", difference(&manifest.identity, identity)))),
+    }
+}
+
+/// Which fields of two identities differ.
+fn difference(have: &Value, want: &Value) -> String {
+    let keys = want.as_object().into_iter().flat_map(|fields| fields.keys());
+    let different: Vec<&str> =
+        keys.filter(|key| have.get(*key) != want.get(*key)).map(String::as_str).collect();
+    format!("its {} differ", different.join(" and "))
+}
+
+/// There must be room for everything that will be written, and 5 % more.
+fn check_disk(job: &Job<'_>, plan: &Plan) -> Result<(), EngineError> {
+    let need = plan.disk_bytes() + plan.disk_bytes() / 20;
+    let folder = work::parent(job.output);
+    let free = job.fs.free_space(&folder)?;
+    if free < need {
+        let what = format!(
+            "{} has {} MB free and the job needs {} MB; free some, or choose another -o",
+            folder.display(),
+            free >> 20,
+            need >> 20
+        );
+        return Err(EngineError::Refused(what));
+    }
+    Ok(())
+}
+
+fn run_blocks(
+    job: &Job<'_>,
+    plan: &Plan,
+    rows: Option<&Rows>,
+    work: &mut Work,
+) -> Result<(), EngineError> {
+    let stages = stages(plan);
+    let first = work.committed();
+    if first == stages.len() {
+        return Ok(());
+    }
+    let precision = match &plan.calibration {
+        Some(calibration) => calibration.precision.into(),
+        None => Precision::F32,
+    };
+    let executor = Executor::new(Fused { precision });
+    let seq_len = rows.map_or(1, |rows| rows.seq_len);
+    let runner = BlockRunner { job, plan, executor: &executor, seq_len };
+    job.progress.begin("compressing", stages.len() as u64);
+    let mut activations = match rows {
+        Some(rows) => Some(runner.restore(rows, &stages[..first], work)?),
+        None => None,
+    };
+    for (index, stage) in stages.iter().enumerate().skip(first) {
+        job.check_stop(index)?;
+        job.progress.advance(index as u64, &stage.name(plan));
+        let last = index + 1 == stages.len();
+        let done = runner.compress(*stage, activations.as_mut(), last, index, work)?;
+        for (site, note) in done.notes() {
+            announce(job, site, note)?;
+        }
+        work.commit(index, &done)?;
+        if let Some(activations) = activations.as_mut().filter(|_| !last) {
+            work.keep(activations, index + 1)?;
+        }
+        job.progress.advance(index as u64 + 1, &stage.name(plan));
+    }
+    job.progress.end();
+    Ok(())
+}
+
+/// A part of the model that is committed as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Block(usize),
+    Head,
+}
+
+impl Stage {
+    fn name(self, plan: &Plan) -> String {
+        match self {
+            Self::Block(block) => format!("block {} of {}", block + 1, plan.spec.blocks.len()),
+            Self::Head => "head".to_owned(),
+        }
+    }
+
+    fn block(self) -> Option<usize> {
+        match self {
+            Self::Block(block) => Some(block),
+            Self::Head => None,
+        }
+    }
+}
+
+/// The blocks up to the last with a site, and the head where it has one.
+fn stages(plan: &Plan) -> Vec<Stage> {
+    let last = plan.sites.iter().filter_map(|site| site.block).max();
+    let head = plan.sites_in(None).next().is_some();
+    let blocks = if head { plan.spec.blocks.len() } else { last.map_or(0, |last| last + 1) };
+    let stages = (0..blocks).map(Stage::Block);
+    stages.chain(head.then_some(Stage::Head)).collect()
+}

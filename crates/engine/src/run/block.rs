@@ -1,0 +1,345 @@
+//! One block: gather its statistics, encode its sites, move the activations past it.
+
+use super::activations::{Activations, Writer};
+use super::work::Work;
+use super::{Job, Stage};
+use crate::EngineError;
+use crate::calibration::Rows;
+use crate::manifest::SiteRecord;
+use crate::plan::{ActivationsIn, CHUNK_TOKENS, Plan, SitePlan};
+use lapidary_formats::FormatError;
+use lapidary_kernels::gram::Gram;
+use lapidary_kernels::matrix::{PackedMatrix, Precision};
+use lapidary_methods::{Encoded, Needs, Note, Site, Statistics};
+use lapidary_model::{Batch, Executor, Fused, Graph, GraphWeights};
+use lapidary_store::TensorSpec;
+use lapidary_weight::{Tensors, Weight};
+use std::collections::BTreeMap;
+
+/// Runs the stages of a job.
+pub(super) struct BlockRunner<'a> {
+    pub(super) job: &'a Job<'a>,
+    pub(super) plan: &'a Plan,
+    pub(super) executor: &'a Executor,
+    /// Tokens of a calibration row.
+    pub(super) seq_len: usize,
+}
+
+/// A stage that is encoded and not yet committed.
+pub(super) struct Done {
+    /// Tensors in the output's format, with their bytes.
+    pub(super) tensors: Vec<(TensorSpec, Vec<u8>)>,
+    /// What happened to each site.
+    pub(super) sites: Vec<SiteRecord>,
+}
+
+impl Done {
+    pub(super) fn notes<'a>(&'a self) -> impl Iterator<Item = (&'a str, &'a Note)> {
+        let of_site = |site: &'a SiteRecord| site.notes.iter().map(|note| (site.name.as_str(), note));
+        self.sites.iter().flat_map(of_site)
+    }
+}
+
+impl BlockRunner<'_> {
+    /// The activations before the first stage that is not committed: read back when an earlier run
+    /// kept them, else computed through the committed stages.
+    pub(super) fn restore(
+        &self,
+        rows: &Rows,
+        committed: &[Stage],
+        work: &mut Work,
+    ) -> Result<Activations, EngineError> {
+        let width = self.plan.spec.hidden_size;
+        let kept = work.kept_activations(committed.len());
+        let (mut activations, from) = match kept {
+            Some((path, stage)) => {
+                let stored = Activations::on_disk(&self.job.fs, &path, width, rows.tokens.len())?;
+                (self.load(stored)?, stage)
+            }
+            None => (self.embed(rows, work)?, 0),
+        };
+        for (index, stage) in committed.iter().enumerate().skip(from) {
+            self.job.check_stop(committed.len())?;
+            self.job.progress.advance(index as u64, &format!("replaying {}", stage.name(self.plan)));
+            let (graph, mut weights) = self.load_stage(*stage)?;
+            for site in self.plan.sites_in(stage.block()) {
+                let weight = work.read_site(index, site, self.plan)?;
+                weights.replace(&site.linear, &weight.decode(), self.executor.backend())?;
+            }
+            self.advance(graph, &weights, &mut activations, work, index)?;
+        }
+        Ok(activations)
+    }
+
+    /// Values of a file, where the plan wants them.
+    fn load(&self, stored: Activations) -> Result<Activations, EngineError> {
+        match self.plan.memory.activations_in {
+            ActivationsIn::Disk => Ok(stored),
+            ActivationsIn::Memory => {
+                Ok(Activations::in_memory(stored.read(0, stored.tokens)?, stored.width))
+            }
+        }
+    }
+
+    /// The residual stream before the first block.
+    fn embed(&self, rows: &Rows, work: &Work) -> Result<Activations, EngineError> {
+        let width = self.plan.spec.hidden_size;
+        let per_chunk = chunk_rows(rows.seq_len);
+        let chunks = rows.tokens.chunks(per_chunk * rows.seq_len);
+        let embed = |tokens: &[u32]| {
+            let batch = Batch { rows: tokens.len() / rows.seq_len, seq_len: rows.seq_len };
+            self.executor.embed(&self.plan.spec, self.job.source, batch, tokens)
+        };
+        match self.plan.memory.activations_in {
+            ActivationsIn::Memory => {
+                let mut values = Vec::with_capacity(rows.tokens.len() * width);
+                for tokens in chunks {
+                    values.extend(embed(tokens)?);
+                }
+                Ok(Activations::in_memory(values, width))
+            }
+            ActivationsIn::Disk => {
+                let path = work.activations_path(0);
+                let mut writer = Writer::create(&self.job.fs, &path)?;
+                for tokens in chunks {
+                    writer.append(&embed(tokens)?)?;
+                }
+                writer.finish()?;
+                Activations::on_disk(&self.job.fs, &path, width, rows.tokens.len())
+            }
+        }
+    }
+
+    fn load_stage(&self, stage: Stage) -> Result<(&Graph, GraphWeights), EngineError> {
+        let missing = || EngineError::Internal("a stage without a graph".to_owned());
+        let graph = match stage {
+            Stage::Block(block) => self.plan.spec.blocks.get(block),
+            Stage::Head => self.plan.spec.head.as_ref(),
+        };
+        let graph = graph.ok_or_else(missing)?;
+        let weights = GraphWeights::load(graph, self.job.source, self.executor.backend())?;
+        Ok((graph, weights))
+    }
+
+    /// Encodes the sites of a stage and moves the activations past it, unless it is the last.
+    pub(super) fn compress(
+        &self,
+        stage: Stage,
+        activations: Option<&mut Activations>,
+        last: bool,
+        index: usize,
+        work: &Work,
+    ) -> Result<Done, EngineError> {
+        let Some(activations) = activations else {
+            return Ok(self.encode(stage, &BTreeMap::new())?.0);
+        };
+        let (graph, mut weights) = self.load_stage(stage)?;
+        let statistics = self.observe(graph, &weights, activations, stage, index)?;
+        let (done, stored) = self.encode(stage, &statistics)?;
+        if !last {
+            for (site, weight) in self.plan.sites_in(stage.block()).zip(&stored) {
+                weights.replace(&site.linear, &weight.decode(), self.executor.backend())?;
+            }
+            drop((statistics, stored));
+            self.advance(graph, &weights, activations, work, index)?;
+        }
+        Ok(done)
+    }
+
+    /// Gathers the statistics that the methods of a stage's sites ask for, by module.
+    fn observe(
+        &self,
+        graph: &Graph,
+        weights: &GraphWeights,
+        activations: &Activations,
+        stage: Stage,
+        index: usize,
+    ) -> Result<BTreeMap<String, Statistics>, EngineError> {
+        let wanted: Vec<&SitePlan> = self
+            .plan
+            .sites_in(stage.block())
+            .filter(|site| site.method.needs() != Needs::default())
+            .collect();
+        let precision = self.executor.backend().precision;
+        // One Gram matrix for all linears that share an input, under the name of the first.
+        let mut grams: BTreeMap<String, Gram> = BTreeMap::new();
+        if wanted.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        for (start, batch) in self.chunks(activations) {
+            self.job.check_stop(index)?;
+            let input = activations.read(start, batch.tokens())?;
+            self.executor.observe(graph, weights, batch, input, &mut |tap| {
+                let linears = &tap.group.linears;
+                let is_wanted = |site: &&SitePlan| linears.iter().any(|l| l.module == site.linear.module);
+                if wanted.iter().any(is_wanted) {
+                    let columns = linears[0].in_features;
+                    let gram = grams
+                        .entry(linears[0].module.clone())
+                        .or_insert_with(|| Gram::new(columns, precision));
+                    gram.accumulate(tap.input, batch.tokens());
+                }
+                Ok(())
+            })?;
+        }
+        let mut by_module = BTreeMap::new();
+        for group in graph.shared_inputs() {
+            let Some(gram) = grams.remove(&group.linears[0].module) else { continue };
+            let tokens = gram.rows() as u64;
+            let statistics = Statistics { gram: gram.finish(), tokens };
+            if !statistics.gram.iter().all(|value| value.is_finite()) {
+                let what = format!("the inputs of {} are not finite", group.linears[0].module);
+                return Err(EngineError::NotFinite { block: index, what });
+            }
+            by_module.insert(group.linears[0].module.clone(), statistics);
+        }
+        Ok(by_module)
+    }
+
+    /// Encodes each site and reads back what was stored: later blocks see that, not what the method
+    /// had before it was stored.
+    fn encode(
+        &self,
+        stage: Stage,
+        statistics: &BTreeMap<String, Statistics>,
+    ) -> Result<(Done, Vec<Weight>), EngineError> {
+        let graph = match stage {
+            Stage::Block(block) => self.plan.spec.blocks.get(block),
+            Stage::Head => self.plan.spec.head.as_ref(),
+        };
+        let groups = graph.map(Graph::shared_inputs).unwrap_or_default();
+        let mut done = Done { tensors: vec![], sites: vec![] };
+        let mut stored = vec![];
+        for site in self.plan.sites_in(stage.block()) {
+            let group = groups.iter().find(|g| g.linears.iter().any(|l| l.module == site.linear.module));
+            let statistics = group.and_then(|group| statistics.get(&group.linears[0].module));
+            let (record, tensors, weight) = self.encode_site(site, statistics)?;
+            done.sites.push(record);
+            done.tensors.extend(tensors);
+            stored.push(weight);
+        }
+        Ok((done, stored))
+    }
+
+    fn encode_site(
+        &self,
+        site: &SitePlan,
+        statistics: Option<&Statistics>,
+    ) -> Result<(SiteRecord, Vec<(TensorSpec, Vec<u8>)>, Weight), EngineError> {
+        let (plan, linear) = (self.plan, &site.linear);
+        let weight = self.job.source.read(&linear.weight).map_err(lapidary_model::ModelError::from)?;
+        let view = Site {
+            name: &linear.module,
+            rows: linear.out_features,
+            cols: linear.in_features,
+            weight: &weight,
+            statistics,
+            scale_type: plan.format.scale_type(plan.float_type),
+        };
+        let Encoded { weight: encoded, notes } = site.method.encode(&view)?;
+        if encoded.outline() != site.outline {
+            let what = format!("{} is not what {} promised", encoded.outline().describe(), site.method_id);
+            return Err(EngineError::Internal(format!("{}: {what}", linear.module)));
+        }
+        let specs = plan.format.tensors(&linear.module, &site.outline, plan.float_type);
+        let bytes = plan.format.encode(&encoded, plan.float_type)?;
+        let tensors: Vec<(TensorSpec, Vec<u8>)> = specs.into_iter().zip(bytes).collect();
+        let stored = read_back(site, plan, &tensors)?;
+        let record = record(site, &weight, &stored, statistics, notes);
+        Ok((record, tensors, stored))
+    }
+
+    /// Moves the activations past a stage.
+    fn advance(
+        &self,
+        graph: &Graph,
+        weights: &GraphWeights,
+        activations: &mut Activations,
+        work: &Work,
+        index: usize,
+    ) -> Result<(), EngineError> {
+        activations.begin(&work.activations_path(index + 1))?;
+        for (start, batch) in self.chunks(activations) {
+            self.job.check_stop(index)?;
+            let input = activations.read(start, batch.tokens())?;
+            let output = self.executor.run(graph, weights, batch, input, None)?;
+            if let Some(at) = output.iter().position(|value| !value.is_finite()) {
+                let row = start / self.seq_len + at / (self.plan.spec.hidden_size * batch.seq_len);
+                let what = format!("row {row} of the calibration text is not finite");
+                return Err(EngineError::NotFinite { block: index, what });
+            }
+            activations.write(start, &output)?;
+        }
+        activations.finish()
+    }
+
+    /// First token and batch of each chunk.
+    fn chunks(&self, activations: &Activations) -> Vec<(usize, Batch)> {
+        let rows = activations.tokens / self.seq_len.max(1);
+        let per_chunk = chunk_rows(self.seq_len);
+        let batch = |row| Batch { rows: per_chunk.min(rows - row), seq_len: self.seq_len };
+        (0..rows).step_by(per_chunk).map(|row| (row * self.seq_len, batch(row))).collect()
+    }
+}
+
+/// Rows that go through a block together.
+fn chunk_rows(seq_len: usize) -> usize {
+    (CHUNK_TOKENS / seq_len.max(1)).max(1)
+}
+
+/// The weight as the written tensors hold it.
+fn read_back(
+    site: &SitePlan,
+    plan: &Plan,
+    tensors: &[(TensorSpec, Vec<u8>)],
+) -> Result<Weight, EngineError> {
+    let read = |name: &str| match tensors.iter().find(|(spec, _)| spec.name == name) {
+        Some((_, bytes)) => Ok(bytes.clone()),
+        None => Err(FormatError::Malformed { place: name.to_owned(), what: "is missing".to_owned() }),
+    };
+    Ok(plan.format.decode(&site.linear.module, &site.outline, plan.float_type, &read)?)
+}
+
+/// The errors of a layer, and what happened to it.
+fn record(
+    site: &SitePlan,
+    weight: &[f32],
+    stored: &Weight,
+    statistics: Option<&Statistics>,
+    notes: Vec<Note>,
+) -> SiteRecord {
+    let mut difference = stored.decode();
+    difference.iter_mut().zip(weight).for_each(|(stored, weight)| *stored -= weight);
+    let relative = |error: f64, whole: f64| if whole > 0.0 { error / whole } else { 0.0 };
+    let output_error = statistics.map(|statistics| {
+        let cols = site.linear.in_features;
+        let gram = PackedMatrix::new(&statistics.gram, cols, cols, Precision::F32);
+        relative(energy(&difference, &gram), energy(weight, &gram))
+    });
+    SiteRecord {
+        name: site.linear.module.clone(),
+        method: site.method_id.to_owned(),
+        outline: site.outline.clone(),
+        weight_error: relative(squares(&difference), squares(weight)),
+        output_error,
+        notes,
+    }
+}
+
+fn squares(values: &[f32]) -> f64 {
+    values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum()
+}
+
+/// `tr(M H Mᵀ)`, some rows of `M` at a time.
+fn energy(matrix: &[f32], gram: &PackedMatrix) -> f64 {
+    let cols = gram.in_features().max(1);
+    let mut sum = 0.0;
+    let mut product = vec![];
+    for rows in matrix.chunks(256 * cols) {
+        product.clear();
+        product.resize(rows.len(), 0.0);
+        gram.multiply(rows, rows.len() / cols, None, &mut product);
+        sum += rows.iter().zip(&product).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    }
+    sum
+}

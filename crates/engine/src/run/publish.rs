@@ -1,0 +1,190 @@
+//! The result: shards, configuration, the source's other files, model card and manifest, checked
+//! against what was committed and given its name by one rename.
+
+use super::work::Work;
+use super::{Job, Stage, stages};
+use crate::calibration::Rows;
+use crate::manifest::{
+    Bytes, CalibrationRecord, FILE_NAME, JobNote, Manifest, TensorLists, hash_folder,
+};
+use crate::plan::Plan;
+use crate::recipe::BUILTIN_TEXT;
+use crate::{EngineError, card};
+use lapidary_formats::{Layout, Source};
+use lapidary_store::atomic::{publish_dir, write};
+use lapidary_store::safetensors::ShardedWriter;
+use lapidary_store::Checkpoint;
+use serde_json::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Name under which a model card of the source is kept.
+const SOURCE_CARD: &str = "README.source.md";
+
+pub(super) fn publish(
+    job: &Job<'_>,
+    plan: &Plan,
+    rows: Option<&Rows>,
+    identity: &Value,
+    work: Work,
+) -> Result<Manifest, EngineError> {
+    let staging = work.staging();
+    if job.fs.metadata(&staging).is_ok() {
+        job.fs.remove_dir_all(&staging)?;
+    }
+    job.fs.create_dir_all(&staging)?;
+    let shards = write_tensors(job, plan, &work, &staging)?;
+    write_files(job, &staging)?;
+    write_config(job, plan, &staging)?;
+    let mut manifest = manifest(job, plan, rows, identity, &work, shards);
+    write(&job.fs, &staging.join("README.md"), card::card(job, plan, &manifest).as_bytes())?;
+    manifest.files = hash_folder(&*job.fs, &staging)?;
+    write(&job.fs, &staging.join(FILE_NAME), &manifest.to_bytes()?)?;
+    check(job, plan, &work, &staging)?;
+    publish_dir(&*job.fs, &staging, job.output)?;
+    work.remove()?;
+    Ok(manifest)
+}
+
+/// Streams every tensor into the shards; returns the bytes of the weight files.
+fn write_tensors(
+    job: &Job<'_>,
+    plan: &Plan,
+    work: &Work,
+    staging: &Path,
+) -> Result<u64, EngineError> {
+    let mut stage_of: HashMap<String, usize> = HashMap::new();
+    for (index, stage) in stages(plan).into_iter().enumerate() {
+        for site in plan.sites_in(stage.block()) {
+            let tensors = plan.format.tensors(&site.linear.module, &site.outline, plan.float_type);
+            stage_of.extend(tensors.into_iter().map(|tensor| (tensor.name, index)));
+        }
+    }
+    let mut writer = ShardedWriter::create(
+        &job.fs,
+        staging,
+        &plan.tensors,
+        job.shard_bytes,
+        &BTreeMap::new(),
+    )?;
+    let order: Vec<String> = writer.plan().order().map(|tensor| tensor.name.clone()).collect();
+    job.progress.begin("writing", order.len() as u64);
+    let mut open: Option<(usize, Checkpoint)> = None;
+    for (done, name) in order.into_iter().enumerate() {
+        let Some(stage) = stage_of.get(&name) else {
+            writer.append(&name, &job.source.raw(&name)?.bytes)?;
+            continue;
+        };
+        if open.as_ref().is_none_or(|(index, _)| index != stage) {
+            open = Some((*stage, work.open_stage(*stage)?));
+        }
+        if let Some((_, file)) = &open {
+            writer.append(&name, &file.read(file.require(&name)?)?)?;
+        }
+        job.progress.advance(done as u64 + 1, &name);
+    }
+    let index = writer.finish()?;
+    job.progress.end();
+    Ok(index.shards.iter().map(|shard| shard.bytes).sum())
+}
+
+/// Copies every file that goes with the weights, byte for byte.
+fn write_files(job: &Job<'_>, staging: &Path) -> Result<(), EngineError> {
+    for file in job.source.files() {
+        let name = match file.name.as_str() {
+            "README.md" => SOURCE_CARD,
+            FILE_NAME | SOURCE_CARD => continue,
+            name => name,
+        };
+        let path = staging.join(name);
+        if let Some(folder) = path.parent() {
+            job.fs.create_dir_all(folder)?;
+        }
+        write(&job.fs, &path, &job.source.read_file(&file.name)?)?;
+    }
+    Ok(())
+}
+
+/// `config.json` of the source with what the format needs in it.
+fn write_config(job: &Job<'_>, plan: &Plan, staging: &Path) -> Result<(), EngineError> {
+    let mut config = job.source.config().clone();
+    let compressed: Vec<_> =
+        plan.sites.iter().map(|site| (site.linear.module.clone(), site.outline.clone())).collect();
+    let layout = Layout { compressed: &compressed, plain: &plan.plain };
+    if let Some(fields) = config.as_object_mut() {
+        fields.shift_remove("quantization_config");
+        if let Some(quantization) = plan.format.config(&layout) {
+            fields.insert("quantization_config".to_owned(), quantization);
+        }
+    }
+    let mut bytes = serde_json::to_vec_pretty(&config)
+        .map_err(|error| EngineError::Internal(error.to_string()))?;
+    bytes.push(b'\n');
+    Ok(write(&job.fs, &staging.join("config.json"), &bytes)?)
+}
+
+fn manifest(
+    job: &Job<'_>,
+    plan: &Plan,
+    rows: Option<&Rows>,
+    identity: &Value,
+    work: &Work,
+    result_bytes: u64,
+) -> Manifest {
+    let calibration = rows.zip(plan.calibration.as_ref()).map(|(rows, wanted)| CalibrationRecord {
+        text: if wanted.text == BUILTIN_TEXT { BUILTIN_TEXT } else { "file" }.to_owned(),
+        rows: rows.count(),
+        seq_len: rows.seq_len,
+        precision: format!("{:?}", wanted.precision).to_lowercase(),
+    });
+    let job_note = |(site, note): &(String, lapidary_methods::Note)| JobNote {
+        site: site.clone(),
+        note: note.clone(),
+    };
+    let mut notes: Vec<JobNote> = plan.notes.iter().map(job_note).collect();
+    let of_rows = rows.into_iter().flat_map(|rows| &rows.notes);
+    notes.extend(of_rows.map(|note| JobNote { site: String::new(), note: note.clone() }));
+    let compressed = plan.sites.iter().map(|site| site.linear.weight.clone()).collect();
+    let skipped = job.source.skipped_files().map(|(name, why)| (format!("file {name}"), why.to_owned()));
+    let dropped = plan.dropped.iter().cloned().chain(skipped).collect();
+    Manifest {
+        identity: identity.clone(),
+        format: plan.format.id().to_owned(),
+        bits_per_weight: plan.bits_per_weight(),
+        bytes: Bytes { source: plan.source_bytes, result: result_bytes },
+        calibration,
+        sites: work.site_records(),
+        notes,
+        tensors: TensorLists { compressed, copied: plan.copied.clone(), dropped },
+        files: vec![],
+    }
+}
+
+/// Opens the folder as any reader would and compares it with what was committed and copied.
+fn check(job: &Job<'_>, plan: &Plan, work: &Work, staging: &Path) -> Result<(), EngineError> {
+    let written = Source::open(Arc::clone(&job.fs), staging)?;
+    let differs = |name: &str| EngineError::Verification {
+        path: staging.to_owned(),
+        what: format!("{name} does not read back as it was committed"),
+    };
+    for (index, stage) in stages(plan).into_iter().enumerate() {
+        for site in plan.sites_in(stage.block()) {
+            let committed = work.read_site(index, site, plan)?;
+            let weight = written.weight(&site.linear.weight)?;
+            // A plain folder has no terms; its values must agree.
+            if weight != committed && weight.decode() != committed.decode() {
+                return Err(differs(&site.linear.module));
+            }
+        }
+    }
+    for name in &plan.copied {
+        if written.raw(name)? != job.source.raw(name)? {
+            return Err(differs(name));
+        }
+    }
+    match written.tensors().len() == plan.sites.len() + plan.copied.len() {
+        true => Ok(()),
+        false => Err(differs("the list of tensors")),
+    }
+}

@@ -1,0 +1,163 @@
+//! Perplexity of a language model, and its divergence from a reference on the same predictions.
+
+use crate::EvalError;
+use crate::protocol::{Protocol, Segment};
+use crate::runner::Runner;
+use crate::score::Sums;
+use lapidary_formats::Source;
+use lapidary_model::{Precision, Spec};
+use lapidary_store::Tokenizer;
+use std::sync::atomic::AtomicBool;
+
+/// Tokens that go through the blocks together.
+const GROUP_TOKENS: usize = 16_384;
+
+/// Predictions whose logits are in memory at once.
+const LOGIT_ROWS: usize = 256;
+
+/// What to evaluate, and how.
+pub struct Evaluation<'a> {
+    /// The model.
+    pub model: (&'a Source, &'a Spec),
+    /// What it is compared with.
+    pub reference: Option<(&'a Source, &'a Spec)>,
+    /// Tokens of both.
+    pub tokenizer: &'a Tokenizer,
+    /// The text.
+    pub text: &'a str,
+    /// How it is cut and scored.
+    pub protocol: Protocol,
+    /// At most this many windows, chunks or pages.
+    pub limit: Option<usize>,
+    /// Longest segment, where it is to be shorter than the protocol's.
+    pub context: Option<usize>,
+    /// Rounding of factors in matrix products.
+    pub precision: Precision,
+    /// Set from outside to stop.
+    pub stop: &'a AtomicBool,
+}
+
+/// Figures of one evaluation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// Tokens of a full segment.
+    pub length: usize,
+    /// Segments.
+    pub windows: usize,
+    /// The model's figures.
+    pub scored: Scored,
+    /// The reference's perplexity and what lies between the two.
+    pub against: Option<Against>,
+}
+
+/// Figures of one model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scored {
+    /// Predictions.
+    pub tokens: u64,
+    /// `exp` of the mean negative log-likelihood of a token.
+    pub perplexity: f64,
+    /// `exp` of the negative log-likelihood of a word, and of a byte, in the protocol that counts
+    /// them.
+    pub word_perplexity: Option<f64>,
+    /// The same of a byte.
+    pub byte_perplexity: Option<f64>,
+}
+
+/// Figures of a model against a reference.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Against {
+    /// The reference's perplexity.
+    pub reference_perplexity: f64,
+    /// Mean `KL(reference ‖ model)` of a prediction, in nats.
+    pub kl_divergence: f64,
+    /// Share of predictions whose most likely token is the same.
+    pub top1_agreement: f64,
+}
+
+/// Evaluates; `progress` is told windows done and windows in all.
+///
+/// # Errors
+/// When the text is too short, the vocabularies differ, or a model cannot be run.
+pub fn evaluate(
+    evaluation: &Evaluation<'_>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Report, EvalError> {
+    let (source, spec) = evaluation.model;
+    if spec.head.is_none() || !spec.causal {
+        let what = "perplexity is of models that predict the next token; give an encoder a --reference";
+        return Err(EvalError::Unusable(what.to_owned()));
+    }
+    let context = evaluation.context.map_or(spec.context, |asked| asked.min(spec.context));
+    let cut = evaluation.protocol.cut(evaluation.text, evaluation.tokenizer, context, evaluation.limit)?;
+    let runner = |(source, spec)| Runner::new(source, spec, evaluation.precision, evaluation.stop);
+    let model = runner((source, spec))?;
+    let reference = evaluation.reference.map(runner).transpose()?;
+    if reference.as_ref().is_some_and(|reference| reference.spec.vocab_size != spec.vocab_size) {
+        let what = "the model and its reference have vocabularies of different sizes";
+        return Err(EvalError::Unusable(what.to_owned()));
+    }
+    let mut sums = Sums::default();
+    let mut done = 0;
+    for group in groups(&cut.segments) {
+        score_group(&model, reference.as_ref(), group, &mut sums)?;
+        done += group.len();
+        if !sums.nll.is_finite() {
+            return Err(EvalError::NotFinite { window: done });
+        }
+        progress(done, cut.segments.len());
+    }
+    let mean = |sum: f64| sum / sums.predictions.max(1) as f64;
+    let per = |count: u64| (count > 0).then(|| (sums.nll / count as f64).exp());
+    Ok(Report {
+        protocol: evaluation.protocol,
+        length: evaluation.protocol.length(context),
+        windows: cut.segments.len(),
+        scored: Scored {
+            tokens: sums.predictions,
+            perplexity: mean(sums.nll).exp(),
+            word_perplexity: per(cut.words),
+            byte_perplexity: per(cut.octets),
+        },
+        against: reference.map(|_| Against {
+            reference_perplexity: mean(sums.reference_nll).exp(),
+            kl_divergence: mean(sums.kl),
+            top1_agreement: mean(sums.same_top as f64),
+        }),
+    })
+}
+
+/// Runs of segments that go through the blocks together.
+fn groups(segments: &[Segment]) -> impl Iterator<Item = &[Segment]> {
+    let longest = segments.iter().map(|segment| segment.tokens.len()).max().unwrap_or(1);
+    segments.chunks((GROUP_TOKENS / longest.max(1)).max(1))
+}
+
+fn score_group(
+    model: &Runner<'_>,
+    reference: Option<&Runner<'_>>,
+    segments: &[Segment],
+    sums: &mut Sums,
+) -> Result<(), EvalError> {
+    let rows: Vec<&[u32]> = segments.iter().map(|segment| segment.tokens.as_slice()).collect();
+    let states = model.hidden(&rows)?;
+    let wanted = reference.map(|reference| reference.hidden(&rows)).transpose()?;
+    for (index, segment) in segments.iter().enumerate() {
+        for (chunk, targets) in segment.targets.chunks(LOGIT_ROWS).enumerate() {
+            let first = segment.first + chunk * LOGIT_ROWS;
+            let part = |runner: &Runner<'_>, states: &[Vec<f32>]| {
+                let width = runner.spec.hidden_size;
+                runner.logits(&states[index][first * width..(first + targets.len()) * width])
+            };
+            let candidate = part(model, &states)?;
+            let compared = match (reference, &wanted) {
+                (Some(reference), Some(states)) => Some(part(reference, states)?),
+                _ => None,
+            };
+            sums.add(&candidate, compared.as_deref(), targets);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,195 @@
+//! Kernels on plain slices: the arithmetic of calibration and evaluation on a CPU.
+
+use super::{Backend, Batch, Operand, RotaryTables};
+use crate::spec::{Activation, AttentionOp, LinearOp, RopeOp};
+use crate::{ModelError, Precision};
+use lapidary_kernels::attention::{AttentionShape, attention};
+use lapidary_kernels::matrix::PackedMatrix;
+use lapidary_kernels::norm;
+use lapidary_kernels::rope::{Pairing, Rotation};
+
+/// Fused kernels; matrix products round their factors to a precision and sum in `f32`.
+#[derive(Debug, Clone, Copy)]
+pub struct Fused {
+    /// How the factors of matrix products are rounded.
+    pub precision: Precision,
+}
+
+/// A weight packed for multiplication.
+#[derive(Debug)]
+pub struct PackedLinear {
+    packed: PackedMatrix,
+    bias: Option<Vec<f32>>,
+}
+
+impl PackedLinear {
+    /// Memory held, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.packed.bytes() + self.bias.as_ref().map_or(0, |bias| 4 * bias.len())
+    }
+}
+
+impl Fused {
+    fn pack(self, linear: &LinearOp, matrix: &[f32]) -> Result<PackedMatrix, ModelError> {
+        let need = linear.out_features * linear.in_features;
+        if matrix.len() != need {
+            let what = format!("{} has {} values, not {need}", linear.module, matrix.len());
+            return Err(ModelError::Graph(what));
+        }
+        Ok(PackedMatrix::new(matrix, linear.out_features, linear.in_features, self.precision))
+    }
+}
+
+impl Backend for Fused {
+    type Value = Vec<f32>;
+    type Linear = PackedLinear;
+    type Vector = Vec<f32>;
+
+    fn value(&self, values: Vec<f32>, _width: usize) -> Result<Vec<f32>, ModelError> {
+        Ok(values)
+    }
+
+    fn numbers(&self, value: Vec<f32>) -> Result<Vec<f32>, ModelError> {
+        Ok(value)
+    }
+
+    fn prepare(
+        &self,
+        linear: &LinearOp,
+        matrix: &[f32],
+        bias: Option<Vec<f32>>,
+    ) -> Result<PackedLinear, ModelError> {
+        Ok(PackedLinear { packed: self.pack(linear, matrix)?, bias })
+    }
+
+    fn replace(
+        &self,
+        linear: &LinearOp,
+        matrix: &[f32],
+        prepared: &mut PackedLinear,
+    ) -> Result<(), ModelError> {
+        prepared.packed = self.pack(linear, matrix)?;
+        Ok(())
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>, ModelError> {
+        Ok(values)
+    }
+
+    fn linear(
+        &self,
+        x: Operand<'_, Vec<f32>>,
+        linear: &PackedLinear,
+    ) -> Result<Vec<f32>, ModelError> {
+        let (x, packed) = (x.as_ref(), &linear.packed);
+        let tokens = x.len() / packed.in_features().max(1);
+        let mut y = vec![0.0; tokens * packed.out_features()];
+        packed.multiply(x, tokens, linear.bias.as_deref(), &mut y);
+        Ok(y)
+    }
+
+    fn rms_norm(
+        &self,
+        x: Operand<'_, Vec<f32>>,
+        gain: &Vec<f32>,
+        _width: usize,
+        eps: f32,
+    ) -> Result<Vec<f32>, ModelError> {
+        match x {
+            Operand::Last(mut x) => {
+                norm::rms_norm_in_place(&mut x, gain, eps);
+                Ok(x)
+            }
+            Operand::Shared(x) => {
+                let mut y = vec![0.0; x.len()];
+                norm::rms_norm(x, gain, eps, &mut y);
+                Ok(y)
+            }
+        }
+    }
+
+    fn layer_norm(
+        &self,
+        x: Operand<'_, Vec<f32>>,
+        gain: &Vec<f32>,
+        bias: &Vec<f32>,
+        eps: f32,
+    ) -> Result<Vec<f32>, ModelError> {
+        let mut y = vec![0.0; x.as_ref().len()];
+        norm::layer_norm(x.as_ref(), gain, Some(bias), eps, &mut y);
+        Ok(y)
+    }
+
+    fn rope(
+        &self,
+        x: Operand<'_, Vec<f32>>,
+        rope: &RopeOp,
+        batch: Batch,
+        tables: &RotaryTables,
+    ) -> Result<Vec<f32>, ModelError> {
+        let mut x = x.into_owned();
+        let rotation = Rotation {
+            cos: &tables.cos,
+            sin: &tables.sin,
+            rotary: rope.head_dim,
+            pairing: Pairing::Halves,
+        };
+        rotation.apply(&mut x, batch.seq_len, rope.heads, rope.head_dim);
+        Ok(x)
+    }
+
+    fn attention(
+        &self,
+        [q, k, v]: [Operand<'_, Vec<f32>>; 3],
+        op: &AttentionOp,
+        batch: Batch,
+    ) -> Result<Vec<f32>, ModelError> {
+        let shape = AttentionShape {
+            batch: batch.rows,
+            seq: batch.seq_len,
+            heads: op.heads,
+            kv_heads: op.kv_heads,
+            head_dim: op.head_dim,
+            scale: op.scale,
+            causal: op.causal,
+            window: op.window,
+        };
+        let mut out = vec![0.0; q.as_ref().len()];
+        attention(&shape, self.precision, q.as_ref(), k.as_ref(), v.as_ref(), &mut out);
+        Ok(out)
+    }
+
+    fn activation(
+        &self,
+        x: Operand<'_, Vec<f32>>,
+        activation: Activation,
+    ) -> Result<Vec<f32>, ModelError> {
+        let mut x = x.into_owned();
+        activation.apply(&mut x);
+        Ok(x)
+    }
+
+    fn gated(
+        &self,
+        gate: Operand<'_, Vec<f32>>,
+        up: Operand<'_, Vec<f32>>,
+        activation: Activation,
+    ) -> Result<Vec<f32>, ModelError> {
+        let mut gate = gate.into_owned();
+        activation.gate_multiply(&mut gate, up.as_ref());
+        Ok(gate)
+    }
+
+    fn add(
+        &self,
+        left: Operand<'_, Vec<f32>>,
+        right: Operand<'_, Vec<f32>>,
+    ) -> Result<Vec<f32>, ModelError> {
+        let (mut sum, other) = match (left, right) {
+            (Operand::Shared(left), Operand::Last(right)) => (right, Operand::Shared(left)),
+            (left, right) => (left.into_owned(), right),
+        };
+        sum.iter_mut().zip(other.as_ref()).for_each(|(sum, other)| *sum += other);
+        Ok(sum)
+    }
+}
