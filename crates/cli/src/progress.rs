@@ -80,7 +80,10 @@ impl Progress for Shown {
 fn bar(phase: &str, steps: u64) -> ProgressBar {
     let (bar, template) = match steps {
         0 => (ProgressBar::new_spinner(), "{spinner} {prefix} {elapsed}"),
-        _ => (ProgressBar::new(steps), "{prefix} [{bar:30}] {pos}/{len} {elapsed} (left {eta}) {msg}"),
+        _ => (
+            ProgressBar::new(steps),
+            "{prefix} [{bar:30}] {pos}/{len} {elapsed} (left {eta}) {msg}",
+        ),
     };
     // The templates are constants; a test would fail on one that does not parse.
     if let Ok(style) = ProgressStyle::with_template(template) {

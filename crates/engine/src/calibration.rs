@@ -82,7 +82,8 @@ pub fn rows(
     let frame = Frame::of(&tokenizer)?;
     let inner = seq_len.saturating_sub(frame.before.len() + frame.after.len());
     if inner == 0 {
-        let what = format!("calibration.seq_len {seq_len} leaves no room beside the special tokens");
+        let what =
+            format!("calibration.seq_len {seq_len} leaves no room beside the special tokens");
         return Err(EngineError::Refused(what));
     }
     let tokens = if calibration.text == BUILTIN_TEXT {
@@ -150,10 +151,9 @@ impl Frame {
         let framed = tokenizer.encode("a", true)?;
         let at = framed.windows(bare.len().max(1)).position(|window| window == bare);
         Ok(match at {
-            Some(at) => Self {
-                before: framed[..at].to_vec(),
-                after: framed[at + bare.len()..].to_vec(),
-            },
+            Some(at) => {
+                Self { before: framed[..at].to_vec(), after: framed[at + bare.len()..].to_vec() }
+            }
             None => Self { before: vec![], after: vec![] },
         })
     }
@@ -175,8 +175,8 @@ fn tokens_of_file(
         let wrong = |what: &str| {
             EngineError::BadInput(format!("{}: line {}: {what}", path.display(), number + 1))
         };
-        let value = json::parse(line.as_bytes(), path)
-            .map_err(|error| wrong(&error.to_string()))?;
+        let value =
+            json::parse(line.as_bytes(), path).map_err(|error| wrong(&error.to_string()))?;
         let text = value.get("text").and_then(serde_json::Value::as_str);
         let text = text.ok_or_else(|| wrong("each line is an object with a string under text"))?;
         tokens.extend(tokenizer.encode(text, false)?);
@@ -229,7 +229,9 @@ fn ready_rows(
     };
     let mut tokens = tokens.ok_or_else(|| wrong("holds a negative token"))?;
     if rows < samples {
-        notes.push(Note::fallback(format!("the file has {rows} rows, fewer than the {samples} asked for")));
+        notes.push(Note::fallback(format!(
+            "the file has {rows} rows, fewer than the {samples} asked for"
+        )));
     }
     tokens.truncate(samples.min(rows) * seq_len);
     if tokens.is_empty() {

@@ -14,7 +14,11 @@ pub(crate) fn card(job: &Job<'_>, plan: &Plan, manifest: &Manifest) -> String {
     let _ = writeln!(card, "\nCompressed by Lapidary {}.\n", env!("CARGO_PKG_VERSION"));
     let _ = writeln!(card, "| | |\n|---|---|");
     let _ = writeln!(card, "| format | {} |", manifest.format);
-    let _ = writeln!(card, "| bits per weight of the compressed layers | {:.3} |", manifest.bits_per_weight);
+    let _ = writeln!(
+        card,
+        "| bits per weight of the compressed layers | {:.3} |",
+        manifest.bits_per_weight
+    );
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     let (before, after) = (megabytes(manifest.bytes.source), megabytes(manifest.bytes.result));
     let _ = writeln!(card, "| weights | {after:.1} MB, from {before:.1} MB |");
@@ -27,7 +31,10 @@ pub(crate) fn card(job: &Job<'_>, plan: &Plan, manifest: &Manifest) -> String {
     let _ = writeln!(card, "| fallbacks | {fallbacks} (listed in `lapidary.json`) |");
     let recipe = serde_json::to_string_pretty(&job.recipe.to_json()).unwrap_or_default();
     let _ = writeln!(card, "\n## Recipe\n\n```json\n{recipe}\n```");
-    let _ = writeln!(card, "\n`lapidary.json` holds the error of every layer and the hash of every file.");
+    let _ = writeln!(
+        card,
+        "\n`lapidary.json` holds the error of every layer and the hash of every file."
+    );
     card
 }
 
@@ -67,8 +74,11 @@ fn scheme(site: &crate::SitePlan) -> String {
 }
 
 fn title(plan: &Plan) -> String {
-    let mut kinds: Vec<String> =
-        plan.sites.iter().map(|site| format!("{} {}", site.method_id, site.outline.describe())).collect();
+    let mut kinds: Vec<String> = plan
+        .sites
+        .iter()
+        .map(|site| format!("{} {}", site.method_id, site.outline.describe()))
+        .collect();
     kinds.sort();
     kinds.dedup();
     kinds.join("; ")

@@ -144,7 +144,8 @@ impl Plan {
 
     /// Bits stored for each weight of the compressed layers: codes, scales, zeros, indices.
     pub fn bits_per_weight(&self) -> f64 {
-        let weights: u64 = self.sites.iter().map(|site| (site.outline.rows * site.outline.cols) as u64).sum();
+        let weights: u64 =
+            self.sites.iter().map(|site| (site.outline.rows * site.outline.cols) as u64).sum();
         let bits: u64 = self.sites.iter().map(|site| 8 * self.site_bytes(site)).sum();
         bits as f64 / weights.max(1) as f64
     }
@@ -259,7 +260,9 @@ fn fit(
     let outline = method.outline(rows, cols, scales);
     let Err(reason) = format.accepts(&outline) else { return Ok((method, outline, None)) };
     let asked = outline.terms.iter().find_map(|term| match term {
-        lapidary_weight::TermOutline::Affine { grouping: Grouping::Columns(width), .. } => Some(width.get()),
+        lapidary_weight::TermOutline::Affine { grouping: Grouping::Columns(width), .. } => {
+            Some(width.get())
+        }
         _ => None,
     });
     // Engines want groups of a power of two; 32 is the least that any takes.
@@ -305,7 +308,8 @@ fn plain_modules(spec: &Spec, source: &Source, sites: &[SitePlan]) -> Vec<String
         .collect();
     for tensor in source.tensors() {
         let module = tensor.name.strip_suffix(".weight").unwrap_or_default();
-        let known = module.is_empty() || compressed.contains(module) || plain.iter().any(|p| p == module);
+        let known =
+            module.is_empty() || compressed.contains(module) || plain.iter().any(|p| p == module);
         if tensor.shape.len() == 2 && !known && !tables.contains_key(&tensor.name) {
             plain.push(module.to_owned());
         }

@@ -159,11 +159,7 @@ impl Recipe {
             read.push(step);
         }
         number_equal_names(&mut read);
-        Ok(Self {
-            steps: read,
-            calibration: calibration(document)?,
-            format: format(document)?,
-        })
+        Ok(Self { steps: read, calibration: calibration(document)?, format: format(document)? })
     }
 
     /// The complete recipe as JSON: what a manifest records, and a recipe again. The calibration
@@ -215,8 +211,9 @@ impl Step {
     /// # Errors
     /// Never for a step that was read: its parameters were checked then.
     pub fn build(&self) -> Result<Method, RecipeError> {
-        (self.method.build)(&self.params)
-            .map_err(|error| RecipeError::new(Place::default(), format!("step {}: {error}", self.name)))
+        (self.method.build)(&self.params).map_err(|error| {
+            RecipeError::new(Place::default(), format!("step {}: {error}", self.name))
+        })
     }
 
     fn to_json(&self) -> Value {
@@ -254,7 +251,8 @@ fn method_named(node: &Node) -> Result<&'static Entry, RecipeError> {
     };
     find(id).ok_or_else(|| {
         let known = method_ids();
-        let near = nearest(id, &known).map_or_else(String::new, |near| format!("; did you mean {near}?"));
+        let near =
+            nearest(id, &known).map_or_else(String::new, |near| format!("; did you mean {near}?"));
         let known = known.join(", ");
         RecipeError::new(node.place, format!("there is no method {id:?}{near} known are {known}"))
     })
@@ -294,10 +292,11 @@ fn calibration(document: &Node) -> Result<Calibration, RecipeError> {
     for field in node.fields().unwrap_or_default() {
         check_known(field, "of calibration", &known)?;
     }
-    let calibration: Calibration = serde_path_to_error::deserialize(node.to_json()).map_err(|e| {
-        let place = node.place_of(&e.path().to_string());
-        RecipeError::new(place, format!("calibration.{}: {}", e.path(), e.inner()))
-    })?;
+    let calibration: Calibration =
+        serde_path_to_error::deserialize(node.to_json()).map_err(|e| {
+            let place = node.place_of(&e.path().to_string());
+            RecipeError::new(place, format!("calibration.{}: {}", e.path(), e.inner()))
+        })?;
     for (key, value) in [("samples", calibration.samples), ("seq_len", calibration.seq_len)] {
         if !(1..=1 << 24).contains(&value) {
             let what = format!("calibration.{key} is {value}, which is not from 1 to {}", 1 << 24);
@@ -333,7 +332,8 @@ pub(crate) fn check_known(field: &Field, of: &str, known: &[&str]) -> Result<(),
     if known.contains(&field.key.as_str()) {
         return Ok(());
     }
-    let near = nearest(&field.key, known).map_or_else(String::new, |near| format!("; did you mean {near}?"));
+    let near = nearest(&field.key, known)
+        .map_or_else(String::new, |near| format!("; did you mean {near}?"));
     let what = format!("unknown key {:?} {of}{near} known keys: {}", field.key, known.join(", "));
     Err(RecipeError::new(field.place, what))
 }

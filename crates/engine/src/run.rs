@@ -97,11 +97,7 @@ pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
 }
 
 /// Tells of a note; a fallback ends a strict job.
-fn announce(
-    job: &Job<'_>,
-    site: &str,
-    note: &lapidary_methods::Note,
-) -> Result<(), EngineError> {
+fn announce(job: &Job<'_>, site: &str, note: &lapidary_methods::Note) -> Result<(), EngineError> {
     let what = if site.is_empty() { note.what.clone() } else { format!("{site}: {}", note.what) };
     job.progress.note(&what);
     match note.kind {
@@ -177,7 +173,10 @@ fn already_complete(job: &Job<'_>, identity: &Value) -> Result<Option<Manifest>,
     };
     match manifest.identity == *identity {
         true => Ok(Some(manifest)),
-        false => Err(exists(&format!("and is of another job: {}", difference(&manifest.identity, identity)))),
+        false => Err(exists(&format!(
+            "and is of another job: {}",
+            difference(&manifest.identity, identity)
+        ))),
     }
 }
 

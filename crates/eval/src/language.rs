@@ -87,11 +87,17 @@ pub fn evaluate(
 ) -> Result<Report, EvalError> {
     let (source, spec) = evaluation.model;
     if spec.head.is_none() || !spec.causal {
-        let what = "perplexity is of models that predict the next token; give an encoder a --reference";
+        let what =
+            "perplexity is of models that predict the next token; give an encoder a --reference";
         return Err(EvalError::Unusable(what.to_owned()));
     }
     let context = evaluation.context.map_or(spec.context, |asked| asked.min(spec.context));
-    let cut = evaluation.protocol.cut(evaluation.text, evaluation.tokenizer, context, evaluation.limit)?;
+    let cut = evaluation.protocol.cut(
+        evaluation.text,
+        evaluation.tokenizer,
+        context,
+        evaluation.limit,
+    )?;
     let runner = |(source, spec)| Runner::new(source, spec, evaluation.precision, evaluation.stop);
     let model = runner((source, spec))?;
     let reference = evaluation.reference.map(runner).transpose()?;

@@ -142,17 +142,13 @@ fn llama_cpp(
     Ok(Cut { segments, ..Cut::default() })
 }
 
-fn pages(
-    text: &str,
-    tokenizer: &Tokenizer,
-    length: usize,
-    limit: usize,
-) -> Result<Cut, EvalError> {
+fn pages(text: &str, tokenizer: &Tokenizer, length: usize, limit: usize) -> Result<Cut, EvalError> {
     let text = with_unix_newlines(text);
     let detokenizer = Detokenizer::new()?;
     let beginning = beginning(tokenizer)?;
     let prefix = beginning.or_else(|| end_of_text(tokenizer)).ok_or_else(|| {
-        let what = "the tokenizer has no token that begins or ends a text, which the protocol word needs";
+        let what =
+            "the tokenizer has no token that begins or ends a text, which the protocol word needs";
         EvalError::Unusable(what.to_owned())
     })?;
     let mut cut = Cut::default();

@@ -69,7 +69,8 @@ impl Format for CompressedTensors {
 
     fn tensors(&self, module: &str, outline: &Outline, _dtype: FloatType) -> Vec<TensorSpec> {
         let Outline { rows, cols, .. } = *outline;
-        let (Ok(scheme), [TermOutline::Affine { scales, .. }]) = (scheme(outline), &outline.terms[..])
+        let (Ok(scheme), [TermOutline::Affine { scales, .. }]) =
+            (scheme(outline), &outline.terms[..])
         else {
             return vec![];
         };
@@ -88,10 +89,8 @@ impl Format for CompressedTensors {
     }
 
     fn encode(&self, weight: &Weight, _dtype: FloatType) -> Result<Vec<Vec<u8>>, FormatError> {
-        let unsupported = || FormatError::Unsupported {
-            format: METHOD,
-            outline: weight.outline().describe(),
-        };
+        let unsupported =
+            || FormatError::Unsupported { format: METHOD, outline: weight.outline().describe() };
         let [Term::Affine(affine)] = weight.terms() else { return Err(unsupported()) };
         let scheme = scheme(&weight.outline()).map_err(|_| unsupported())?;
         let (rows, cols, bits) = (weight.rows(), weight.cols(), u32::from(scheme.bits));
@@ -343,7 +342,8 @@ impl PackedReader {
                 return Err(FormatError::malformed(place("weight_scale"), what));
             }
         };
-        let term = TermOutline::Affine { bits: group.bits, grouping, symmetric: group.symmetric, scales };
+        let term =
+            TermOutline::Affine { bits: group.bits, grouping, symmetric: group.symmetric, scales };
         let mut parts = vec!["weight_packed", "weight_scale", "weight_shape"];
         if !group.symmetric {
             parts.push("weight_zero_point");

@@ -5,6 +5,7 @@
 
 mod compressed_tensors;
 mod dense;
+pub mod gguf;
 mod native;
 mod pattern;
 mod source;
@@ -93,11 +94,7 @@ pub trait Reader: std::fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// When its tensors hold what the format does not allow.
-    fn decode(
-        &self,
-        module: &Module,
-        read: ReadTensor<'_>,
-    ) -> Result<Weight, FormatError>;
+    fn decode(&self, module: &Module, read: ReadTensor<'_>) -> Result<Weight, FormatError>;
 }
 
 /// A compressed linear layer in a folder.

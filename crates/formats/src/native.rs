@@ -5,9 +5,7 @@
 
 use crate::{Format, FormatError, Layout, Module, ReadTensor, Reader, TensorIndex, float_dtype};
 use lapidary_store::{Dtype, TensorSpec};
-use lapidary_weight::{
-    FloatType, Grouping, Outline, Part, PartType, Term, TermOutline, Weight,
-};
+use lapidary_weight::{FloatType, Grouping, Outline, Part, PartType, Term, TermOutline, Weight};
 use serde_json::{Map, Value, json};
 
 const METHOD: &str = "lapidary";
@@ -160,8 +158,9 @@ impl NativeReader {
         let sites = config.get("sites").and_then(Value::as_object);
         let sites = sites.ok_or_else(|| FormatError::malformed(place, "is missing"))?;
         let module = |(name, outline): (&String, &Value)| {
-            let outline: Outline = serde_json::from_value(outline.clone())
-                .map_err(|error| FormatError::malformed(format!("{place}.{name}"), error.to_string()))?;
+            let outline: Outline = serde_json::from_value(outline.clone()).map_err(|error| {
+                FormatError::malformed(format!("{place}.{name}"), error.to_string())
+            })?;
             let tensors = Native.tensors(name, &outline, FloatType::F32);
             let tensors = tensors.into_iter().map(|tensor| tensor.name).collect();
             Ok(Module { name: name.clone(), outline, tensors })
@@ -176,7 +175,8 @@ impl Reader for NativeReader {
             for need in Native.tensors(&module.name, &module.outline, FloatType::F32) {
                 let have = tensors.spec(&need.name);
                 if have != Some((need.dtype, need.shape.clone())) {
-                    let what = format!("is {have:?} where {:?} {:?} is needed", need.dtype, need.shape);
+                    let what =
+                        format!("is {have:?} where {:?} {:?} is needed", need.dtype, need.shape);
                     return Err(FormatError::malformed(need.name, what));
                 }
             }

@@ -3,11 +3,13 @@
 //! Plain tensors keep their names; a compressed layer's tensors are one logical tensor
 //! `{module}.weight`; the tensors of a GGUF appear as their Hugging Face counterparts.
 
+mod from_gguf;
+
+use crate::gguf::{self, unpermute_rows};
 use crate::{FormatError, Module, Reader, TensorIndex, float_dtype, formats};
-use lapidary_kernels::ggml::{BlockKind, dequantize};
 use lapidary_store::checkpoint::FileHash;
 use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo};
-use lapidary_weight::{Dense, FloatType, Outline, Term, TermOutline, TensorError, Tensors, Weight};
+use lapidary_weight::{Dense, FloatType, Outline, TensorError, Tensors, Term, TermOutline, Weight};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
@@ -42,25 +44,8 @@ enum Storage {
     Plain(TensorInfo),
     /// A compressed layer.
     Compressed(Module),
-    /// Rows of a tensor of the checkpoint in another order.
-    Permuted(TensorInfo, Permutation),
-}
-
-/// How llama.cpp orders the rows of queries and keys: pairs that a rotation turns stand next to
-/// each other there, and half a head apart in Hugging Face's order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Permutation {
-    pub(crate) heads: usize,
-}
-
-impl Permutation {
-    /// The row of the file that is row `row` of `rows` here.
-    fn stored_row(self, row: usize, rows: usize) -> usize {
-        let head_dim = rows / self.heads.max(1);
-        let half = (head_dim / 2).max(1);
-        let (head, within) = (row / head_dim.max(1), row % head_dim.max(1));
-        head * head_dim + 2 * (within % half) + within / half
-    }
+    /// A tensor of a GGUF whose rows stand in pairs, for so many heads.
+    Paired(TensorInfo, usize),
 }
 
 /// Bytes of a tensor in a type that safetensors has.
@@ -133,7 +118,7 @@ impl Source {
         Ok(Self::assemble(checkpoint, config, reader, tensors, vec![], files))
     }
 
-    pub(crate) fn assemble(
+    fn assemble(
         checkpoint: Checkpoint,
         config: Value,
         reader: Option<Box<dyn Reader>>,
@@ -295,14 +280,14 @@ impl Source {
             Storage::Plain(info) => {
                 to_f32(info, &self.checkpoint.read(info)?, logical.shape.iter().product())?
             }
-            Storage::Permuted(info, permutation) => {
-                let stored = to_f32(info, &self.checkpoint.read(info)?, logical.shape.iter().product())?;
+            Storage::Paired(info, heads) => {
+                let count = logical.shape.iter().product();
+                let mut values = to_f32(info, &self.checkpoint.read(info)?, count)?;
                 let rows = logical.shape.first().copied().unwrap_or(0);
-                let width = stored.len().checked_div(rows).unwrap_or(0);
-                (0..rows)
-                    .flat_map(|row| &stored[permutation.stored_row(row, rows) * width..][..width])
-                    .copied()
-                    .collect()
+                let width = values.len().checked_div(rows).unwrap_or(0);
+                unpermute_rows(&info.name, &mut values, width, *heads)
+                    .map_err(|error| FormatError::malformed(&logical.name, error.to_string()))?;
+                values
             }
         };
         check_finite(&logical.name, &values)?;
@@ -316,7 +301,10 @@ impl Source {
             return Err(FormatError::malformed(name, format!("has shape {:?}", logical.shape)));
         };
         if let Some(row) = rows.iter().find(|row| **row as usize >= height) {
-            return Err(FormatError::malformed(name, format!("has {height} rows; row {row} was asked for")));
+            return Err(FormatError::malformed(
+                name,
+                format!("has {height} rows; row {row} was asked for"),
+            ));
         }
         let Storage::Plain(info) = &logical.storage else {
             let values = self.values(logical)?;
@@ -342,15 +330,6 @@ impl Source {
 }
 
 impl LogicalTensor {
-    /// A tensor of a checkpoint under another name.
-    pub(crate) fn renamed(name: String, info: &TensorInfo, permutation: Option<Permutation>) -> Self {
-        let storage = match permutation {
-            None => Storage::Plain(info.clone()),
-            Some(permutation) => Storage::Permuted(info.clone(), permutation),
-        };
-        Self { name, shape: info.shape.clone(), storage }
-    }
-
     /// Whether it is a compressed layer.
     pub fn is_compressed(&self) -> bool {
         matches!(self.storage, Storage::Compressed(_))
@@ -359,21 +338,34 @@ impl LogicalTensor {
     /// Names of the checkpoint's tensors it is made of.
     pub fn stored_as(&self) -> Vec<&str> {
         match &self.storage {
-            Storage::Plain(info) | Storage::Permuted(info, _) => vec![&info.name],
+            Storage::Plain(info) | Storage::Paired(info, _) => vec![&info.name],
             Storage::Compressed(module) => module.tensors.iter().map(String::as_str).collect(),
+        }
+    }
+
+    /// Type in the file of a matrix of plain floats.
+    fn float_dtype_of_matrix(&self) -> Option<Dtype> {
+        match &self.storage {
+            Storage::Plain(info) | Storage::Paired(info, _) if info.shape.len() == 2 => {
+                Some(info.dtype)
+            }
+            _ => None,
         }
     }
 
     /// The float type it is handed on as.
     fn float_type(&self) -> FloatType {
         match &self.storage {
-            Storage::Plain(info) | Storage::Permuted(info, _) => match info.dtype {
+            Storage::Plain(info) | Storage::Paired(info, _) => match info.dtype {
                 Dtype::F32 | Dtype::F64 => FloatType::F32,
                 Dtype::BF16 => FloatType::Bf16,
                 _ => FloatType::F16,
             },
             Storage::Compressed(module) => match module.outline.terms.first() {
-                Some(TermOutline::Affine { scales: float, .. } | TermOutline::Dense { values: float }) => *float,
+                Some(
+                    TermOutline::Affine { scales: float, .. }
+                    | TermOutline::Dense { values: float },
+                ) => *float,
                 _ => FloatType::F16,
             },
         }
@@ -431,18 +423,10 @@ impl TensorIndex for Index<'_> {
 
 /// Values of any float or block type.
 fn to_f32(info: &TensorInfo, bytes: &[u8], count: usize) -> Result<Vec<f32>, FormatError> {
-    let wrong = |what: String| FormatError::malformed(format!("tensor {}", info.name), what);
-    let kind = match info.dtype {
-        Dtype::F32 => BlockKind::F32,
-        Dtype::F16 => BlockKind::F16,
-        Dtype::BF16 => BlockKind::BF16,
-        Dtype::F64 => BlockKind::F64,
-        Dtype::Ggml(ggml) => BlockKind::from_id(ggml.id())
-            .ok_or_else(|| wrong(format!("type {} cannot be decoded yet", ggml.name())))?,
-        other => return Err(wrong(format!("is {other:?}, where floats are needed"))),
-    };
     let mut values = vec![0.0; count];
-    dequantize(kind, bytes, &mut values).map_err(|error| wrong(error.to_string()))?;
+    gguf::dequantize(info.dtype, bytes, &mut values).map_err(|error| {
+        FormatError::malformed(format!("tensor {}", info.name), error.to_string())
+    })?;
     Ok(values)
 }
 

@@ -27,17 +27,9 @@ struct Bench {
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let threads = arguments
-        .next()
-        .and_then(|threads| threads.parse().ok())
-        .unwrap_or(0);
-    let bench = Bench {
-        filter: arguments.next().unwrap_or_default(),
-    };
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .use_current_thread()
-        .build();
+    let threads = arguments.next().and_then(|threads| threads.parse().ok()).unwrap_or(0);
+    let bench = Bench { filter: arguments.next().unwrap_or_default() };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build();
     match pool {
         Ok(pool) => pool.install(|| bench.all()),
         Err(error) => eprintln!("no thread pool: {error}"),
@@ -46,11 +38,7 @@ fn main() {
 
 impl Bench {
     fn all(&self) {
-        println!(
-            "{} threads, best level {:?}",
-            rayon::current_num_threads(),
-            Isa::detect()
-        );
+        println!("{} threads, best level {:?}", rayon::current_num_threads(), Isa::detect());
         let levels: Vec<Isa> = Isa::available().collect();
         for isa in levels.into_iter().rev() {
             for precision in [Precision::Bf16, Precision::F32] {
@@ -76,11 +64,7 @@ impl Bench {
             runs += 1;
         }
         let seconds = best.as_secs_f64();
-        println!(
-            "{name:44} {:9.1} {unit}  ({:.3} ms)",
-            work / seconds / 1e9,
-            seconds * 1e3
-        );
+        println!("{name:44} {:9.1} {unit}  ({:.3} ms)", work / seconds / 1e9, seconds * 1e3);
     }
 
     fn matrices(&self, isa: Isa, precision: Precision) {
@@ -114,14 +98,9 @@ impl Bench {
             let mut gram = Gram::new_with(isa, n, precision);
             // The symmetric half is what has to be computed.
             let work = (ROWS * n * (n + 1)) as f64;
-            self.line(
-                &format!("{isa:?} {precision:?} gram {ROWS}x{n}"),
-                work,
-                "GFLOP/s",
-                || {
-                    gram.accumulate(black_box(&x), ROWS);
-                },
-            );
+            self.line(&format!("{isa:?} {precision:?} gram {ROWS}x{n}"), work, "GFLOP/s", || {
+                gram.accumulate(black_box(&x), ROWS);
+            });
         }
     }
 
@@ -136,22 +115,13 @@ impl Bench {
             causal: true,
             window: None,
         };
-        let (q, k, v) = (
-            numbers(ROWS * 576),
-            numbers(ROWS * 192),
-            numbers(ROWS * 192),
-        );
+        let (q, k, v) = (numbers(ROWS * 576), numbers(ROWS * 192), numbers(ROWS * 192));
         let mut out = vec![0.0; ROWS * 576];
         // The causal half of two products.
         let work = (shape.batch * shape.heads * shape.seq * shape.seq * 2 * 64) as f64;
-        self.line(
-            &format!("{isa:?} {precision:?} attention 8x512"),
-            work,
-            "GFLOP/s",
-            || {
-                attention_with(isa, &shape, precision, &q, &k, &v, black_box(&mut out));
-            },
-        );
+        self.line(&format!("{isa:?} {precision:?} attention 8x512"), work, "GFLOP/s", || {
+            attention_with(isa, &shape, precision, &q, &k, &v, black_box(&mut out));
+        });
     }
 
     fn elementwise(&self, isa: Isa) {
@@ -159,14 +129,9 @@ impl Bench {
         let bytes = |slices: usize, width: usize| (slices * ROWS * width * 4) as f64;
         let (x, gain) = (numbers(ROWS * width), numbers(width));
         let mut y = vec![0.0; ROWS * width];
-        self.line(
-            &format!("{isa:?} rms_norm {ROWS}x{width}"),
-            bytes(2, width),
-            "GB/s",
-            || {
-                rms_norm_with(isa, &x, &gain, 1e-5, black_box(&mut y));
-            },
-        );
+        self.line(&format!("{isa:?} rms_norm {ROWS}x{width}"), bytes(2, width), "GB/s", || {
+            rms_norm_with(isa, &x, &gain, 1e-5, black_box(&mut y));
+        });
         let (mut gate, up) = (numbers(ROWS * wide), numbers(ROWS * wide));
         for activation in [Activation::Silu, Activation::Gelu] {
             let name = format!("{isa:?} {activation:?} gate {ROWS}x{wide}");
@@ -175,30 +140,16 @@ impl Bench {
             });
         }
         let angles = numbers(512 * 32);
-        let rotation = Rotation {
-            cos: &angles,
-            sin: &angles,
-            rotary: 64,
-            pairing: Pairing::Halves,
-        };
-        self.line(
-            &format!("{isa:?} rotate {ROWS}x9x64"),
-            bytes(2, width),
-            "GB/s",
-            || {
-                rotation.apply_with(isa, black_box(&mut y), 512, 9, 64);
-            },
-        );
+        let rotation =
+            Rotation { cos: &angles, sin: &angles, rotary: 64, pairing: Pairing::Halves };
+        self.line(&format!("{isa:?} rotate {ROWS}x9x64"), bytes(2, width), "GB/s", || {
+            rotation.apply_with(isa, black_box(&mut y), 512, 9, 64);
+        });
         let logits = numbers(49_152);
         let work = 2.0 * 49_152.0 * 4.0;
-        self.line(
-            &format!("{isa:?} compare rows of 49152"),
-            work,
-            "GB/s",
-            || {
-                black_box(Comparison::of_with(isa, black_box(&logits), &logits));
-            },
-        );
+        self.line(&format!("{isa:?} compare rows of 49152"), work, "GB/s", || {
+            black_box(Comparison::of_with(isa, black_box(&logits), &logits));
+        });
         if isa == Isa::detect() {
             let mut narrow = vec![bf16::ZERO; ROWS * width];
             self.line("f32 to bf16", bytes(1, width) * 1.5, "GB/s", || {
@@ -212,7 +163,5 @@ impl Bench {
 }
 
 fn numbers(count: usize) -> Vec<f32> {
-    (0..count)
-        .map(|i| (i * 7919 % 2003) as f32 / 1000.0 - 1.0)
-        .collect()
+    (0..count).map(|i| (i * 7919 % 2003) as f32 / 1000.0 - 1.0).collect()
 }

@@ -33,8 +33,7 @@ impl Activation {
             Self::GeluTanh => gelu_tanh,
             Self::Relu => relu,
         };
-        x.par_chunks_mut(ELEMENTS_PER_TASK)
-            .for_each(|x| kernel(isa, x));
+        x.par_chunks_mut(ELEMENTS_PER_TASK).for_each(|x| kernel(isa, x));
     }
 
     /// `gate ← activation(gate) · up`.
@@ -82,9 +81,7 @@ macro_rules! activation {
 
 activation!(silu, silu_multiply, |x: f32| x * sigmoid(x));
 activation!(gelu, gelu_multiply, |x: f32| x * normal_cdf(x));
-activation!(gelu_tanh, gelu_tanh_multiply, |x: f32| x * sigmoid(
-    twice_tanh_argument(x)
-));
+activation!(gelu_tanh, gelu_tanh_multiply, |x: f32| x * sigmoid(twice_tanh_argument(x)));
 activation!(relu, relu_multiply, |x: f32| if x < 0.0 { 0.0 } else { x });
 
 /// `½ (1 + tanh z) = sigmoid(2 z)`, with `z = √(2/π) (x + 0.044715 x³)`.

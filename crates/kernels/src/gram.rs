@@ -101,20 +101,18 @@ impl Gram {
         let Some(row_blocks) = (!full.is_empty()).then(|| n.div_ceil(BLOCK)) else {
             return full;
         };
-        full.par_chunks_mut(BLOCK * n)
-            .enumerate()
-            .for_each(|(block_row, rows)| {
-                for (row, values) in rows.chunks_exact_mut(n).enumerate() {
-                    for column in 0..n {
-                        let (block_column, lane) = (column / BLOCK, column % BLOCK);
-                        values[column] = if block_column >= block_row {
-                            self.blocks[place(row_blocks, block_row, block_column)].0[row][lane]
-                        } else {
-                            self.blocks[place(row_blocks, block_column, block_row)].0[lane][row]
-                        };
-                    }
+        full.par_chunks_mut(BLOCK * n).enumerate().for_each(|(block_row, rows)| {
+            for (row, values) in rows.chunks_exact_mut(n).enumerate() {
+                for column in 0..n {
+                    let (block_column, lane) = (column / BLOCK, column % BLOCK);
+                    values[column] = if block_column >= block_row {
+                        self.blocks[place(row_blocks, block_row, block_column)].0[row][lane]
+                    } else {
+                        self.blocks[place(row_blocks, block_column, block_row)].0[lane][row]
+                    };
                 }
-            });
+            }
+        });
         full
     }
 
@@ -124,28 +122,24 @@ impl Gram {
         let squares = squares(row_blocks, rayon::current_num_threads());
         let arithmetic = self.arithmetic;
         let blocks = SharedSlice::new(&mut self.blocks);
-        squares
-            .into_par_iter()
-            .with_max_len(1)
-            .for_each(|(rows, columns)| {
-                let session = arithmetic.begin();
-                let mut product = Block::ZERO;
-                let per_sum = arithmetic.tiles(ROWS_PER_SUM);
-                for first in (0..packed.tiles).step_by(per_sum) {
-                    let stretch = first..(first + per_sum).min(packed.tiles);
-                    for column in columns.clone() {
-                        let right = packed.pair(&packed.right, column, stretch.clone());
-                        for row in rows.start..rows.end.min(column + 1) {
-                            let left = packed.pair(&packed.left, row, stretch.clone());
-                            session.multiply(left, right, false, &mut product);
-                            // SAFETY: the squares do not overlap, so no two tasks write one block.
-                            let sums =
-                                unsafe { blocks.slice_mut(place(row_blocks, row, column), 1) };
-                            add_block(&mut sums[0], &product);
-                        }
+        squares.into_par_iter().with_max_len(1).for_each(|(rows, columns)| {
+            let session = arithmetic.begin();
+            let mut product = Block::ZERO;
+            let per_sum = arithmetic.tiles(ROWS_PER_SUM);
+            for first in (0..packed.tiles).step_by(per_sum) {
+                let stretch = first..(first + per_sum).min(packed.tiles);
+                for column in columns.clone() {
+                    let right = packed.pair(&packed.right, column, stretch.clone());
+                    for row in rows.start..rows.end.min(column + 1) {
+                        let left = packed.pair(&packed.left, row, stretch.clone());
+                        session.multiply(left, right, false, &mut product);
+                        // SAFETY: the squares do not overlap, so no two tasks write one block.
+                        let sums = unsafe { blocks.slice_mut(place(row_blocks, row, column), 1) };
+                        add_block(&mut sums[0], &product);
                     }
                 }
-            });
+            }
+        });
     }
 }
 
@@ -169,23 +163,14 @@ fn squares(side: usize, threads: usize) -> Vec<(std::ops::Range<usize>, std::ops
         .collect();
     squares.sort_by_key(|(rows, columns)| {
         let all = rows.len() * columns.len();
-        std::cmp::Reverse(if rows == columns {
-            all.div_ceil(2)
-        } else {
-            all
-        })
+        std::cmp::Reverse(if rows == columns { all.div_ceil(2) } else { all })
     });
     squares
 }
 
 #[inline]
 fn add_block(sums: &mut Block, product: &Block) {
-    for (sums, product) in sums
-        .0
-        .as_flattened_mut()
-        .iter_mut()
-        .zip(product.0.as_flattened())
-    {
+    for (sums, product) in sums.0.as_flattened_mut().iter_mut().zip(product.0.as_flattened()) {
         *sums += product;
     }
 }
@@ -206,11 +191,8 @@ impl Packed {
         self.left.resize(panels * self.tiles, Tile::ZERO);
         self.right.resize(panels * self.tiles, Tile::ZERO);
         let depth = arithmetic.depth_per_tile();
-        let (tiles, left, right) = (
-            self.tiles,
-            SharedSlice::new(&mut self.left),
-            SharedSlice::new(&mut self.right),
-        );
+        let (tiles, left, right) =
+            (self.tiles, SharedSlice::new(&mut self.left), SharedSlice::new(&mut self.right));
         x.par_chunks(depth * n).enumerate().for_each(|(tile, x)| {
             for panel in 0..panels {
                 let first = (panel * PANEL).min(n);

@@ -23,13 +23,8 @@ pub enum Isa {
 
 impl Isa {
     /// All levels, lowest first.
-    pub const ALL: [Self; 5] = [
-        Self::Portable,
-        Self::Avx2,
-        Self::Avx512,
-        Self::Avx512Bf16,
-        Self::Amx,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// The highest level this processor and operating system support.
     pub fn detect() -> Self {
@@ -39,9 +34,7 @@ impl Isa {
 
     /// The levels this machine can run, lowest first.
     pub fn available() -> impl Iterator<Item = Self> {
-        Self::ALL
-            .into_iter()
-            .filter(|level| *level <= Self::detect())
+        Self::ALL.into_iter().filter(|level| *level <= Self::detect())
     }
 
     /// This level, or the machine's own where that is lower.
@@ -78,10 +71,7 @@ fn detect() -> Isa {
 fn processor_has_amx_bf16() -> bool {
     use std::arch::x86_64::__cpuid_count;
     const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
-    #[allow(
-        unused_unsafe,
-        reason = "the intrinsic became safe after our oldest compiler"
-    )]
+    #[allow(unused_unsafe, reason = "the intrinsic became safe after our oldest compiler")]
     // SAFETY: every x86-64 processor has CPUID, and one with AVX2 has leaf 7.
     let leaf = unsafe { __cpuid_count(7, 0) };
     leaf.edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE

@@ -61,9 +61,5 @@ pub(crate) fn normal_cdf(x: f32) -> f32 {
     let p = p * t + 0.226_443_08;
     let p = p * t + 0.225_634_23;
     let upper_tail = 0.5 * exp(-0.5 * x * x) * t * p;
-    if x < 0.0 {
-        upper_tail
-    } else {
-        1.0 - upper_tail
-    }
+    if x < 0.0 { upper_tail } else { 1.0 - upper_tail }
 }

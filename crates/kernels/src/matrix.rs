@@ -55,34 +55,21 @@ impl PackedMatrix {
         in_features: usize,
         precision: Precision,
     ) -> Self {
-        assert_eq!(
-            weight.len(),
-            out_features * in_features,
-            "the weight has another shape"
-        );
+        assert_eq!(weight.len(), out_features * in_features, "the weight has another shape");
         let arithmetic = Arithmetic::new(isa, precision);
         let tiles = arithmetic.tiles(in_features);
         let panel_count = out_features.div_ceil(BLOCK) * 2;
         let mut panels = vec![Tile::ZERO; panel_count * tiles];
         if tiles > 0 {
-            panels
-                .par_chunks_mut(tiles)
-                .enumerate()
-                .for_each(|(index, panel)| {
-                    let first = index * PANEL;
-                    let rows = out_features.saturating_sub(first).min(PANEL);
-                    let weight = &weight[first.min(out_features) * in_features..];
-                    arithmetic.pack_rows(weight, in_features, rows, in_features, panel);
-                    arithmetic.transpose(panel);
-                });
+            panels.par_chunks_mut(tiles).enumerate().for_each(|(index, panel)| {
+                let first = index * PANEL;
+                let rows = out_features.saturating_sub(first).min(PANEL);
+                let weight = &weight[first.min(out_features) * in_features..];
+                arithmetic.pack_rows(weight, in_features, rows, in_features, panel);
+                arithmetic.transpose(panel);
+            });
         }
-        Self {
-            arithmetic,
-            out_features,
-            in_features,
-            panels,
-            tiles,
-        }
+        Self { arithmetic, out_features, in_features, panels, tiles }
     }
 
     /// The number of output features.
@@ -107,10 +94,7 @@ impl PackedMatrix {
     pub fn multiply(&self, x: &[f32], rows: usize, bias: Option<&[f32]>, y: &mut [f32]) {
         assert_eq!(x.len(), rows * self.in_features, "x has another shape");
         assert_eq!(y.len(), rows * self.out_features, "y has another shape");
-        assert!(
-            bias.is_none_or(|bias| bias.len() == self.out_features),
-            "bias: another length"
-        );
+        assert!(bias.is_none_or(|bias| bias.len() == self.out_features), "bias: another length");
         if y.is_empty() {
             return;
         }
@@ -118,20 +102,17 @@ impl PackedMatrix {
         let row_tasks = rows.div_ceil(ROWS_PER_TASK);
         let rows_per_task = rows.div_ceil(row_tasks).next_multiple_of(BLOCK);
         let pairs = self.out_features.div_ceil(BLOCK);
-        let column_tasks = (4 * threads)
-            .div_ceil(row_tasks)
-            .min(pairs.div_ceil(COLUMN_PANELS_PER_TASK / 2));
+        let column_tasks =
+            (4 * threads).div_ceil(row_tasks).min(pairs.div_ceil(COLUMN_PANELS_PER_TASK / 2));
         let pairs_per_task = pairs.div_ceil(column_tasks);
         let y = SharedSlice::new(y);
-        (0..row_tasks * column_tasks)
-            .into_par_iter()
-            .for_each(|task| {
-                let first_row = task % row_tasks * rows_per_task;
-                let first_pair = task / row_tasks * pairs_per_task;
-                let rows = first_row.min(rows)..(first_row + rows_per_task).min(rows);
-                let pairs = first_pair.min(pairs)..(first_pair + pairs_per_task).min(pairs);
-                LEFT.with_borrow_mut(|left| self.task(x, rows, pairs, bias, &y, left));
-            });
+        (0..row_tasks * column_tasks).into_par_iter().for_each(|task| {
+            let first_row = task % row_tasks * rows_per_task;
+            let first_pair = task / row_tasks * pairs_per_task;
+            let rows = first_row.min(rows)..(first_row + rows_per_task).min(rows);
+            let pairs = first_pair.min(pairs)..(first_pair + pairs_per_task).min(pairs);
+            LEFT.with_borrow_mut(|left| self.task(x, rows, pairs, bias, &y, left));
+        });
     }
 
     /// The rows `rows` and pairs of panels `pairs` of the product.
@@ -152,8 +133,7 @@ impl PackedMatrix {
                 let first = (rows.start + index * PANEL).min(rows.end);
                 let count = (rows.end - first).min(PANEL);
                 let x = &x[first * self.in_features..];
-                self.arithmetic
-                    .pack_rows(x, self.in_features, count, self.in_features, panel);
+                self.arithmetic.pack_rows(x, self.in_features, count, self.in_features, panel);
             }
         }
         let session = self.arithmetic.begin();

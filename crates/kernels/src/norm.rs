@@ -35,8 +35,7 @@ pub fn rms_norm_in_place(x: &mut [f32], gain: &[f32], eps: f32) {
 pub fn rms_norm_in_place_with(isa: Isa, x: &mut [f32], gain: &[f32], eps: f32) {
     check(x, gain, x);
     let chunk = rows_per_task(gain.len()) * gain.len().max(1);
-    x.par_chunks_mut(chunk)
-        .for_each(|x| rms_norm_rows_in_place(isa, x, gain, eps));
+    x.par_chunks_mut(chunk).for_each(|x| rms_norm_rows_in_place(isa, x, gain, eps));
 }
 
 /// `out = (x - mean) / √(variance + eps) · gain + bias` for each row (Ba et al. 2016).
@@ -58,10 +57,7 @@ pub fn layer_norm_with(
     out: &mut [f32],
 ) {
     check(x, gain, out);
-    assert!(
-        bias.is_none_or(|bias| bias.len() == gain.len()),
-        "bias and gain differ in length"
-    );
+    assert!(bias.is_none_or(|bias| bias.len() == gain.len()), "bias and gain differ in length");
     let chunk = rows_per_task(gain.len()) * gain.len().max(1);
     out.par_chunks_mut(chunk)
         .zip(x.par_chunks(chunk))
@@ -70,10 +66,7 @@ pub fn layer_norm_with(
 
 fn check(x: &[f32], gain: &[f32], out: &[f32]) {
     assert_eq!(x.len(), out.len(), "the slices differ in length");
-    assert!(
-        x.is_empty() || x.len().is_multiple_of(gain.len()),
-        "x does not have whole rows"
-    );
+    assert!(x.is_empty() || x.len().is_multiple_of(gain.len()), "x does not have whole rows");
 }
 
 vectorized! {

@@ -43,34 +43,23 @@ impl Rotation<'_> {
     pub fn apply_with(&self, isa: Isa, x: &mut [f32], seq: usize, heads: usize, head_dim: usize) {
         let width = heads * head_dim;
         let half = self.rotary / 2;
-        assert!(
-            self.rotary <= head_dim && self.rotary.is_multiple_of(2),
-            "rotary channels"
-        );
+        assert!(self.rotary <= head_dim && self.rotary.is_multiple_of(2), "rotary channels");
         if x.is_empty() || half == 0 {
             return;
         }
-        assert!(
-            x.len().is_multiple_of(seq * width),
-            "x does not have whole sequences"
-        );
-        assert!(
-            self.cos.len().min(self.sin.len()) >= seq * half,
-            "the tables are too short"
-        );
+        assert!(x.len().is_multiple_of(seq * width), "x does not have whole sequences");
+        assert!(self.cos.len().min(self.sin.len()) >= seq * half, "the tables are too short");
         let rows = rows_per_task(width);
-        x.par_chunks_mut(rows * width)
-            .enumerate()
-            .for_each(|(task, x)| {
-                for (row, x) in x.chunks_exact_mut(width).enumerate() {
-                    let angle = (task * rows + row) % seq * half;
-                    let (cos, sin) = (&self.cos[angle..][..half], &self.sin[angle..][..half]);
-                    match self.pairing {
-                        Pairing::Halves => turn_halves(isa, x, head_dim, cos, sin),
-                        Pairing::Neighbours => turn_neighbours(isa, x, head_dim, cos, sin),
-                    }
+        x.par_chunks_mut(rows * width).enumerate().for_each(|(task, x)| {
+            for (row, x) in x.chunks_exact_mut(width).enumerate() {
+                let angle = (task * rows + row) % seq * half;
+                let (cos, sin) = (&self.cos[angle..][..half], &self.sin[angle..][..half]);
+                match self.pairing {
+                    Pairing::Halves => turn_halves(isa, x, head_dim, cos, sin),
+                    Pairing::Neighbours => turn_neighbours(isa, x, head_dim, cos, sin),
                 }
-            });
+            }
+        });
     }
 }
 

@@ -16,11 +16,7 @@ unsafe impl<T: Send> Sync for SharedSlice<'_, T> {}
 
 impl<'a, T> SharedSlice<'a, T> {
     pub(crate) fn new(slice: &'a mut [T]) -> Self {
-        Self {
-            start: slice.as_mut_ptr(),
-            length: slice.len(),
-            lifetime: PhantomData,
-        }
+        Self { start: slice.as_mut_ptr(), length: slice.len(), lifetime: PhantomData }
     }
 
     /// The `length` elements from `first` on.
@@ -30,15 +26,9 @@ impl<'a, T> SharedSlice<'a, T> {
     ///
     /// # Panics
     /// If the range lies outside the slice.
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "handing out disjoint parts is what this type is for"
-    )]
+    #[expect(clippy::mut_from_ref, reason = "handing out disjoint parts is what this type is for")]
     pub(crate) unsafe fn slice_mut(&self, first: usize, length: usize) -> &mut [T] {
-        assert!(
-            first <= self.length && length <= self.length - first,
-            "a part outside the slice"
-        );
+        assert!(first <= self.length && length <= self.length - first, "a part outside the slice");
         // SAFETY: the range is inside the slice, and the caller promises that it is not shared.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(first), length) }
     }

@@ -41,10 +41,7 @@ impl Summary {
     pub fn of_with(isa: Isa, logits: &[f32]) -> Self {
         let (argmax, maximum) = largest(isa, logits);
         let sum = exponential_sum(isa, logits, maximum);
-        Self {
-            argmax,
-            log_sum_exp: f64::from(maximum) + sum.ln(),
-        }
+        Self { argmax, log_sum_exp: f64::from(maximum) + sum.ln() }
     }
 
     /// The log-probability of a token: `logits` is the row that this is the summary of.
@@ -67,11 +64,7 @@ impl Comparison {
 
     /// [`of`](Self::of) for a level of instructions, or the machine's own where that is lower.
     pub fn of_with(isa: Isa, reference: &[f32], candidate: &[f32]) -> Self {
-        assert_eq!(
-            reference.len(),
-            candidate.len(),
-            "the rows differ in length"
-        );
+        assert_eq!(reference.len(), candidate.len(), "the rows differ in length");
         let judged = Summary::of_with(isa, candidate);
         let (argmax, maximum) = largest(isa, reference);
         let shift = maximum - largest_value(candidate, judged.argmax);
@@ -80,10 +73,7 @@ impl Comparison {
         // Σ p (x - y) - ln Σ eˣ + ln Σ eʸ, with `shift` taken out of x - y so that little cancels.
         let normalisers = f64::from(shift) - log_sum_exp + judged.log_sum_exp;
         Self {
-            reference: Summary {
-                argmax,
-                log_sum_exp,
-            },
+            reference: Summary { argmax, log_sum_exp },
             candidate: judged,
             kl_divergence: excess / sum + normalisers,
         }
@@ -97,10 +87,7 @@ fn largest_value(logits: &[f32], argmax: usize) -> f32 {
 /// The index of the largest logit, the first of equals, and its value.
 fn largest(isa: Isa, logits: &[f32]) -> (usize, f32) {
     let maximum = maximum(isa, logits);
-    let argmax = logits
-        .iter()
-        .position(|logit| *logit == maximum)
-        .unwrap_or(0);
+    let argmax = logits.iter().position(|logit| *logit == maximum).unwrap_or(0);
     (argmax, maximum)
 }
 

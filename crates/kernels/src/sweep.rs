@@ -13,15 +13,19 @@
 //! (Frantar et al., 2022, section 3.3).
 
 use crate::isa::Isa;
+use crate::matrix::{PackedMatrix, Precision};
 use crate::simd::vectorized;
-use gemm::Parallelism;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Columns of a block when groups do not ask for other bounds.
 const BLOCK: usize = 128;
 
-/// Rows swept together by one thread. Fixed: results do not depend on the number of threads.
-const STRIP: usize = 64;
+/// Rows swept together by one thread.
+const STRIP: usize = 16;
+
+/// Rows whose later columns are updated by one product: bounds the memory it takes.
+const UPDATE_ROWS: usize = 1024;
 
 /// Decides one row's values as the sweep reaches them.
 pub trait RowQuantizer {
@@ -68,90 +72,80 @@ pub fn sweep<Q: RowQuantizer + Send>(
         return vec![0.0; rows];
     }
     let mut losses = vec![0.0; rows];
-    weights
-        .par_chunks_mut(STRIP * columns)
-        .zip(quantizers.par_chunks_mut(STRIP))
-        .zip(losses.par_chunks_mut(STRIP))
-        .for_each(|((weights, quantizers), losses)| {
-            let mut strip = Strip { weights, columns, factor, errors: vec![] };
-            for block in bounds.windows(2) {
-                strip.block(block[0], block[1], quantizers, losses);
-            }
-        });
+    let mut errors = vec![];
+    for block in bounds.windows(2) {
+        let (start, end) = (block[0], block[1]);
+        let width = end - start;
+        errors.clear();
+        errors.resize(rows * width, 0.0);
+        weights
+            .par_chunks_mut(STRIP * columns)
+            .zip(errors.par_chunks_mut(STRIP * width))
+            .zip(quantizers.par_chunks_mut(STRIP))
+            .zip(losses.par_chunks_mut(STRIP))
+            .for_each(|(((weights, errors), quantizers), losses)| {
+                let rows = weights.chunks_exact_mut(columns).zip(errors.chunks_exact_mut(width));
+                for (((row, errors), quantizer), loss) in rows.zip(quantizers).zip(losses) {
+                    *loss += sweep_row(row, errors, factor, start..end, quantizer);
+                }
+            });
+        update_beyond(weights, &errors, factor, start..end, columns);
+    }
     losses
 }
 
-/// Some rows on their way through the columns.
-struct Strip<'a> {
-    weights: &'a mut [f32],
-    columns: usize,
-    factor: &'a [f32],
-    /// The block's `e`, `[rows, block]`.
-    errors: Vec<f32>,
+/// Fixes one row's columns of a block; returns its `Σ e²` and leaves each `e` in `errors`.
+fn sweep_row<Q: RowQuantizer>(
+    row: &mut [f32],
+    errors: &mut [f32],
+    factor: &[f32],
+    block: Range<usize>,
+    quantizer: &mut Q,
+) -> f64 {
+    let (columns, isa) = (row.len(), Isa::detect());
+    let mut loss = 0.0;
+    for (column, slot) in block.clone().zip(errors) {
+        let factor = &factor[column * columns..][column..columns];
+        let quantized = quantizer.quantize(column, &row[column..]);
+        let error = (row[column] - quantized) / factor[0];
+        row[column] = quantized;
+        subtract(isa, &mut row[column + 1..block.end], error, &factor[1..block.end - column]);
+        *slot = error;
+        loss += f64::from(error) * f64::from(error);
+    }
+    loss
 }
 
-impl Strip<'_> {
-    fn block<Q: RowQuantizer>(
-        &mut self,
-        start: usize,
-        end: usize,
-        quantizers: &mut [Q],
-        losses: &mut [f64],
-    ) {
-        let (width, isa) = (end - start, Isa::detect());
-        self.errors.clear();
-        self.errors.resize(quantizers.len() * width, 0.0);
-        let rows = self.weights.chunks_exact_mut(self.columns).zip(quantizers).zip(losses);
-        for (((row, quantizer), loss), errors) in rows.zip(self.errors.chunks_exact_mut(width)) {
-            for column in start..end {
-                let factor = &self.factor[column * self.columns..][column..self.columns];
-                let (value, pivot) = (row[column], factor[0]);
-                let quantized = quantizer.quantize(column, &row[column..]);
-                let error = (value - quantized) / pivot;
-                row[column] = quantized;
-                subtract(isa, &mut row[column + 1..end], error, &factor[1..end - column]);
-                errors[column - start] = error;
-                *loss += f64::from(error) * f64::from(error);
-            }
-        }
-        self.update_beyond(start, end);
+/// `W[:, end..] −= E · U[start..end, end..]`.
+fn update_beyond(
+    weights: &mut [f32],
+    errors: &[f32],
+    factor: &[f32],
+    block: Range<usize>,
+    columns: usize,
+) {
+    let (width, beyond) = (block.len(), columns - block.end);
+    if beyond == 0 {
+        return;
     }
-
-    /// `W[:, end..] −= E · U[start..end, end..]`.
-    fn update_beyond(&mut self, start: usize, end: usize) {
-        let (width, beyond) = (end - start, self.columns - end);
-        if beyond == 0 {
-            return;
+    // A packed matrix multiplies by its transpose.
+    let mut transposed = vec![0.0; beyond * width];
+    for (k, row) in block.clone().enumerate() {
+        let values = &factor[row * columns + block.end..][..beyond];
+        for (value, target) in values.iter().zip(transposed[k..].iter_mut().step_by(width)) {
+            *target = *value;
         }
-        let rows = self.weights.len() / self.columns;
-        let stride = self.columns as isize;
-        let target = &mut self.weights[end..];
-        let factor = &self.factor[start * self.columns + end..];
-        // SAFETY: target is [rows, beyond] with row stride `columns`, whose last element is the
-        // strip's last; errors is [rows, width] and contiguous; factor is [width, beyond] with row
-        // stride `columns`, whose last element is at or before the factor's last. None overlap.
-        unsafe {
-            gemm::gemm(
-                rows,
-                beyond,
-                width,
-                target.as_mut_ptr(),
-                1,
-                stride,
-                true,
-                self.errors.as_ptr(),
-                1,
-                width as isize,
-                factor.as_ptr(),
-                1,
-                stride,
-                1.0_f32,
-                -1.0_f32,
-                false,
-                false,
-                false,
-                Parallelism::None,
-            );
+    }
+    let spread = PackedMatrix::new(&transposed, beyond, width, Precision::F32);
+    let mut change = vec![];
+    let strips = weights.chunks_mut(UPDATE_ROWS * columns).zip(errors.chunks(UPDATE_ROWS * width));
+    for (weights, errors) in strips {
+        let rows = errors.len() / width;
+        change.clear();
+        change.resize(rows * beyond, 0.0);
+        spread.multiply(errors, rows, None, &mut change);
+        for (row, change) in weights.chunks_exact_mut(columns).zip(change.chunks_exact(beyond)) {
+            row[block.end..].iter_mut().zip(change).for_each(|(weight, change)| *weight -= change);
         }
     }
 }

@@ -28,9 +28,7 @@ fn inputs(shape: &AttentionShape, size: f32) -> Inputs {
 
 fn run(isa: Isa, precision: Precision, shape: &AttentionShape, inputs: &Inputs) -> Vec<f32> {
     let mut out = vec![f32::NAN; inputs.q.len()];
-    attention_with(
-        isa, shape, precision, &inputs.q, &inputs.k, &inputs.v, &mut out,
-    );
+    attention_with(isa, shape, precision, &inputs.q, &inputs.k, &inputs.v, &mut out);
     out
 }
 
@@ -52,11 +50,8 @@ fn oracle(s: &AttentionShape, inputs: &Inputs, bf16: bool) -> Vec<f64> {
             .iter()
             .map(|key| {
                 let k = &inputs.k[at(*key)..];
-                let dot: f64 = q
-                    .iter()
-                    .zip(k)
-                    .map(|(q, k)| factor(*q, bf16) * factor(*k, bf16))
-                    .sum();
+                let dot: f64 =
+                    q.iter().zip(k).map(|(q, k)| factor(*q, bf16) * factor(*k, bf16)).sum();
                 dot * f64::from(s.scale)
             })
             .collect();
@@ -84,16 +79,10 @@ fn check(isa: Isa, precision: Precision, shape: &AttentionShape) {
 }
 
 fn shapes() -> impl Strategy<Value = AttentionShape> {
-    let sizes = (
-        1_usize..3,
-        1_usize..140,
-        1_usize..4,
-        1_usize..3,
-        1_usize..70,
-    );
+    let sizes = (1_usize..3, 1_usize..140, 1_usize..4, 1_usize..3, 1_usize..70);
     let masks = (any::<bool>(), prop::option::of(1_usize..150));
-    (sizes, masks).prop_map(
-        |((batch, seq, group, kv_heads, head_dim), (causal, window))| AttentionShape {
+    (sizes, masks).prop_map(|((batch, seq, group, kv_heads, head_dim), (causal, window))| {
+        AttentionShape {
             batch,
             seq,
             heads: group * kv_heads,
@@ -102,8 +91,8 @@ fn shapes() -> impl Strategy<Value = AttentionShape> {
             scale: 1.0 / (head_dim as f32).sqrt(),
             causal,
             window,
-        },
-    )
+        }
+    })
 }
 
 proptest! {
@@ -120,16 +109,7 @@ proptest! {
 }
 
 fn long(seq: usize, head_dim: usize, causal: bool, window: Option<usize>) -> AttentionShape {
-    AttentionShape {
-        batch: 1,
-        seq,
-        heads: 3,
-        kv_heads: 1,
-        head_dim,
-        scale: 0.2,
-        causal,
-        window,
-    }
+    AttentionShape { batch: 1, seq, heads: 3, kv_heads: 1, head_dim, scale: 0.2, causal, window }
 }
 
 #[test]
@@ -153,9 +133,7 @@ fn gives_the_same_bits_on_any_number_of_threads() {
     for isa in Isa::available() {
         for precision in [Precision::F32, Precision::Bf16] {
             let attend = |threads: usize| {
-                bits(&on_threads(threads, || {
-                    run(isa, precision, &shape, &inputs)
-                }))
+                bits(&on_threads(threads, || run(isa, precision, &shape, &inputs)))
             };
             let one = attend(1);
             assert_eq!(one, attend(2));

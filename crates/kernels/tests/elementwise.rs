@@ -35,9 +35,7 @@ fn erf(x: f64) -> f64 {
         }
         return scale * sum;
     }
-    let fraction = (1..100)
-        .rev()
-        .fold(x, |tail, n| x + f64::from(n) / 2.0 / tail);
+    let fraction = (1..100).rev().fold(x, |tail, n| x + f64::from(n) / 2.0 / tail);
     1.0 - scale / fraction
 }
 
@@ -53,12 +51,8 @@ fn activate(activation: Activation, x: f64) -> f64 {
     }
 }
 
-const ACTIVATIONS: [Activation; 4] = [
-    Activation::Silu,
-    Activation::Gelu,
-    Activation::GeluTanh,
-    Activation::Relu,
-];
+const ACTIVATIONS: [Activation; 4] =
+    [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
 
 #[test]
 fn activations_equal_their_definitions() {
@@ -87,26 +81,13 @@ fn activations_equal_their_definitions() {
 fn activations_at_the_ends_of_the_range() {
     for activation in ACTIVATIONS {
         let got = same_at_every_level(|isa| {
-            let mut y = vec![
-                0.0,
-                -0.0,
-                1e-40,
-                1e30,
-                -1e30,
-                f32::MAX,
-                f32::MIN,
-                90.0,
-                -90.0,
-            ];
+            let mut y = vec![0.0, -0.0, 1e-40, 1e30, -1e30, f32::MAX, f32::MIN, 90.0, -90.0];
             activation.apply_with(isa, &mut y);
             y
         });
         let want = [0.0, 0.0, 1e-40, 1e30, 0.0, f32::MAX, 0.0, 90.0, 0.0];
         for (got, want) in got.iter().zip(want) {
-            assert!(
-                (got - want).abs() <= want.abs() * 0.51,
-                "{activation:?}: {got} for {want}"
-            );
+            assert!((got - want).abs() <= want.abs() * 0.51, "{activation:?}: {got} for {want}");
         }
         let mut nan = [f32::NAN; 20];
         activation.apply(&mut nan);
@@ -241,12 +222,7 @@ fn gives_the_same_bits_on_any_number_of_threads() {
     let x = numbers(rows * width, 29);
     let gain = numbers(width, 30);
     let angles = numbers(100 * 32, 31);
-    let rotation = Rotation {
-        cos: &angles,
-        sin: &angles,
-        rotary: 64,
-        pairing: Pairing::Halves,
-    };
+    let rotation = Rotation { cos: &angles, sin: &angles, rotary: 64, pairing: Pairing::Halves };
     let run = |threads: usize| {
         on_threads(threads, || {
             let mut y = x.clone();

@@ -31,11 +31,7 @@ fn check(isa: Isa, precision: Precision, calls: &[usize], n: usize) {
             size += product.abs();
         }
         near(h[index], sum, (total + 2) as f64 * 6e-8 * size);
-        assert_eq!(
-            h[i * n + j].to_bits(),
-            h[j * n + i].to_bits(),
-            "not symmetric"
-        );
+        assert_eq!(h[i * n + j].to_bits(), h[j * n + i].to_bits(), "not symmetric");
     }
 }
 
@@ -116,10 +112,7 @@ fn a_million_rows_keep_the_precision_of_few() {
         }
         let h = gram.finish();
         for i in 0..n {
-            let want: f64 = x
-                .chunks_exact(n)
-                .map(|x| f64::from(x[i]) * f64::from(x[i]))
-                .sum();
+            let want: f64 = x.chunks_exact(n).map(|x| f64::from(x[i]) * f64::from(x[i])).sum();
             near(h[i * n + i], 16.0 * want, 16.0 * want * 2e-5);
         }
     }

@@ -9,12 +9,7 @@ use proptest::prelude::*;
 
 fn log_sum_exp(logits: &[f32]) -> f64 {
     let maximum = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
-    maximum
-        + logits
-            .iter()
-            .map(|x| (f64::from(*x) - maximum).exp())
-            .sum::<f64>()
-            .ln()
+    maximum + logits.iter().map(|x| (f64::from(*x) - maximum).exp()).sum::<f64>().ln()
 }
 
 fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
@@ -58,16 +53,9 @@ proptest! {
 #[test]
 fn a_vocabulary_of_usual_size_keeps_its_precision() {
     let p: Vec<f32> = numbers(49_152, 42).iter().map(|x| x * 9.0).collect();
-    let q: Vec<f32> = p
-        .iter()
-        .zip(numbers(49_152, 43))
-        .map(|(p, n)| p + n * 1e-3)
-        .collect();
+    let q: Vec<f32> = p.iter().zip(numbers(49_152, 43)).map(|(p, n)| p + n * 1e-3).collect();
     let got = Comparison::of(&p, &q);
-    assert!(
-        (got.kl_divergence - kl_divergence(&p, &q)).abs() < 2e-8,
-        "{got:?}"
-    );
+    assert!((got.kl_divergence - kl_divergence(&p, &q)).abs() < 2e-8, "{got:?}");
     assert!((got.reference.log_sum_exp - log_sum_exp(&p)).abs() < 1e-7);
     assert!(Comparison::of(&p, &p).kl_divergence.abs() < 1e-12);
 }
@@ -88,10 +76,7 @@ fn excluded_tokens_count_for_nothing_and_nan_is_seen() {
     p.extend([f32::NEG_INFINITY; 7]);
     q.extend([f32::NEG_INFINITY; 7]);
     let got = Comparison::of(&p, &q);
-    assert!(
-        (got.kl_divergence - kl_divergence(&short_p, &short_q)).abs() < 1e-6,
-        "{got:?}"
-    );
+    assert!((got.kl_divergence - kl_divergence(&short_p, &short_q)).abs() < 1e-6, "{got:?}");
     q[3] = f32::NAN;
     assert!(Comparison::of(&p, &q).kl_divergence.is_nan());
 }

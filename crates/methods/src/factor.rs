@@ -5,7 +5,7 @@ use faer::linalg::cholesky::llt::factor::{
     LltParams, LltRegularization, cholesky_in_place, cholesky_in_place_scratch,
 };
 use faer::linalg::triangular_inverse::invert_lower_triangular;
-use faer::{Auto, Mat, Par, Spec};
+use faer::{Mat, Par, Spec};
 
 /// A factor, and what it took to get it.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub(crate) fn inverse_factor(gram: &[f32], order: &[usize], damping: f64) -> Opt
 fn invert_cholesky(matrix: &mut Mat<f64>) -> Option<Vec<f32>> {
     let n = matrix.nrows();
     // Sequential on purpose: the result must not depend on the number of threads.
-    let (par, params) = (Par::Seq, <Spec<LltParams, f64> as Auto<f64>>::auto());
+    let (par, params) = (Par::Seq, Spec::<LltParams, f64>::default());
     let mut buffer = MemBuffer::new(cholesky_in_place_scratch::<f64>(n, par, params));
     let stack = MemStack::new(&mut buffer);
     let regularization = LltRegularization::default();

@@ -40,12 +40,7 @@ impl AtomicFile {
     pub fn create(fs: &Arc<dyn Fs>, path: &Path) -> Result<Self> {
         let temporary = temporary(path)?;
         let file = fs.create(&temporary)?;
-        Ok(Self {
-            fs: Arc::clone(fs),
-            target: path.to_owned(),
-            temporary,
-            file: Some(file),
-        })
+        Ok(Self { fs: Arc::clone(fs), target: path.to_owned(), temporary, file: Some(file) })
     }
 
     /// Writes at the end.
@@ -87,10 +82,7 @@ impl Drop for AtomicFile {
 /// The name a file has until it is complete.
 fn temporary(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
-        return Err(StoreError::misuse(
-            path,
-            "a path that does not end in a file name",
-        ));
+        return Err(StoreError::misuse(path, "a path that does not end in a file name"));
     };
     let mut hidden = OsString::from(".");
     hidden.push(name);
@@ -106,9 +98,7 @@ fn temporary(path: &Path) -> Result<PathBuf> {
 /// disk.
 pub fn publish_dir(fs: &dyn Fs, staging: &Path, target: &Path) -> Result<()> {
     if fs::exists(fs, target)? {
-        return Err(StoreError::Exists {
-            path: target.to_owned(),
-        });
+        return Err(StoreError::Exists { path: target.to_owned() });
     }
     sync_tree(fs, staging)?;
     fs.rename_new(staging, target)?;
@@ -129,10 +119,7 @@ fn sync_tree(fs: &dyn Fs, dir: &Path) -> Result<()> {
                 Kind::File => fs.sync_file(&path)?,
                 Kind::Dir => folders.push(path),
                 Kind::Symlink | Kind::Other => {
-                    return Err(StoreError::misuse(
-                        &path,
-                        "a published folder may not hold links",
-                    ));
+                    return Err(StoreError::misuse(&path, "a published folder may not hold links"));
                 }
             }
         }

@@ -109,11 +109,7 @@ pub enum StoreError {
         advice: String,
     },
     /// A model argument names nothing that can be found on this machine.
-    #[error(
-        "model {} not found; {advice}; looked at: {}",
-        Quoted(model),
-        Paths(looked)
-    )]
+    #[error("model {} not found; {advice}; looked at: {}", Quoted(model), Paths(looked))]
     ModelNotFound {
         /// The model argument as given.
         model: String,
@@ -273,15 +269,10 @@ impl StoreError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 Self::DiskFull { action, path }
             }
-            io::ErrorKind::NotFound => Self::NotFound {
-                path,
-                advice: format!("cannot {action} it; check the path"),
-            },
-            _ => Self::Io {
-                action,
-                path,
-                cause,
-            },
+            io::ErrorKind::NotFound => {
+                Self::NotFound { path, advice: format!("cannot {action} it; check the path") }
+            }
+            _ => Self::Io { action, path, cause },
         }
     }
 
@@ -291,18 +282,11 @@ impl StoreError {
     }
 
     pub(crate) fn malformed(path: &Path, place: Place, problem: impl Into<String>) -> Self {
-        Self::Malformed {
-            path: path.to_owned(),
-            place,
-            problem: problem.into(),
-        }
+        Self::Malformed { path: path.to_owned(), place, problem: problem.into() }
     }
 
     pub(crate) fn misuse(path: &Path, problem: impl Into<String>) -> Self {
-        Self::Misuse {
-            path: path.to_owned(),
-            problem: problem.into(),
-        }
+        Self::Misuse { path: path.to_owned(), problem: problem.into() }
     }
 }
 

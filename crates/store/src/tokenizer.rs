@@ -25,14 +25,9 @@ impl Tokenizer {
         json::parse(bytes, Path::new(what))?;
         let mut inner =
             tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| failed(what, &error))?;
-        inner
-            .with_truncation(None)
-            .map_err(|error| failed(what, &error))?;
+        inner.with_truncation(None).map_err(|error| failed(what, &error))?;
         inner.with_padding(None);
-        Ok(Self {
-            inner,
-            what: what.to_owned(),
-        })
+        Ok(Self { inner, what: what.to_owned() })
     }
 
     /// The ids of a text; with `add_special_tokens`, including those that the tokenizer puts around
@@ -42,10 +37,7 @@ impl Tokenizer {
     /// When a part of the text has no token and the tokenizer has none for the unknown.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, add_special_tokens);
-        Ok(encoding
-            .map_err(|error| failed(&self.what, &error))?
-            .get_ids()
-            .to_vec())
+        Ok(encoding.map_err(|error| failed(&self.what, &error))?.get_ids().to_vec())
     }
 
     /// The text of token ids; ids that are not in the vocabulary are passed over.
@@ -74,8 +66,5 @@ impl Tokenizer {
 }
 
 fn failed(what: &str, error: &tokenizers::Error) -> StoreError {
-    StoreError::Tokenizer {
-        what: what.to_owned(),
-        problem: error.to_string(),
-    }
+    StoreError::Tokenizer { what: what.to_owned(), problem: error.to_string() }
 }

@@ -38,7 +38,8 @@ pub(crate) fn run(
     let size = size(&source, &model);
     if let (false, Some(reference)) = (model.causal, reference) {
         let agreement = encoders(arguments, (&source, &model), reference, &text)?;
-        return output.result(|| encoder_json(&agreement, &size), || encoder_text(&agreement, &size));
+        return output
+            .result(|| encoder_json(&agreement, &size), || encoder_text(&agreement, &size));
     }
     let progress = Shown::new(quiet);
     let tokenizer = tokenizer(&source)?;
@@ -159,8 +160,13 @@ fn describe(report: &Report, size: &Size) -> String {
         report.length,
         report.scored.tokens
     );
-    if let (Some(word), Some(byte)) = (report.scored.word_perplexity, report.scored.byte_perplexity) {
-        let _ = writeln!(text, "word perplexity {word:.4}, byte perplexity {byte:.5}, {:.5} bits a byte", byte.log2());
+    if let (Some(word), Some(byte)) = (report.scored.word_perplexity, report.scored.byte_perplexity)
+    {
+        let _ = writeln!(
+            text,
+            "word perplexity {word:.4}, byte perplexity {byte:.5}, {:.5} bits a byte",
+            byte.log2()
+        );
     }
     if let Some(against) = &report.against {
         let _ = writeln!(

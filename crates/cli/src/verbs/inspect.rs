@@ -17,9 +17,7 @@ pub(crate) fn run(arguments: &InspectArguments, output: &mut Output) -> Result<(
     let size = size(&source, &spec);
     let sites: Vec<(&LinearOp, Outline)> = spec
         .linears()
-        .filter_map(|linear| {
-            Some((linear, source.outline(source.get(&linear.weight)?)?))
-        })
+        .filter_map(|linear| Some((linear, source.outline(source.get(&linear.weight)?)?)))
         .collect();
     output.result(
         || {

@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use std::fmt::Write;
 
 pub(crate) fn run(output: &mut Output) -> Result<(), CliError> {
-    output.result(|| entries().iter().map(to_json).collect(), || {
-        entries().iter().map(describe).collect::<Vec<_>>().join("\n")
-    })
+    output.result(
+        || entries().iter().map(to_json).collect(),
+        || entries().iter().map(describe).collect::<Vec<_>>().join("\n"),
+    )
 }
 
 fn to_json(entry: &Entry) -> Value {

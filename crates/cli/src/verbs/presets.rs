@@ -20,10 +20,16 @@ pub(crate) fn run(arguments: &PresetsArguments, output: &mut Output) -> Result<(
     }
     let values: Result<Vec<Value>, RecipeError> = presets().iter().map(|p| p.to_json()).collect();
     let values = values.map_err(wrong)?;
-    output.result(|| Value::Array(values), || {
-        let rows: Vec<Vec<String>> =
-            presets().iter().map(|preset| vec![preset.name.clone(), preset.summary()]).collect();
-        let left: Vec<Vec<String>> = rows.into_iter().map(|row| vec![format!("{:<18} {}", row[0], row[1])]).collect();
-        table(&["preset"], &left)
-    })
+    output.result(
+        || Value::Array(values),
+        || {
+            let rows: Vec<Vec<String>> = presets()
+                .iter()
+                .map(|preset| vec![preset.name.clone(), preset.summary()])
+                .collect();
+            let left: Vec<Vec<String>> =
+                rows.into_iter().map(|row| vec![format!("{:<18} {}", row[0], row[1])]).collect();
+            table(&["preset"], &left)
+        },
+    )
 }

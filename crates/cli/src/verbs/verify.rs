@@ -32,7 +32,11 @@ pub(crate) fn run(arguments: &VerifyArguments, output: &mut Output) -> Result<()
         };
         return Err(CliError::Unverified(format!("{}: {first}{more}", folder.display())));
     }
-    let hashes = if has_manifest { format!("{files} files match their hashes") } else { format!("no {MANIFEST}, so no hashes were checked") };
+    let hashes = if has_manifest {
+        format!("{files} files match their hashes")
+    } else {
+        format!("no {MANIFEST}, so no hashes were checked")
+    };
     output.result(
         || json!({ "verified": true, "manifest": has_manifest, "files": files, "tensors": checked }),
         || format!("{}: {hashes}; {checked} tensors are there and finite", folder.display()),

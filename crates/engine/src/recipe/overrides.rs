@@ -100,10 +100,13 @@ fn set_in_steps(
     let (mut named, mut changed) = (false, false);
     if let Content::List(steps) = &mut steps.content {
         for step in steps {
-            let Some(method) = step.field("method").map(|field| field.node.clone()) else { continue };
+            let Some(method) = step.field("method").map(|field| field.node.clone()) else {
+                continue;
+            };
             let label = step.field("name").map(|field| field.node.to_json());
             let is_named = |text: &Value| text.as_str() == Some(name);
-            if name != "*" && !label.as_ref().is_some_and(is_named) && !is_named(&method.to_json()) {
+            if name != "*" && !label.as_ref().is_some_and(is_named) && !is_named(&method.to_json())
+            {
                 continue;
             }
             named = true;

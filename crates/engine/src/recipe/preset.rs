@@ -22,7 +22,13 @@ macro_rules! recipes {
 
 /// The files of `recipes/`.
 const RECIPES: &[(&str, &str)] = recipes![
-    "W8A16-gptq", "W8A16-rtn", "W4A16-gptq", "W4A16-rtn", "W3A16-gptq", "W3A16-rtn", "W2A16-gptq",
+    "W8A16-gptq",
+    "W8A16-rtn",
+    "W4A16-gptq",
+    "W4A16-rtn",
+    "W3A16-gptq",
+    "W3A16-rtn",
+    "W2A16-gptq",
     "W2A16-rtn",
 ];
 
@@ -51,8 +57,10 @@ pub fn preset(name: &str) -> Result<Preset, RecipeError> {
     let found = presets.iter().find(|preset| preset.name.eq_ignore_ascii_case(name));
     found.cloned().ok_or_else(|| {
         let names: Vec<&str> = presets.iter().map(|preset| preset.name.as_str()).collect();
-        let near = nearest(name, &names).map_or_else(String::new, |n| format!("; did you mean {n}?"));
-        let what = format!("there is no preset or file {name:?}{near} (`lapidary presets` lists them)");
+        let near =
+            nearest(name, &names).map_or_else(String::new, |n| format!("; did you mean {n}?"));
+        let what =
+            format!("there is no preset or file {name:?}{near} (`lapidary presets` lists them)");
         RecipeError::new(super::Place::default(), what)
     })
 }
@@ -77,8 +85,10 @@ impl Preset {
     pub fn document(&self) -> Result<Node, RecipeError> {
         let mut document = parse_document(self.text)?;
         if !self.symmetric {
-            let overrides =
-                super::Overrides { set: vec!["*.symmetric=false".to_owned()], ..Default::default() };
+            let overrides = super::Overrides {
+                set: vec!["*.symmetric=false".to_owned()],
+                ..Default::default()
+            };
             overrides.apply(&mut document)?;
         }
         Ok(document)
@@ -97,6 +107,8 @@ impl Preset {
     /// # Errors
     /// Never: a test reads every preset.
     pub fn to_json(&self) -> Result<serde_json::Value, RecipeError> {
-        Ok(json!({ "name": self.name, "summary": self.summary(), "recipe": self.recipe()?.to_json() }))
+        Ok(
+            json!({ "name": self.name, "summary": self.summary(), "recipe": self.recipe()?.to_json() }),
+        )
     }
 }

@@ -42,7 +42,8 @@ fn step(method: &Entry) -> Value {
     properties["method"] = json!({ "const": method.id });
     properties["name"] =
         json!({ "type": "string", "description": "Name for --set; the method's by default." });
-    properties["targets"] = patterns("Layers it goes to: Linear, a name, or re: and an expression.");
+    properties["targets"] =
+        patterns("Layers it goes to: Linear, a name, or re: and an expression.");
     properties["ignore"] = patterns("Layers among them that it does not go to.");
     schema
 }

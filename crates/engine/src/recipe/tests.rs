@@ -35,19 +35,46 @@ fn a_recipe_is_complete_and_reads_back() {
 #[test]
 fn what_is_wrong_is_named_with_its_place() {
     let cases = [
-        ("steps:\n  - method: gptq\n    bit: 4\n", "line 3, column 5: unknown key \"bit\" of a gptq step; did you mean bits?"),
-        ("steps: []\nformats: native\n", "line 2, column 1: unknown key \"formats\" of a recipe; did you mean format?"),
-        ("steps:\n  - method: gtpq\n", "line 2, column 13: there is no method \"gtpq\"; did you mean gptq?"),
-        ("steps:\n  - method: rtn\n    bits: many\n", "line 3, column 11: step rtn: bits: invalid type: string \"many\""),
-        ("steps:\n  - method: rtn\n    bits: 9\n", "line 3, column 11: step rtn: bits: 9 is not from 2 to 8"),
-        ("steps:\n  - method: rtn\n    group_size: 0\n", "line 3, column 17: step rtn: group_size: 0 is not a group size"),
-        ("steps:\n  - method: rtn\n    targets: [\"re:(\"]\n", "line 3, column 15: targets: \"re:(\" is not a regular expression"),
+        (
+            "steps:\n  - method: gptq\n    bit: 4\n",
+            "line 3, column 5: unknown key \"bit\" of a gptq step; did you mean bits?",
+        ),
+        (
+            "steps: []\nformats: native\n",
+            "line 2, column 1: unknown key \"formats\" of a recipe; did you mean format?",
+        ),
+        (
+            "steps:\n  - method: gtpq\n",
+            "line 2, column 13: there is no method \"gtpq\"; did you mean gptq?",
+        ),
+        (
+            "steps:\n  - method: rtn\n    bits: many\n",
+            "line 3, column 11: step rtn: bits: invalid type: string \"many\"",
+        ),
+        (
+            "steps:\n  - method: rtn\n    bits: 9\n",
+            "line 3, column 11: step rtn: bits: 9 is not from 2 to 8",
+        ),
+        (
+            "steps:\n  - method: rtn\n    group_size: 0\n",
+            "line 3, column 17: step rtn: group_size: 0 is not a group size",
+        ),
+        (
+            "steps:\n  - method: rtn\n    targets: [\"re:(\"]\n",
+            "line 3, column 15: targets: \"re:(\" is not a regular expression",
+        ),
         ("calibration: {samples: 0}\nsteps: []\n", "line 1, column 24: calibration.samples is 0"),
-        ("calibration: {sample: 1}\nsteps: []\n", "unknown key \"sample\" of calibration; did you mean samples?"),
+        (
+            "calibration: {sample: 1}\nsteps: []\n",
+            "unknown key \"sample\" of calibration; did you mean samples?",
+        ),
         ("steps: []\nformat: onnx\n", "line 2, column 9: there is no format \"onnx\""),
         ("[]\n", "a recipe is a map with the key steps"),
         ("steps: {method: rtn}\n", "a recipe needs a list of steps"),
-        ("steps:\n  - method: gptq\n    static_groups: false\n", "act_order with groups needs static_groups"),
+        (
+            "steps:\n  - method: gptq\n    static_groups: false\n",
+            "act_order with groups needs static_groups",
+        ),
     ];
     for (text, expected) in cases {
         let refusal = refusal(text);
@@ -57,7 +84,8 @@ fn what_is_wrong_is_named_with_its_place() {
 
 #[test]
 fn equal_names_are_numbered() {
-    let recipe = Recipe::parse("steps: [{method: rtn}, {method: rtn}, {method: rtn, name: x}]").unwrap();
+    let recipe =
+        Recipe::parse("steps: [{method: rtn}, {method: rtn}, {method: rtn, name: x}]").unwrap();
     let names: Vec<&str> = recipe.steps.iter().map(|step| step.name.as_str()).collect();
     assert_eq!(names, ["rtn", "rtn-2", "x"]);
 }

@@ -75,7 +75,9 @@ impl Activations {
                 all[start..start + values.len()].copy_from_slice(values);
             }
             Place::Disk { next, .. } => {
-                let next = next.as_mut().ok_or_else(|| EngineError::Internal("no pass begun".to_owned()))?;
+                let next = next
+                    .as_mut()
+                    .ok_or_else(|| EngineError::Internal("no pass begun".to_owned()))?;
                 next.file.write_all(&to_bytes(values))?;
             }
         }

@@ -35,7 +35,8 @@ pub(super) struct Done {
 
 impl Done {
     pub(super) fn notes<'a>(&'a self) -> impl Iterator<Item = (&'a str, &'a Note)> {
-        let of_site = |site: &'a SiteRecord| site.notes.iter().map(|note| (site.name.as_str(), note));
+        let of_site =
+            |site: &'a SiteRecord| site.notes.iter().map(|note| (site.name.as_str(), note));
         self.sites.iter().flat_map(of_site)
     }
 }
@@ -60,7 +61,9 @@ impl BlockRunner<'_> {
         };
         for (index, stage) in committed.iter().enumerate().skip(from) {
             self.job.check_stop(committed.len())?;
-            self.job.progress.advance(index as u64, &format!("replaying {}", stage.name(self.plan)));
+            self.job
+                .progress
+                .advance(index as u64, &format!("replaying {}", stage.name(self.plan)));
             let (graph, mut weights) = self.load_stage(*stage)?;
             for site in self.plan.sites_in(stage.block()) {
                 let weight = work.read_site(index, site, self.plan)?;
@@ -171,7 +174,8 @@ impl BlockRunner<'_> {
             let input = activations.read(start, batch.tokens())?;
             self.executor.observe(graph, weights, batch, input, &mut |tap| {
                 let linears = &tap.group.linears;
-                let is_wanted = |site: &&SitePlan| linears.iter().any(|l| l.module == site.linear.module);
+                let is_wanted =
+                    |site: &&SitePlan| linears.iter().any(|l| l.module == site.linear.module);
                 if wanted.iter().any(is_wanted) {
                     let columns = linears[0].in_features;
                     let gram = grams
@@ -211,7 +215,8 @@ impl BlockRunner<'_> {
         let mut done = Done { tensors: vec![], sites: vec![] };
         let mut stored = vec![];
         for site in self.plan.sites_in(stage.block()) {
-            let group = groups.iter().find(|g| g.linears.iter().any(|l| l.module == site.linear.module));
+            let group =
+                groups.iter().find(|g| g.linears.iter().any(|l| l.module == site.linear.module));
             let statistics = group.and_then(|group| statistics.get(&group.linears[0].module));
             let (record, tensors, weight) = self.encode_site(site, statistics)?;
             done.sites.push(record);
@@ -227,7 +232,8 @@ impl BlockRunner<'_> {
         statistics: Option<&Statistics>,
     ) -> Result<(SiteRecord, Vec<(TensorSpec, Vec<u8>)>, Weight), EngineError> {
         let (plan, linear) = (self.plan, &site.linear);
-        let weight = self.job.source.read(&linear.weight).map_err(lapidary_model::ModelError::from)?;
+        let weight =
+            self.job.source.read(&linear.weight).map_err(lapidary_model::ModelError::from)?;
         let view = Site {
             name: &linear.module,
             rows: linear.out_features,
@@ -238,7 +244,8 @@ impl BlockRunner<'_> {
         };
         let Encoded { weight: encoded, notes } = site.method.encode(&view)?;
         if encoded.outline() != site.outline {
-            let what = format!("{} is not what {} promised", encoded.outline().describe(), site.method_id);
+            let what =
+                format!("{} is not what {} promised", encoded.outline().describe(), site.method_id);
             return Err(EngineError::Internal(format!("{}: {what}", linear.module)));
         }
         let specs = plan.format.tensors(&linear.module, &site.outline, plan.float_type);
@@ -295,7 +302,9 @@ fn read_back(
 ) -> Result<Weight, EngineError> {
     let read = |name: &str| match tensors.iter().find(|(spec, _)| spec.name == name) {
         Some((_, bytes)) => Ok(bytes.clone()),
-        None => Err(FormatError::Malformed { place: name.to_owned(), what: "is missing".to_owned() }),
+        None => {
+            Err(FormatError::Malformed { place: name.to_owned(), what: "is missing".to_owned() })
+        }
     };
     Ok(plan.format.decode(&site.linear.module, &site.outline, plan.float_type, &read)?)
 }

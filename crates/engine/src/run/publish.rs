@@ -11,9 +11,9 @@ use crate::plan::Plan;
 use crate::recipe::BUILTIN_TEXT;
 use crate::{EngineError, card};
 use lapidary_formats::{Layout, Source};
+use lapidary_store::Checkpoint;
 use lapidary_store::atomic::{publish_dir, write};
 use lapidary_store::safetensors::ShardedWriter;
-use lapidary_store::Checkpoint;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -61,13 +61,8 @@ fn write_tensors(
             stage_of.extend(tensors.into_iter().map(|tensor| (tensor.name, index)));
         }
     }
-    let mut writer = ShardedWriter::create(
-        &job.fs,
-        staging,
-        &plan.tensors,
-        job.shard_bytes,
-        &BTreeMap::new(),
-    )?;
+    let mut writer =
+        ShardedWriter::create(&job.fs, staging, &plan.tensors, job.shard_bytes, &BTreeMap::new())?;
     let order: Vec<String> = writer.plan().order().map(|tensor| tensor.name.clone()).collect();
     job.progress.begin("writing", order.len() as u64);
     let mut open: Option<(usize, Checkpoint)> = None;
@@ -146,7 +141,8 @@ fn manifest(
     let of_rows = rows.into_iter().flat_map(|rows| &rows.notes);
     notes.extend(of_rows.map(|note| JobNote { site: String::new(), note: note.clone() }));
     let compressed = plan.sites.iter().map(|site| site.linear.weight.clone()).collect();
-    let skipped = job.source.skipped_files().map(|(name, why)| (format!("file {name}"), why.to_owned()));
+    let skipped =
+        job.source.skipped_files().map(|(name, why)| (format!("file {name}"), why.to_owned()));
     let dropped = plan.dropped.iter().cloned().chain(skipped).collect();
     Manifest {
         identity: identity.clone(),

@@ -163,7 +163,11 @@ impl Work {
 
     /// Records the activations before `stage`: those in a file always, those in memory when the
     /// last record is old enough to be worth a write.
-    pub(super) fn keep(&mut self, activations: &Activations, stage: usize) -> Result<(), EngineError> {
+    pub(super) fn keep(
+        &mut self,
+        activations: &Activations,
+        stage: usize,
+    ) -> Result<(), EngineError> {
         if !activations.is_on_disk() {
             if self.last_kept.elapsed() < KEEP_EVERY {
                 return Ok(());
@@ -200,7 +204,8 @@ impl Work {
         plan: &Plan,
     ) -> Result<Weight, EngineError> {
         let file = self.open_stage(stage)?;
-        let read = |name: &str| -> Result<Vec<u8>, FormatError> { Ok(file.read(file.require(name)?)?) };
+        let read =
+            |name: &str| -> Result<Vec<u8>, FormatError> { Ok(file.read(file.require(name)?)?) };
         Ok(plan.format.decode(&site.linear.module, &site.outline, plan.float_type, &read)?)
     }
 

@@ -81,8 +81,7 @@ impl Inputs<'_> {
             arithmetic.pack_rows(source, stride, count, dim, panel);
             arithmetic.transpose(panel);
         }
-        w.values
-            .resize(p.channel_blocks * 2 * p.key_tiles, Tile::ZERO);
+        w.values.resize(p.channel_blocks * 2 * p.key_tiles, Tile::ZERO);
         let used = arithmetic.tiles(p.keys.len());
         for (index, panel) in w.values.chunks_exact_mut(p.key_tiles).enumerate() {
             let first = (index * PANEL).min(dim);
@@ -136,14 +135,7 @@ impl Inputs<'_> {
             };
             let seen = std::array::from_fn(seen);
             let rounded = self.arithmetic.rounds();
-            online::softmax(
-                self.isa,
-                &mut w.scores,
-                &seen,
-                self.shape.scale,
-                rounded,
-                &mut w.rows,
-            );
+            online::softmax(self.isa, &mut w.scores, &seen, self.shape.scale, rounded, &mut w.rows);
             if first > first_block {
                 online::rescale(self.isa, &mut w.output, &w.rows);
             }
@@ -176,11 +168,7 @@ impl Inputs<'_> {
         let tiles = pack_probabilities(self.arithmetic, &w.scores, &mut w.probabilities);
         let (left0, left1) = w.probabilities.split_at(tiles);
         let first = self.arithmetic.tiles(keys.start - p.keys.start);
-        for (output, panels) in w
-            .output
-            .iter_mut()
-            .zip(w.values.chunks_exact(2 * p.key_tiles))
-        {
+        for (output, panels) in w.output.iter_mut().zip(w.values.chunks_exact(2 * p.key_tiles)) {
             let (right0, right1) = panels.split_at(p.key_tiles);
             let right = [&right0[first..][..tiles], &right1[first..][..tiles]];
             session.multiply([left0, left1], right, add, output);

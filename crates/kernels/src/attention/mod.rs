@@ -43,9 +43,7 @@ pub struct AttentionShape {
 impl AttentionShape {
     /// The keys that query `query` sees.
     fn visible(&self, query: usize) -> Range<usize> {
-        let first = self
-            .window
-            .map_or(0, |window| (query + 1).saturating_sub(window));
+        let first = self.window.map_or(0, |window| (query + 1).saturating_sub(window));
         first..if self.causal { query + 1 } else { self.seq }
     }
 
@@ -86,10 +84,7 @@ pub fn attention_with(
     out: &mut [f32],
 ) {
     let rows = shape.batch * shape.seq;
-    let (width, kv_width) = (
-        shape.heads * shape.head_dim,
-        shape.kv_heads * shape.head_dim,
-    );
+    let (width, kv_width) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     assert_eq!(q.len(), rows * width, "q has another shape");
     assert_eq!(out.len(), rows * width, "out has another shape");
     assert_eq!(k.len(), rows * kv_width, "k has another shape");
@@ -98,18 +93,8 @@ pub fn attention_with(
     if out.is_empty() {
         return;
     }
-    assert!(
-        shape.heads.is_multiple_of(shape.kv_heads),
-        "heads and kv_heads do not fit"
-    );
-    let inputs = Inputs {
-        shape,
-        arithmetic: Arithmetic::new(isa, precision),
-        isa,
-        q,
-        k,
-        v,
-    };
+    assert!(shape.heads.is_multiple_of(shape.kv_heads), "heads and kv_heads do not fit");
+    let inputs = Inputs { shape, arithmetic: Arithmetic::new(isa, precision), isa, q, k, v };
     let out = SharedSlice::new(out);
     let (stretches, length) = stretches(shape, rayon::current_num_threads());
     let tasks = shape.batch * shape.kv_heads * stretches;
@@ -133,9 +118,7 @@ pub fn attention_with(
 fn stretches(shape: &AttentionShape, threads: usize) -> (usize, usize) {
     const SHORTEST: usize = 4 * BLOCK;
     let heads = shape.batch * shape.kv_heads;
-    let wanted = (4 * threads)
-        .div_ceil(heads)
-        .min(shape.seq.div_ceil(SHORTEST));
+    let wanted = (4 * threads).div_ceil(heads).min(shape.seq.div_ceil(SHORTEST));
     let length = shape.seq.div_ceil(wanted).next_multiple_of(BLOCK);
     (shape.seq.div_ceil(length), length)
 }

@@ -23,11 +23,7 @@ pub(super) struct Rows {
 impl Default for Rows {
     fn default() -> Self {
         // Lower than any score, but finite: a row that has seen no key yet must not make NaN.
-        Self {
-            maximum: [f32::MIN; BLOCK],
-            sum: [0.0; BLOCK],
-            factor: [1.0; BLOCK],
-        }
+        Self { maximum: [f32::MIN; BLOCK], sum: [0.0; BLOCK], factor: [1.0; BLOCK] }
     }
 }
 

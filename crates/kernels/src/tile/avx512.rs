@@ -86,12 +86,8 @@ fn load_lanes(lanes: &[u32; 16]) -> __m512i {
 fn load(sums: &mut [[__m512; 2]; ROWS], rows: &[[f32; BLOCK]; ROWS]) {
     for (sums, row) in sums.iter_mut().zip(rows) {
         // SAFETY: each row has 32 values, 16 of them from either offset.
-        *sums = unsafe {
-            [
-                _mm512_loadu_ps(row.as_ptr()),
-                _mm512_loadu_ps(row.as_ptr().add(PANEL)),
-            ]
-        };
+        *sums =
+            unsafe { [_mm512_loadu_ps(row.as_ptr()), _mm512_loadu_ps(row.as_ptr().add(PANEL))] };
     }
 }
 

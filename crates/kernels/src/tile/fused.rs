@@ -94,11 +94,8 @@ fn accumulate<const ROWS: usize, const PANELS: usize, const WIDTH: usize, const 
                     for lane in 0..WIDTH {
                         let other = f32::from_bits(lanes[panel][lane]);
                         let sum = &mut sums[row][panel][lane];
-                        *sum = if FUSED {
-                            factor.mul_add(other, *sum)
-                        } else {
-                            factor * other + *sum
-                        };
+                        *sum =
+                            if FUSED { factor.mul_add(other, *sum) } else { factor * other + *sum };
                     }
                 }
             }

@@ -133,10 +133,7 @@ impl Arithmetic {
         if self.uses_tile_registers() {
             amx::configure();
         }
-        Session {
-            arithmetic: self,
-            on_this_thread: PhantomData,
-        }
+        Session { arithmetic: self, on_this_thread: PhantomData }
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -87,9 +87,7 @@ pub(super) fn transpose(isa: Isa, panel: &mut [Tile]) {
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx512 {
         // SAFETY: `isa` is at most what the processor has.
-        return panel
-            .iter_mut()
-            .for_each(|tile| unsafe { transpose_avx512(tile) });
+        return panel.iter_mut().for_each(|tile| unsafe { transpose_avx512(tile) });
     }
     let _ = isa;
     for tile in panel {
@@ -191,10 +189,7 @@ mod pairs {
                     *values = load(&source[step * stride..][..columns]);
                 }
             }
-            write(
-                row,
-                _mm512_permutexvar_epi16(order, round(values[0], values[1])),
-            );
+            write(row, _mm512_permutexvar_epi16(order, round(values[0], values[1])));
         }
     }
 

@@ -11,18 +11,12 @@ pub(crate) fn numbers(count: usize, seed: u64) -> Vec<f32> {
         z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ z >> 31
     };
-    (0..count)
-        .map(|_| (next() >> 40) as f32 / (1 << 23) as f32 - 1.0)
-        .collect()
+    (0..count).map(|_| (next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
 }
 
 /// Runs `job` on a pool of so many threads.
 pub(crate) fn on_threads<T: Send>(threads: usize, job: impl FnOnce() -> T + Send) -> T {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .unwrap()
-        .install(job)
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(job)
 }
 
 /// The bits of each number: equality of bits, not of values.
@@ -32,19 +26,12 @@ pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
 
 /// `value` as a kernel multiplies it, rounded to nearest even by the definition.
 pub(crate) fn factor(value: f32, bf16: bool) -> f64 {
-    f64::from(if bf16 {
-        half::bf16::from_f32(value).to_f32()
-    } else {
-        value
-    })
+    f64::from(if bf16 { half::bf16::from_f32(value).to_f32() } else { value })
 }
 
 /// Asserts `|got - want| ≤ tolerance`, and that a NaN is never near anything.
 #[track_caller]
 pub(crate) fn near(got: f32, want: f64, tolerance: f64) {
     let error = (f64::from(got) - want).abs();
-    assert!(
-        error <= tolerance,
-        "got {got}, want {want}: off by {error:e} > {tolerance:e}"
-    );
+    assert!(error <= tolerance, "got {got}, want {want}: off by {error:e} > {tolerance:e}");
 }

@@ -102,7 +102,8 @@ impl Backend for Composed {
         tables: &RotaryTables,
     ) -> Result<Tensor, ModelError> {
         let half = rope.head_dim / 2;
-        let table = |values: &[f32]| Tensor::from_slice(values, (1, batch.seq_len, 1, half), &self.device);
+        let table =
+            |values: &[f32]| Tensor::from_slice(values, (1, batch.seq_len, 1, half), &self.device);
         let (cos, sin) = (table(&tables.cos)?, table(&tables.sin)?);
         let heads = x.as_ref().reshape((batch.rows, batch.seq_len, rope.heads, rope.head_dim))?;
         let (first, second) = (heads.narrow(3, 0, half)?, heads.narrow(3, half, half)?);

@@ -16,10 +16,16 @@ pub struct Fused {
 }
 
 /// A weight packed for multiplication.
-#[derive(Debug)]
 pub struct PackedLinear {
     packed: PackedMatrix,
     bias: Option<Vec<f32>>,
+}
+
+impl std::fmt::Debug for PackedLinear {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (rows, columns) = (self.packed.out_features(), self.packed.in_features());
+        write!(f, "PackedLinear [{rows}, {columns}]")
+    }
 }
 
 impl PackedLinear {
