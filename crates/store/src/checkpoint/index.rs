@@ -73,7 +73,8 @@ pub(super) fn is_plain_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     matches!(components.next(), Some(Component::Normal(only)) if only == name)
         && components.next().is_none()
-        && !name.contains(['/', '\\', ':', '\0'])
+        && !name.contains(['/', '\\', ':'])
+        && !name.contains(char::is_control)
 }
 
 #[cfg(test)]

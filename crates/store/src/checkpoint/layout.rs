@@ -48,10 +48,11 @@ pub(super) fn open(fs: &dyn Fs, path: &Path) -> Result<Found> {
 
 fn open_gguf(fs: &dyn Fs, path: &Path) -> Result<Found> {
     let set = gguf::open_set(fs, path)?;
-    let mut files = Vec::new();
-    for path in set.files {
-        files.push(weight_file(fs, path)?);
-    }
+    let files = set
+        .files
+        .into_iter()
+        .map(|part| WeightFile::new(part.path, part.stamp))
+        .collect();
     Ok(Found {
         layout: Layout::Gguf,
         files,
@@ -64,8 +65,7 @@ fn open_gguf(fs: &dyn Fs, path: &Path) -> Result<Found> {
 }
 
 fn open_single(fs: &dyn Fs, path: &Path) -> Result<Found> {
-    let file = weight_file(fs, path.to_owned())?;
-    let tensors = read_header(&*fs.open(path)?)?.tensors;
+    let (file, tensors) = read_safetensors(fs, path.to_owned())?;
     let folder = fs::parent(path);
     let root = link_root(fs, folder)?;
     let around = auxiliary::find(fs, folder, &root, &|name| name == file.name)?;
@@ -109,10 +109,9 @@ fn open_folder(fs: &dyn Fs, folder: &Path) -> Result<Found> {
             return Err(StoreError::NotFound { path, advice });
         }
         check_link(fs, &path, &root)?;
-        let file = weight_file(fs, path)?;
-        let header = read_header(&*fs.open(&file.path)?)?;
+        let (file, header) = read_safetensors(fs, path)?;
         let number = files.len();
-        tensors.extend(header.tensors.into_iter().map(|tensor| TensorInfo {
+        tensors.extend(header.into_iter().map(|tensor| TensorInfo {
             file: number,
             ..tensor
         }));
@@ -258,19 +257,12 @@ fn check_index(
     Ok(())
 }
 
-fn weight_file(fs: &dyn Fs, path: PathBuf) -> Result<WeightFile> {
-    let stamp = fs.open(&path)?.stamp()?;
-    let name = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    Ok(WeightFile {
-        name,
-        path,
-        bytes: stamp.length,
-        stamp,
-    })
+/// Reads the header of a safetensors file.
+fn read_safetensors(fs: &dyn Fs, path: PathBuf) -> Result<(WeightFile, Vec<TensorInfo>)> {
+    let open = fs.open(&path)?;
+    let stamp = open.stamp()?;
+    let tensors = read_header(&*open)?.tensors;
+    Ok((WeightFile::new(path, stamp), tensors))
 }
 
 fn read_config(fs: &dyn Fs, folder: &Path, root: &Path) -> Result<Option<Config>> {

@@ -18,6 +18,7 @@ use serde_json::Value;
 pub use auxiliary::{AuxiliaryFile, Skipped};
 pub use resolve::{Environment, resolve};
 
+use crate::atomic::{self, Written};
 use crate::error::{Quoted, Result, StoreError};
 use crate::fs::{self, Fs, ReadAt, Stamp};
 use crate::gguf::Metadata;
@@ -45,6 +46,22 @@ pub struct WeightFile {
     /// Its length in bytes.
     pub bytes: u64,
     stamp: Stamp,
+}
+
+impl WeightFile {
+    fn new(path: PathBuf, stamp: Stamp) -> Self {
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        Self {
+            name,
+            path,
+            bytes: stamp.length,
+            stamp,
+        }
+    }
 }
 
 /// A file of a checkpoint with its content hash.
@@ -234,6 +251,14 @@ impl Checkpoint {
             return Err(StoreError::NotFound { path, advice });
         };
         fs::read(&*self.fs, &file.path, "the file", auxiliary::MAX_BYTES)
+    }
+
+    /// Copies an auxiliary file byte for byte.
+    ///
+    /// # Errors
+    /// When the disk refuses; `target` is then as it was.
+    pub fn copy_auxiliary(&self, file: &AuxiliaryFile, target: &Path) -> Result<Written> {
+        atomic::copy(&self.fs, &file.path, target)
     }
 
     /// Hashes every file of the checkpoint: weights, `config.json` and auxiliary files, sorted by

@@ -62,7 +62,7 @@ pub fn resolve(fs: &dyn Fs, model: &str, environment: &Environment) -> Result<Pa
             advice,
         })
     };
-    if !model.is_empty() && fs::exists(fs, path)? {
+    if !model.is_empty() && !model.contains('\0') && fs::exists(fs, path)? {
         return Ok(path.to_owned());
     }
     let Some(repository) = Repository::parse(model) else {

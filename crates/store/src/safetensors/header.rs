@@ -48,12 +48,16 @@ pub fn read_header(file: &dyn ReadAt) -> Result<Header> {
         let needed = length.get().saturating_add(8);
         return Err(truncated(path, "the header", needed, file_length));
     };
-    let mut text = fs::allocate(path, "the header", span.len())?;
-    file.read_exact_at(&mut text, 8)?;
-    if text.first() != Some(&b'{') {
+    let mut first = [0_u8; 1];
+    if !span.is_empty() {
+        file.read_exact_at(&mut first, 8)?;
+    }
+    if first != *b"{" {
         let problem = "the header does not start with `{`; not a safetensors file";
         return Err(StoreError::malformed(path, Place::Byte(8), problem));
     }
+    let mut text = fs::allocate(path, "the header", span.len())?;
+    file.read_exact_at(&mut text, 8)?;
     let raw: RawHeader =
         serde_json::from_slice(&text).map_err(|error| json::malformed(path, &error))?;
     drop(text);
@@ -92,11 +96,9 @@ fn check(path: &Path, raw: RawHeader, data_start: u64, file_length: u64) -> Resu
         };
         let Some(dtype) = Dtype::from_safetensors(&entry.dtype) else {
             let problem = format!(
-                "{path}, tensor {name}: unknown element type {dtype}; convert it to one of the \
-                 usual types first",
-                path = path.display(),
-                name = Quoted(&name),
-                dtype = Quoted(&entry.dtype)
+                "tensor {} has the unknown element type {}; convert it to one of the usual types",
+                Quoted(&name),
+                Quoted(&entry.dtype)
             );
             return Err(StoreError::Unsupported {
                 path: path.to_owned(),

@@ -9,12 +9,11 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::Writer;
 use super::writer::{byte_len, sort_by_alignment};
-use super::{Writer, Written};
-use crate::atomic;
+use crate::atomic::{self, Written};
 use crate::error::{Quoted, Result, StoreError};
 use crate::fs::Fs;
-use crate::hash::sha256;
 use crate::tensor::TensorSpec;
 
 /// The name of the index beside several shards.
@@ -224,13 +223,7 @@ impl ShardedWriter {
         if self.plan.shards.len() > 1 {
             let text = self.plan.index_json();
             let path = self.dir.join(INDEX_NAME);
-            atomic::write(&self.fs, &path, &text)?;
-            let bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
-            index = Some(Written {
-                path,
-                bytes,
-                sha256: sha256(&text),
-            });
+            index = Some(atomic::write(&self.fs, &path, &text)?);
         }
         Ok(Index {
             shards: self.written,
