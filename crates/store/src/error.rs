@@ -302,7 +302,7 @@ impl StoreError {
                 Self::DiskFull { action, path }
             }
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-                not_found(format!("cannot {action} it; check the path"))
+                not_found(format!("cannot {action} it, check the path"))
             }
             _ => Self::Io {
                 action,

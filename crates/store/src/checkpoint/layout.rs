@@ -1,6 +1,6 @@
 //! Finding out how a checkpoint is laid out, and reading all of its headers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::auxiliary::{self, AuxiliaryFile, Skipped};
@@ -51,7 +51,7 @@ fn open_gguf(fs: &dyn Fs, path: &Path) -> Result<Found> {
     let files = set
         .files
         .into_iter()
-        .map(|part| WeightFile::new(part.path, part.stamp))
+        .map(|part| WeightFile::new(part.path, part.stamp, BTreeMap::new()))
         .collect();
     Ok(Found {
         layout: Layout::Gguf,
@@ -261,8 +261,11 @@ fn check_index(
 fn read_safetensors(fs: &dyn Fs, path: PathBuf) -> Result<(WeightFile, Vec<TensorInfo>)> {
     let open = fs.open(&path)?;
     let stamp = open.stamp()?;
-    let tensors = read_header(&*open)?.tensors;
-    Ok((WeightFile::new(path, stamp), tensors))
+    let header = read_header(&*open)?;
+    Ok((
+        WeightFile::new(path, stamp, header.metadata),
+        header.tensors,
+    ))
 }
 
 fn read_config(fs: &dyn Fs, folder: &Path, root: &Path) -> Result<Option<Config>> {

@@ -8,7 +8,7 @@ mod index;
 mod layout;
 mod resolve;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,11 +45,13 @@ pub struct WeightFile {
     pub path: PathBuf,
     /// Its length in bytes.
     pub bytes: u64,
+    /// The `__metadata__` of its header; empty for GGUF, whose metadata is [`Checkpoint::gguf`].
+    pub metadata: BTreeMap<String, String>,
     stamp: Stamp,
 }
 
 impl WeightFile {
-    fn new(path: PathBuf, stamp: Stamp) -> Self {
+    fn new(path: PathBuf, stamp: Stamp, metadata: BTreeMap<String, String>) -> Self {
         let name = path
             .file_name()
             .unwrap_or_default()
@@ -59,6 +61,7 @@ impl WeightFile {
             name,
             path,
             bytes: stamp.length,
+            metadata,
             stamp,
         }
     }

@@ -239,6 +239,25 @@ fn what_goes_with_the_weights_and_what_does_not() {
 }
 
 #[test]
+fn a_checkpoint_is_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Checkpoint>();
+    let dir = tempfile::tempdir().unwrap();
+    sharded(dir.path());
+    let checkpoint = open(dir.path()).unwrap();
+    std::thread::scope(|scope| {
+        for tensor in checkpoint.tensors() {
+            let checkpoint = &checkpoint;
+            scope.spawn(move || {
+                for _ in 0..100 {
+                    assert_eq!(checkpoint.read(tensor).unwrap(), [0]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn every_file_is_hashed() {
     let dir = tempfile::tempdir().unwrap();
     sharded(dir.path());

@@ -127,13 +127,58 @@ fn awkward_texts_do_not_hang() {
 
 #[test]
 fn what_is_no_tokenizer_is_refused() {
-    let error = |text: &str| Tokenizer::from_json(text.as_bytes(), "tokenizer.json").unwrap_err();
+    let error = |text: &str| Tokenizer::from_json(text.as_bytes(), "test.json").unwrap_err();
     for text in ["", "{}", "[]", "{\"model\": 1}", "{\"a\":1,\"a\":1}"] {
         let error = error(text);
         assert_eq!(error.category(), Category::BadInput, "{text}");
-        assert!(error.to_string().contains("tokenizer.json"), "{error}");
+        assert!(error.to_string().contains("test.json"), "{error}");
     }
+    let refused = |pointer: &str, value: Value, expected: &str| {
+        let mut bad = definition();
+        *bad.pointer_mut(pointer).unwrap() = value;
+        let error = error(&bad.to_string());
+        assert_eq!(error.category(), Category::BadInput);
+        assert!(error.to_string().contains(expected), "{error}");
+    };
+    let regex = "/pre_tokenizer/pretokenizers/0/pattern/Regex";
+    refused(regex, json!("("), "tokenizer test.json");
+    refused("/model/dropout", json!(0.1), "set `dropout` to null");
+    // On these the tokenizers crate itself panics.
+    let prefix = "/model/continuing_subword_prefix";
+    refused(
+        prefix,
+        json!("####"),
+        "the merge of `h` and `e` is not in the vocabulary",
+    );
+    refused(
+        "/model/merges/0",
+        json!(["hello", "hello"]),
+        "of `hello` and `hello` is not in",
+    );
+    refused(
+        "/model/merges/0",
+        json!(["h", "absent"]),
+        "is not in the vocabulary",
+    );
+    let special = "/post_processor/single/0/SpecialToken/id";
+    refused(
+        special,
+        json!("<t>"),
+        "uses `<t>`, which it does not define",
+    );
+    refused(
+        "/post_processor/single/1/Sequence/id",
+        json!("B"),
+        "uses a second one",
+    );
+}
+
+#[test]
+fn a_panic_of_the_library_is_an_error() {
     let mut bad = definition();
-    bad["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!("(");
-    assert_eq!(error(&bad.to_string()).category(), Category::BadInput);
+    // A charsmap that is too short for the table it announces.
+    bad["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "BAAAAP//////"});
+    let result = Tokenizer::from_json(bad.to_string().as_bytes(), "test.json")
+        .and_then(|tokenizer| tokenizer.encode("hello", false));
+    assert_eq!(result.unwrap_err().category(), Category::BadInput);
 }

@@ -4,6 +4,9 @@
 //! and padding that a `tokenizer.json` may ask for are left out: how long a text may be is the
 //! caller's business.
 
+mod definition;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use crate::error::{Result, StoreError};
@@ -20,15 +23,18 @@ impl Tokenizer {
     /// Builds a tokenizer from the content of a `tokenizer.json`; `what` names it in errors.
     ///
     /// # Errors
-    /// When it is not valid JSON within the limits of [`json`], or no tokenizer.
+    /// When it is not valid JSON within the limits of [`json`], or no tokenizer, or one that gives
+    /// other tokens each time (`dropout`).
     pub fn from_json(bytes: &[u8], what: &str) -> Result<Self> {
-        json::parse(bytes, Path::new(what))?;
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| failed(what, &error))?;
-        inner
-            .with_truncation(None)
-            .map_err(|error| failed(what, &error))?;
-        inner.with_padding(None);
+        let parsed = json::parse(bytes, Path::new(what))?;
+        definition::check(&parsed).map_err(|problem| failed(what, problem))?;
+        drop(parsed);
+        let inner = guarded(what, || {
+            let mut inner = tokenizers::Tokenizer::from_bytes(bytes)?;
+            inner.with_truncation(None)?;
+            inner.with_padding(None);
+            Ok(inner)
+        })?;
         Ok(Self {
             inner,
             what: what.to_owned(),
@@ -38,14 +44,16 @@ impl Tokenizer {
     /// The ids of a text; with `add_special_tokens`, including those that the tokenizer puts around
     /// every text, such as `[CLS]` or a beginning-of-sequence token.
     ///
+    /// The text may be long: a million characters take one or two seconds and, until the end, about
+    /// a hundred times as many bytes.
+    ///
     /// # Errors
     /// When a part of the text has no token and the tokenizer has none for the unknown.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special_tokens);
-        Ok(encoding
-            .map_err(|error| failed(&self.what, &error))?
-            .get_ids()
-            .to_vec())
+        guarded(&self.what, || {
+            let encoding = self.inner.encode_fast(text, add_special_tokens)?;
+            Ok(encoding.get_ids().to_vec())
+        })
     }
 
     /// The text of token ids; ids that are not in the vocabulary are passed over.
@@ -53,8 +61,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer cannot put the tokens together.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
-        let text = self.inner.decode(ids, skip_special_tokens);
-        text.map_err(|error| failed(&self.what, &error))
+        guarded(&self.what, || self.inner.decode(ids, skip_special_tokens))
     }
 
     /// The number of tokens, added ones included.
@@ -73,9 +80,19 @@ impl Tokenizer {
     }
 }
 
-fn failed(what: &str, error: &tokenizers::Error) -> StoreError {
+/// Runs a part of the `tokenizers` crate, which panics on some definitions that
+/// [`definition::check`] does not know of; that is an error of the definition.
+fn guarded<T>(what: &str, run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    // What a panic could leave half-done is the crate's cache of words, which it then drops.
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(result) => result.map_err(|error| failed(what, error.to_string())),
+        Err(_) => Err(failed(what, "its definition contradicts itself".to_owned())),
+    }
+}
+
+fn failed(what: &str, problem: String) -> StoreError {
     StoreError::Tokenizer {
         what: what.to_owned(),
-        problem: error.to_string(),
+        problem,
     }
 }
