@@ -167,7 +167,11 @@ fn shake(
 
 #[test]
 fn safetensors_headers_are_shaken() {
-    let header = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"BF16","shape":[],"data_offsets":[24,26]}}"#;
+    let header = concat!(
+        r#"{"__metadata__":{"format":"pt"},"#,
+        r#""a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"#,
+        r#""b":{"dtype":"BF16","shape":[],"data_offsets":[24,26]}}"#,
+    );
     let bytes = support::safetensors(header, 26);
     let read = |file: &Memory| lapidary_store::safetensors::read_header(file).map(|h| h.tensors);
     shake(&bytes, 8 + header.len(), &read);

@@ -313,7 +313,10 @@ fn spans() -> Vec<Case> {
         ),
         tensor(
             "a tensor as long as 64 bits",
-            r#""dtype":"U8","shape":[18446744073709551615],"data_offsets":[0,18446744073709551615]"#,
+            &format!(
+                r#""dtype":"U8","shape":[{0}],"data_offsets":[0,{0}]"#,
+                u64::MAX
+            ),
             4,
             "is truncated: tensor `t` needs 18446744073709551615",
         ),

@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 /// A byte-level BPE tokenizer with Llama 3's pattern, whose look-ahead needs more than plain
 /// regular expressions. Truncation and padding are asked for, and must not happen.
 fn definition() -> Value {
-    let pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let pattern = concat!(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    );
     // The 256 characters that stand for bytes: printable ones for themselves, the rest from U+0100.
     let printable = (33..=126).chain(161..=172).chain(174..=255);
     let mut alphabet: Vec<char> = printable.map(|c: u32| char::from_u32(c).unwrap()).collect();
@@ -49,7 +52,8 @@ fn definition() -> Value {
         "post_processor": {"type": "TemplateProcessing",
             "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
                        {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}},
+                     {"Sequence": {"id": "B", "type_id": 0}}],
             "special_tokens": {"<s>": {"id": "<s>", "ids": [vocab.len()], "tokens": ["<s>"]}}},
         "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
                     "use_regex": true},
