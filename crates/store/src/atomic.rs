@@ -9,14 +9,37 @@ use std::sync::Arc;
 
 use crate::error::{Result, StoreError};
 use crate::fs::{self, Fs, Kind, WriteFile};
+use crate::hash::{Sha256, for_each_chunk};
+
+/// A file that was written and is on the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Its SHA-256, in hexadecimal.
+    pub sha256: String,
+}
 
 /// Writes a whole file in one step; a file of that name is replaced.
 ///
 /// # Errors
-/// When the disk refuses; then the target is as it was.
-pub fn write(fs: &Arc<dyn Fs>, path: &Path, bytes: &[u8]) -> Result<()> {
+/// When the disk refuses; the target is then as it was.
+pub fn write(fs: &Arc<dyn Fs>, path: &Path, bytes: &[u8]) -> Result<Written> {
     let mut file = AtomicFile::create(fs, path)?;
     file.write_all(bytes)?;
+    file.commit()
+}
+
+/// Copies a file byte for byte, in one step; a file at the target is replaced.
+///
+/// # Errors
+/// When the disk refuses, or the source becomes shorter meanwhile; the target is then as it was.
+pub fn copy(fs: &Arc<dyn Fs>, from: &Path, to: &Path) -> Result<Written> {
+    let source = fs.open(from)?;
+    let mut file = AtomicFile::create(fs, to)?;
+    for_each_chunk(&*source, &mut |chunk| file.write_all(chunk))?;
     file.commit()
 }
 
@@ -29,6 +52,8 @@ pub struct AtomicFile {
     target: PathBuf,
     temporary: PathBuf,
     file: Option<Box<dyn WriteFile>>,
+    hash: Sha256,
+    bytes: u64,
 }
 
 impl AtomicFile {
@@ -40,7 +65,14 @@ impl AtomicFile {
     pub fn create(fs: &Arc<dyn Fs>, path: &Path) -> Result<Self> {
         let temporary = temporary(path)?;
         let file = fs.create(&temporary)?;
-        Ok(Self { fs: Arc::clone(fs), target: path.to_owned(), temporary, file: Some(file) })
+        Ok(Self {
+            fs: Arc::clone(fs),
+            target: path.to_owned(),
+            temporary,
+            file: Some(file),
+            hash: Sha256::new(),
+            bytes: 0,
+        })
     }
 
     /// Writes at the end.
@@ -48,25 +80,36 @@ impl AtomicFile {
     /// # Errors
     /// When the disk refuses.
     pub fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
-        match &mut self.file {
-            Some(file) => file.write_all(bytes),
-            None => Err(StoreError::misuse(&self.target, "a write after the commit")),
-        }
+        let Some(file) = &mut self.file else {
+            return Err(StoreError::misuse(&self.target, "a write after the commit"));
+        };
+        file.write_all(bytes)?;
+        self.hash.update(bytes);
+        self.bytes = self
+            .bytes
+            .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        Ok(())
     }
 
     /// Brings the bytes to the disk and gives the file its name.
     ///
     /// # Errors
-    /// When the disk refuses. The target is then as it was, unless only the last step failed: that
-    /// the rename has reached the disk.
-    pub fn commit(mut self) -> Result<()> {
+    /// When the disk refuses. The target is then as it was, unless only the last step failed: to
+    /// bring the rename to the disk.
+    pub fn commit(mut self) -> Result<Written> {
         let Some(file) = &mut self.file else {
             return Err(StoreError::misuse(&self.target, "a second commit"));
         };
         file.sync()?;
         self.fs.rename(&self.temporary, &self.target)?;
         self.file = None;
-        self.fs.sync_dir(fs::parent(&self.target))
+        self.fs.sync_dir(fs::parent(&self.target))?;
+        let sha256 = std::mem::take(&mut self.hash).finish();
+        Ok(Written {
+            path: std::mem::take(&mut self.target),
+            bytes: self.bytes,
+            sha256,
+        })
     }
 }
 
@@ -82,7 +125,10 @@ impl Drop for AtomicFile {
 /// The name a file has until it is complete.
 fn temporary(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
-        return Err(StoreError::misuse(path, "a path that does not end in a file name"));
+        return Err(StoreError::misuse(
+            path,
+            "a path that does not end in a file name",
+        ));
     };
     let mut hidden = OsString::from(".");
     hidden.push(name);
@@ -94,11 +140,12 @@ fn temporary(path: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// [`StoreError::Exists`] if there is something at `target`; otherwise when the disk refuses. The
-/// target then does not exist, unless only the last step failed: that the rename has reached the
-/// disk.
+/// target then does not exist, unless only the last step failed: to bring the rename to the disk.
 pub fn publish_dir(fs: &dyn Fs, staging: &Path, target: &Path) -> Result<()> {
     if fs::exists(fs, target)? {
-        return Err(StoreError::Exists { path: target.to_owned() });
+        return Err(StoreError::Exists {
+            path: target.to_owned(),
+        });
     }
     sync_tree(fs, staging)?;
     fs.rename_new(staging, target)?;
@@ -119,7 +166,10 @@ fn sync_tree(fs: &dyn Fs, dir: &Path) -> Result<()> {
                 Kind::File => fs.sync_file(&path)?,
                 Kind::Dir => folders.push(path),
                 Kind::Symlink | Kind::Other => {
-                    return Err(StoreError::misuse(&path, "a published folder may not hold links"));
+                    return Err(StoreError::misuse(
+                        &path,
+                        "a published folder may not hold links",
+                    ));
                 }
             }
         }

@@ -61,13 +61,7 @@ impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const LONGEST: usize = 120;
         write!(f, "`")?;
-        for character in self.0.chars().take(LONGEST) {
-            if character.is_control() {
-                write!(f, "{}", character.escape_default())?;
-            } else {
-                write!(f, "{character}")?;
-            }
-        }
+        write_visible(f, self.0.chars().take(LONGEST))?;
         if self.0.chars().nth(LONGEST).is_some() {
             write!(f, "…")?;
         }
@@ -75,12 +69,28 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
+/// A path made fit for a terminal: control characters escaped.
+struct Shown<'a>(&'a Path);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_visible(f, self.0.to_string_lossy().chars())
+    }
+}
+
+fn write_visible(f: &mut fmt::Formatter<'_>, mut text: impl Iterator<Item = char>) -> fmt::Result {
+    text.try_for_each(|character| match character.is_control() {
+        true => write!(f, "{}", character.escape_default()),
+        false => write!(f, "{character}"),
+    })
+}
+
 /// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// The operating system refused an operation on a file.
-    #[error("cannot {action} {}: {cause}", path.display())]
+    #[error("cannot {action} {}: {cause}", Shown(path))]
     Io {
         /// What was being done, as a verb phrase.
         action: &'static str,
@@ -92,7 +102,8 @@ pub enum StoreError {
     /// The disk, or the quota on it, is full.
     #[error(
         "cannot {action} {}: the disk is full; free some space or choose another folder, then run \
-         the same command again", path.display()
+         the same command again",
+        Shown(path)
     )]
     DiskFull {
         /// What was being done, as a verb phrase.
@@ -101,7 +112,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// A file or folder that was asked for does not exist.
-    #[error("{} does not exist; {advice}", path.display())]
+    #[error("{} does not exist; {advice}", Shown(path))]
     NotFound {
         /// The missing path.
         path: PathBuf,
@@ -109,7 +120,11 @@ pub enum StoreError {
         advice: String,
     },
     /// A model argument names nothing that can be found on this machine.
-    #[error("model {} not found; {advice}; looked at: {}", Quoted(model), Paths(looked))]
+    #[error(
+        "model {} not found; {advice}; looked at: {}",
+        Quoted(model),
+        Paths(looked)
+    )]
     ModelNotFound {
         /// The model argument as given.
         model: String,
@@ -119,7 +134,10 @@ pub enum StoreError {
         advice: String,
     },
     /// A path names a directory, pipe or device where a regular file is needed.
-    #[error("{} is a {found}, not a regular file; give the path of a file", path.display())]
+    #[error(
+        "{} is a {found}, not a regular file; give the path of a file",
+        Shown(path)
+    )]
     NotAFile {
         /// The path.
         path: PathBuf,
@@ -127,7 +145,7 @@ pub enum StoreError {
         found: &'static str,
     },
     /// A file does not follow its format.
-    #[error("{}{place}: {problem}", path.display())]
+    #[error("{}{place}: {problem}", Shown(path))]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -139,7 +157,8 @@ pub enum StoreError {
     /// A file ends before what its own header promises.
     #[error(
         "{} is truncated: {what} needs {needed} bytes, the file has {length}; download or export \
-         it again", path.display()
+         it again",
+        Shown(path)
     )]
     Truncated {
         /// The file.
@@ -152,7 +171,7 @@ pub enum StoreError {
         length: u64,
     },
     /// A file is larger than a reader of its kind accepts, or states a size that is.
-    #[error("{}: {what} is {bytes} bytes, the limit is {limit}", path.display())]
+    #[error("{}: {what} is {bytes} bytes, the limit is {limit}", Shown(path))]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -164,13 +183,16 @@ pub enum StoreError {
         limit: u64,
     },
     /// A file changed its length or its modification time while it was in use.
-    #[error("{} changed while it was being read; start again once it stays as it is", path.display())]
+    #[error(
+        "{} changed while it was being read; start again once it stays as it is",
+        Shown(path)
+    )]
     Changed {
         /// The file.
         path: PathBuf,
     },
     /// A well-formed file of a kind or version that is not supported.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {problem}", Shown(path))]
     Unsupported {
         /// The file.
         path: PathBuf,
@@ -178,7 +200,7 @@ pub enum StoreError {
         problem: String,
     },
     /// A name or link in a checkpoint points outside of it.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {problem}", Shown(path))]
     OutsideCheckpoint {
         /// The file that holds the name, or the link.
         path: PathBuf,
@@ -186,8 +208,11 @@ pub enum StoreError {
         problem: String,
     },
     /// Memory for a block whose size was checked could not be had.
-    #[error("{}: not enough memory for {bytes} bytes of {what}; close other programs or use a \
-             machine with more memory", path.display())]
+    #[error(
+        "{}: not enough memory for {bytes} bytes of {what}; close other programs or use a \
+             machine with more memory",
+        Shown(path)
+    )]
     OutOfMemory {
         /// The file being read.
         path: PathBuf,
@@ -198,7 +223,7 @@ pub enum StoreError {
     },
     /// Another process holds the lock of a folder.
     #[error(
-        "{} is in use by {}; wait for it to end, or choose another folder", path.display(),
+        "{} is in use by {}; wait for it to end, or choose another folder", Shown(path),
         Holder(*holder)
     )]
     Locked {
@@ -208,13 +233,13 @@ pub enum StoreError {
         holder: Option<u32>,
     },
     /// The target of a publication exists already.
-    #[error("{} exists already; remove it or choose another output", path.display())]
+    #[error("{} exists already; remove it or choose another output", Shown(path))]
     Exists {
         /// The target.
         path: PathBuf,
     },
     /// A tensor was asked for that the checkpoint does not have.
-    #[error("{} has no tensor {}{}", path.display(), Quoted(name), Near(near.as_deref()))]
+    #[error("{} has no tensor {}{}", Shown(path), Quoted(name), Near(near.as_deref()))]
     NoSuchTensor {
         /// The checkpoint.
         path: PathBuf,
@@ -232,7 +257,7 @@ pub enum StoreError {
         problem: String,
     },
     /// The calling code used an interface of this crate against its contract.
-    #[error("internal error, please report it: {problem} ({})", path.display())]
+    #[error("internal error, please report it: {problem} ({})", Shown(path))]
     Misuse {
         /// The file concerned.
         path: PathBuf,
@@ -265,14 +290,25 @@ impl StoreError {
     /// Turns an answer of the operating system into the error that says the most about it.
     pub fn io(action: &'static str, path: &Path, cause: io::Error) -> Self {
         let path = path.to_owned();
+        let not_found = |advice| Self::NotFound {
+            path: path.clone(),
+            advice,
+        };
+        if cause.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
+            return not_found("it is a link that leads back to itself".to_owned());
+        }
         match cause.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 Self::DiskFull { action, path }
             }
-            io::ErrorKind::NotFound => {
-                Self::NotFound { path, advice: format!("cannot {action} it; check the path") }
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                not_found(format!("cannot {action} it, check the path"))
             }
-            _ => Self::Io { action, path, cause },
+            _ => Self::Io {
+                action,
+                path,
+                cause,
+            },
         }
     }
 
@@ -282,11 +318,18 @@ impl StoreError {
     }
 
     pub(crate) fn malformed(path: &Path, place: Place, problem: impl Into<String>) -> Self {
-        Self::Malformed { path: path.to_owned(), place, problem: problem.into() }
+        Self::Malformed {
+            path: path.to_owned(),
+            place,
+            problem: problem.into(),
+        }
     }
 
     pub(crate) fn misuse(path: &Path, problem: impl Into<String>) -> Self {
-        Self::Misuse { path: path.to_owned(), problem: problem.into() }
+        Self::Misuse {
+            path: path.to_owned(),
+            problem: problem.into(),
+        }
     }
 }
 
@@ -296,7 +339,7 @@ impl fmt::Display for Paths<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, path) in self.0.iter().enumerate() {
             let separator = if index == 0 { "" } else { ", " };
-            write!(f, "{separator}{}", path.display())?;
+            write!(f, "{separator}{}", Shown(path))?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use sha2::Digest;
 use crate::error::Result;
 use crate::fs::{self, Fs, ReadAt};
 
-/// Bytes read at a time when hashing a file.
+/// Bytes read at a time when hashing or copying a file.
 const CHUNK: u64 = 1 << 20;
 
 /// A running SHA-256.
@@ -27,7 +27,11 @@ impl Sha256 {
 
     /// The digest, as 64 lower-case hexadecimal digits.
     pub fn finish(self) -> String {
-        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        self.0
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 }
 
@@ -48,21 +52,35 @@ pub fn sha256_file(fs: &dyn Fs, path: &Path) -> Result<String> {
 
 /// The SHA-256 of an open file; `progress` is told the bytes read after each chunk.
 pub(crate) fn sha256_of(file: &dyn ReadAt, progress: &mut dyn FnMut(u64)) -> Result<String> {
+    let mut hash = Sha256::new();
+    for_each_chunk(file, &mut |chunk| {
+        hash.update(chunk);
+        progress(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
+        Ok(())
+    })?;
+    Ok(hash.finish())
+}
+
+/// Reads a file from beginning to end, in pieces.
+pub(crate) fn for_each_chunk(
+    file: &dyn ReadAt,
+    take: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
     let length = file.len()?;
     let mut buffer = fs::allocate(file.path(), "a file", length.min(CHUNK))?;
-    let mut hash = Sha256::new();
     let mut offset = 0_u64;
     while offset < length {
         let size = length.saturating_sub(offset).min(CHUNK);
         // `buffer` holds min(length, CHUNK) bytes, so the first `size` of them are there.
-        let chunk = usize::try_from(size).ok().and_then(|size| buffer.get_mut(..size));
+        let chunk = usize::try_from(size)
+            .ok()
+            .and_then(|size| buffer.get_mut(..size));
         let chunk = chunk.unwrap_or_default();
         file.read_exact_at(chunk, offset)?;
-        hash.update(chunk);
+        take(chunk)?;
         offset = offset.saturating_add(size);
-        progress(size);
     }
-    Ok(hash.finish())
+    Ok(())
 }
 
 #[cfg(test)]

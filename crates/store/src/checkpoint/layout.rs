@@ -1,6 +1,6 @@
 //! Finding out how a checkpoint is laid out, and reading all of its headers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::auxiliary::{self, AuxiliaryFile, Skipped};
@@ -31,7 +31,10 @@ pub(super) fn open(fs: &dyn Fs, path: &Path) -> Result<Found> {
     if fs.metadata(path)?.kind == Kind::Dir {
         return open_folder(fs, path);
     }
-    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    let extension = path
+        .extension()
+        .and_then(|extension| extension.to_str())
+        .unwrap_or_default();
     match extension.to_ascii_lowercase().as_str() {
         "gguf" => open_gguf(fs, path),
         "safetensors" => open_single(fs, path),
@@ -45,10 +48,11 @@ pub(super) fn open(fs: &dyn Fs, path: &Path) -> Result<Found> {
 
 fn open_gguf(fs: &dyn Fs, path: &Path) -> Result<Found> {
     let set = gguf::open_set(fs, path)?;
-    let mut files = Vec::new();
-    for path in set.files {
-        files.push(weight_file(fs, path)?);
-    }
+    let files = set
+        .files
+        .into_iter()
+        .map(|part| WeightFile::new(part.path, part.stamp, BTreeMap::new()))
+        .collect();
     Ok(Found {
         layout: Layout::Gguf,
         files,
@@ -61,8 +65,7 @@ fn open_gguf(fs: &dyn Fs, path: &Path) -> Result<Found> {
 }
 
 fn open_single(fs: &dyn Fs, path: &Path) -> Result<Found> {
-    let file = weight_file(fs, path.to_owned())?;
-    let tensors = read_header(&*fs.open(path)?)?.tensors;
+    let (file, tensors) = read_safetensors(fs, path.to_owned())?;
     let folder = fs::parent(path);
     let root = link_root(fs, folder)?;
     let around = auxiliary::find(fs, folder, &root, &|name| name == file.name)?;
@@ -106,11 +109,12 @@ fn open_folder(fs: &dyn Fs, folder: &Path) -> Result<Found> {
             return Err(StoreError::NotFound { path, advice });
         }
         check_link(fs, &path, &root)?;
-        let file = weight_file(fs, path)?;
-        let header = read_header(&*fs.open(&file.path)?)?;
+        let (file, header) = read_safetensors(fs, path)?;
         let number = files.len();
-        tensors
-            .extend(header.tensors.into_iter().map(|tensor| TensorInfo { file: number, ..tensor }));
+        tensors.extend(header.into_iter().map(|tensor| TensorInfo {
+            file: number,
+            ..tensor
+        }));
         files.push(file);
     }
     check_unique(&files, &tensors)?;
@@ -146,7 +150,10 @@ fn safetensors_files(folder: &Path, entries: &[Entry], has_config: bool) -> Resu
     if files.is_empty() {
         let gguf = named(".gguf");
         let advice = if let Some(first) = gguf.first() {
-            format!("give the GGUF file itself, for example {}", folder.join(first).display())
+            format!(
+                "give the GGUF file itself, for example {}",
+                folder.join(first).display()
+            )
         } else if !named(".bin").is_empty() || !named(".pth").is_empty() {
             "its weights are in PyTorch's pickle format, which can run code; convert them to \
              safetensors first"
@@ -154,14 +161,20 @@ fn safetensors_files(folder: &Path, entries: &[Entry], has_config: bool) -> Resu
         } else {
             "the folder holds no weights that can be read".to_owned()
         };
-        return Err(StoreError::NotFound { path: folder.join(SINGLE_NAME), advice });
+        return Err(StoreError::NotFound {
+            path: folder.join(SINGLE_NAME),
+            advice,
+        });
     }
     if !has_config {
         let advice = format!(
             "safetensors files without it may be anything; give one of them directly: {}",
             files.join(", ")
         );
-        return Err(StoreError::NotFound { path: folder.join(CONFIG), advice });
+        return Err(StoreError::NotFound {
+            path: folder.join(CONFIG),
+            advice,
+        });
     }
     for file in &files {
         if let Some((prefix, count)) = shard_of(file) {
@@ -169,7 +182,10 @@ fn safetensors_files(folder: &Path, entries: &[Entry], has_config: bool) -> Resu
                 let part = format!("{prefix}-{number:05}-of-{count:05}.safetensors");
                 if !files.contains(&part) {
                     let advice = format!("{file} is one of {count} shards; download all of them");
-                    return Err(StoreError::NotFound { path: folder.join(part), advice });
+                    return Err(StoreError::NotFound {
+                        path: folder.join(part),
+                        advice,
+                    });
                 }
             }
         }
@@ -220,23 +236,36 @@ fn check_index(
                 "the index says that it is in {}, but it is not there; download both again",
                 Quoted(&file.name)
             );
-            return Err(StoreError::malformed(path, Place::Tensor((*name).to_owned()), problem));
+            return Err(StoreError::malformed(
+                path,
+                Place::Tensor((*name).to_owned()),
+                problem,
+            ));
         }
         if let Some(name) = found.difference(&stated).next() {
             let problem = format!(
                 "it is in {}, but not in the index; download both again",
                 Quoted(&file.name)
             );
-            return Err(StoreError::malformed(path, Place::Tensor((*name).to_owned()), problem));
+            return Err(StoreError::malformed(
+                path,
+                Place::Tensor((*name).to_owned()),
+                problem,
+            ));
         }
     }
     Ok(())
 }
 
-fn weight_file(fs: &dyn Fs, path: PathBuf) -> Result<WeightFile> {
-    let stamp = fs.open(&path)?.stamp()?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(WeightFile { name, path, bytes: stamp.length, stamp })
+/// Reads the header of a safetensors file.
+fn read_safetensors(fs: &dyn Fs, path: PathBuf) -> Result<(WeightFile, Vec<TensorInfo>)> {
+    let open = fs.open(&path)?;
+    let stamp = open.stamp()?;
+    let header = read_header(&*open)?;
+    Ok((
+        WeightFile::new(path, stamp, header.metadata),
+        header.tensors,
+    ))
 }
 
 fn read_config(fs: &dyn Fs, folder: &Path, root: &Path) -> Result<Option<Config>> {
@@ -272,5 +301,8 @@ fn check_link(fs: &dyn Fs, path: &Path, root: &Path) -> Result<()> {
         "a link to {}, outside of the checkpoint; copy the file here if it belongs to it",
         target.display()
     );
-    Err(StoreError::OutsideCheckpoint { path: path.to_owned(), problem })
+    Err(StoreError::OutsideCheckpoint {
+        path: path.to_owned(),
+        problem,
+    })
 }

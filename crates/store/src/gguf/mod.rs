@@ -10,7 +10,7 @@ mod split;
 mod value;
 
 pub use reader::{Gguf, read_gguf};
-pub use split::{GgufSet, open_set};
+pub use split::{GgufSet, Part, open_set};
 pub use value::{MetaArray, MetaValue, Metadata};
 
 /// The most bytes that metadata and tensor descriptions may take together.

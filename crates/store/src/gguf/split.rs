@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::reader::{Gguf, read_gguf};
 use super::value::Metadata;
 use crate::error::{Place, Quoted, Result, StoreError};
-use crate::fs::Fs;
+use crate::fs::{Fs, Stamp};
 use crate::tensor::TensorInfo;
 
 /// The most files a model may be split over.
@@ -18,11 +18,20 @@ const MAX_SPLIT: u64 = 4096;
 #[derive(Clone, Debug, PartialEq)]
 pub struct GgufSet {
     /// The files, in order.
-    pub files: Vec<PathBuf>,
+    pub files: Vec<Part>,
     /// The metadata, which is that of the first file.
     pub metadata: Metadata,
     /// The tensors of all files; [`TensorInfo::file`] is an index into `files`.
     pub tensors: Vec<TensorInfo>,
+}
+
+/// One file of a GGUF model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its length and time when its header was read.
+    pub stamp: Stamp,
 }
 
 /// Reads the header of a GGUF file and, if it is one part of a split model, of the other parts,
@@ -31,11 +40,17 @@ pub struct GgufSet {
 /// # Errors
 /// When a file cannot be read or is missing, or when the parts do not belong together.
 pub fn open_set(fs: &dyn Fs, path: &Path) -> Result<GgufSet> {
-    let opened = read_gguf(&*fs.open(path)?)?;
+    let (opened, part) = read_part(fs, path)?;
     let count = opened.metadata.u64("split.count").unwrap_or(1);
     if count <= 1 {
-        let Gguf { metadata, tensors, .. } = opened;
-        return Ok(GgufSet { files: vec![path.to_owned()], metadata, tensors });
+        let Gguf {
+            metadata, tensors, ..
+        } = opened;
+        return Ok(GgufSet {
+            files: vec![part],
+            metadata,
+            tensors,
+        });
     }
     if count > MAX_SPLIT {
         let place = Place::Key("split.count".to_owned());
@@ -45,43 +60,60 @@ pub fn open_set(fs: &dyn Fs, path: &Path) -> Result<GgufSet> {
     read_parts(fs, path, count)
 }
 
+fn read_part(fs: &dyn Fs, path: &Path) -> Result<(Gguf, Part)> {
+    let file = fs.open(path)?;
+    let part = Part {
+        path: path.to_owned(),
+        stamp: file.stamp()?,
+    };
+    Ok((read_gguf(&*file)?, part))
+}
+
 fn read_parts(fs: &dyn Fs, path: &Path, count: u64) -> Result<GgufSet> {
-    let mut set = GgufSet { files: Vec::new(), metadata: Metadata::default(), tensors: Vec::new() };
+    let mut set = GgufSet {
+        files: Vec::new(),
+        metadata: Metadata::default(),
+        tensors: Vec::new(),
+    };
     let mut names = HashSet::new();
-    let mut expected = None;
     for number in 0..count {
-        let part_path = part_path(path, number, count)?;
-        let part = read_gguf(&*fs.open(&part_path).map_err(|error| missing(error, count))?)?;
-        check_part(&part_path, &part, number, count)?;
-        let file = set.files.len();
-        for mut tensor in part.tensors {
+        let path = part_path(path, number, count)?;
+        let (opened, part) = read_part(fs, &path).map_err(|error| missing(error, count))?;
+        check_part(&path, &opened, number, count)?;
+        for mut tensor in opened.tensors {
             if !names.insert(tensor.name.clone()) {
                 let problem = "another part of the model has a tensor of this name";
-                return Err(StoreError::malformed(&part_path, Place::Tensor(tensor.name), problem));
+                return Err(StoreError::malformed(
+                    &path,
+                    Place::Tensor(tensor.name),
+                    problem,
+                ));
             }
-            tensor.file = file;
+            tensor.file = set.files.len();
             set.tensors.push(tensor);
         }
         if number == 0 {
-            expected = part.metadata.u64("split.tensors.count");
-            set.metadata = part.metadata;
+            set.metadata = opened.metadata;
         }
-        set.files.push(part_path);
+        set.files.push(part);
     }
     let found = u64::try_from(set.tensors.len()).unwrap_or(u64::MAX);
-    if let Some(expected) = expected
-        && expected != found
-    {
-        let place = Place::Key("split.tensors.count".to_owned());
-        let problem = format!("{expected} tensors are stated, the {count} parts have {found}");
-        return Err(StoreError::malformed(path, place, problem));
+    match set.metadata.u64("split.tensors.count") {
+        Some(stated) if stated != found => {
+            let place = Place::Key("split.tensors.count".to_owned());
+            let problem = format!("{stated} tensors are stated, the {count} parts have {found}");
+            Err(StoreError::malformed(path, place, problem))
+        }
+        _ => Ok(set),
     }
-    Ok(set)
 }
 
 /// The path of part `number` (from 0), made from the path of any part.
 fn part_path(path: &Path, number: u64, count: u64) -> Result<PathBuf> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
     let stem = name.strip_suffix(&format!("-of-{count:05}.gguf"));
     let prefix = stem.and_then(|stem| {
         let (prefix, number) = stem.rsplit_once('-')?;
@@ -117,7 +149,11 @@ fn check_part(path: &Path, part: &Gguf, number: u64, count: u64) -> Result<()> {
                 "{} is {found}, expected {expected}; the parts of the model do not belong together",
                 Quoted(key)
             );
-            return Err(StoreError::malformed(path, Place::Key(key.to_owned()), problem));
+            return Err(StoreError::malformed(
+                path,
+                Place::Key(key.to_owned()),
+                problem,
+            ));
         }
     }
     Ok(())

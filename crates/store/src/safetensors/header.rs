@@ -48,12 +48,16 @@ pub fn read_header(file: &dyn ReadAt) -> Result<Header> {
         let needed = length.get().saturating_add(8);
         return Err(truncated(path, "the header", needed, file_length));
     };
-    let mut text = fs::allocate(path, "the header", span.len())?;
-    file.read_exact_at(&mut text, 8)?;
-    if text.first() != Some(&b'{') {
+    let mut first = [0_u8; 1];
+    if !span.is_empty() {
+        file.read_exact_at(&mut first, 8)?;
+    }
+    if first != *b"{" {
         let problem = "the header does not start with `{`; not a safetensors file";
         return Err(StoreError::malformed(path, Place::Byte(8), problem));
     }
+    let mut text = fs::allocate(path, "the header", span.len())?;
+    file.read_exact_at(&mut text, 8)?;
     let raw: RawHeader =
         serde_json::from_slice(&text).map_err(|error| json::malformed(path, &error))?;
     drop(text);
@@ -68,27 +72,38 @@ fn check(path: &Path, raw: RawHeader, data_start: u64, file_length: u64) -> Resu
     let mut expected = 0_u64;
     for (name, entry) in entries {
         let problem = |problem: String| {
-            Err(StoreError::malformed(path, Place::Tensor(name.clone()), problem))
+            Err(StoreError::malformed(
+                path,
+                Place::Tensor(name.clone()),
+                problem,
+            ))
         };
         let (begin, end) = entry.data_offsets;
         if begin != expected {
-            let gap = if begin > expected { "a hole" } else { "an overlap" };
+            let gap = if begin > expected {
+                "a hole"
+            } else {
+                "an overlap"
+            };
             return problem(format!(
                 "its bytes start at {begin}, but the tensor before ends at {expected}: {gap}"
             ));
         }
         let Some(length) = end.checked_sub(begin) else {
-            return problem(format!("its bytes end at {end}, before they start at {begin}"));
+            return problem(format!(
+                "its bytes end at {end}, before they start at {begin}"
+            ));
         };
         let Some(dtype) = Dtype::from_safetensors(&entry.dtype) else {
             let problem = format!(
-                "{path}, tensor {name}: unknown element type {dtype}; convert it to one of the \
-                 usual types first",
-                path = path.display(),
-                name = Quoted(&name),
-                dtype = Quoted(&entry.dtype)
+                "tensor {} has the unknown element type {}; convert it to one of the usual types",
+                Quoted(&name),
+                Quoted(&entry.dtype)
             );
-            return Err(StoreError::Unsupported { path: path.to_owned(), problem });
+            return Err(StoreError::Unsupported {
+                path: path.to_owned(),
+                problem,
+            });
         };
         match dtype.byte_len(&entry.shape.0) {
             Ok(size) if size == length => {}
@@ -104,9 +119,20 @@ fn check(path: &Path, raw: RawHeader, data_start: u64, file_length: u64) -> Resu
         let span = start.and_then(|start| Span::within(file_length, start, FileInt::new(length)));
         let Some(span) = span else {
             let needed = data_start.saturating_add(end);
-            return Err(truncated(path, &format!("tensor {}", Quoted(&name)), needed, file_length));
+            return Err(truncated(
+                path,
+                &format!("tensor {}", Quoted(&name)),
+                needed,
+                file_length,
+            ));
         };
-        tensors.push(TensorInfo { name, dtype, shape: entry.shape.0, span, file: 0 });
+        tensors.push(TensorInfo {
+            name,
+            dtype,
+            shape: entry.shape.0,
+            span,
+            file: 0,
+        });
         expected = end;
     }
     let end = data_start.saturating_add(expected);
@@ -115,11 +141,19 @@ fn check(path: &Path, raw: RawHeader, data_start: u64, file_length: u64) -> Resu
             format!("the tensors end at byte {end}, but the file goes on to {file_length}");
         return Err(StoreError::malformed(path, Place::Byte(end), problem));
     }
-    Ok(Header { tensors, metadata: raw.metadata })
+    Ok(Header {
+        tensors,
+        metadata: raw.metadata,
+    })
 }
 
 fn truncated(path: &Path, what: &str, needed: u64, length: u64) -> StoreError {
-    StoreError::Truncated { path: path.to_owned(), what: what.to_owned(), needed, length }
+    StoreError::Truncated {
+        path: path.to_owned(),
+        what: what.to_owned(),
+        needed,
+        length,
+    }
 }
 
 /// The header as it stands in the file: well-formed, of the right types, names unique.
@@ -156,7 +190,9 @@ impl<'de> Visitor<'de> for ShapeVisitor {
         let mut shape = Vec::new();
         while let Some(dimension) = list.next_element()? {
             if shape.len() >= MAX_RANK {
-                return Err(A::Error::custom(format_args!("more than {MAX_RANK} dimensions")));
+                return Err(A::Error::custom(format_args!(
+                    "more than {MAX_RANK} dimensions"
+                )));
             }
             shape.push(dimension);
         }
@@ -227,7 +263,10 @@ impl<'de> Visitor<'de> for HeaderVisitor {
             let entry = access.next_value()?;
             tensors.push((name, entry));
         }
-        Ok(RawHeader { tensors, metadata: metadata.unwrap_or_default() })
+        Ok(RawHeader {
+            tensors,
+            metadata: metadata.unwrap_or_default(),
+        })
     }
 }
 

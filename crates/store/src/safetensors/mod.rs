@@ -9,12 +9,16 @@ mod header;
 mod sharded;
 mod writer;
 
+pub use crate::atomic::Written;
 pub use header::{Header, read_header};
 pub use sharded::{INDEX_NAME, Index, Plan, SINGLE_NAME, Shard, ShardedWriter, plan};
-pub use writer::{Writer, Written};
+pub use writer::Writer;
 
 /// The longest header that is read or written, in bytes, as in the reference implementation.
 pub const MAX_HEADER: u64 = 100_000_000;
+
+/// The usual limit of a shard, in bytes of tensor data.
+pub const DEFAULT_SHARD: u64 = 5_000_000_000;
 
 /// The most dimensions that a tensor may have.
 pub const MAX_RANK: usize = 64;

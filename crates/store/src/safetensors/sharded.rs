@@ -9,12 +9,11 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::Writer;
 use super::writer::{byte_len, sort_by_alignment};
-use super::{Writer, Written};
-use crate::atomic;
+use crate::atomic::{self, Written};
 use crate::error::{Quoted, Result, StoreError};
 use crate::fs::Fs;
-use crate::hash::sha256;
 use crate::tensor::TensorSpec;
 
 /// The name of the index beside several shards.
@@ -74,20 +73,30 @@ pub fn plan(tensors: &[TensorSpec], max_shard_bytes: u64) -> Result<Plan> {
         }
     }
     let total = shards.len();
-    let shards = shards.into_iter().zip(1_usize..).map(|((mut tensors, bytes), number)| {
-        sort_by_alignment(&mut tensors);
-        let file = match total {
-            1 => SINGLE_NAME.to_owned(),
-            _ => format!("model-{number:05}-of-{total:05}.safetensors"),
-        };
-        Shard { file, tensors, bytes }
-    });
-    Ok(Plan { shards: shards.collect() })
+    let shards = shards
+        .into_iter()
+        .zip(1_usize..)
+        .map(|((mut tensors, bytes), number)| {
+            sort_by_alignment(&mut tensors);
+            let file = match total {
+                1 => SINGLE_NAME.to_owned(),
+                _ => format!("model-{number:05}-of-{total:05}.safetensors"),
+            };
+            Shard {
+                file,
+                tensors,
+                bytes,
+            }
+        });
+    Ok(Plan {
+        shards: shards.collect(),
+    })
 }
 
 fn sum(a: u64, b: u64) -> Result<u64> {
     let problem = "the tensors take more bytes than 64 bits can say";
-    a.checked_add(b).ok_or_else(|| StoreError::misuse(Path::new(INDEX_NAME), problem))
+    a.checked_add(b)
+        .ok_or_else(|| StoreError::misuse(Path::new(INDEX_NAME), problem))
 }
 
 fn module_of(name: &str) -> &str {
@@ -102,17 +111,26 @@ impl Plan {
 
     /// The bytes of all tensors.
     pub fn total_bytes(&self) -> u64 {
-        self.shards.iter().fold(0, |total, shard| total.saturating_add(shard.bytes))
+        self.shards
+            .iter()
+            .fold(0, |total, shard| total.saturating_add(shard.bytes))
     }
 
     /// The content of the index file: `metadata.total_size` and the file of each tensor.
     pub fn index_json(&self) -> Vec<u8> {
         let mut map: BTreeMap<&str, &str> = BTreeMap::new();
         for shard in &self.shards {
-            map.extend(shard.tensors.iter().map(|t| (t.name.as_str(), shard.file.as_str())));
+            map.extend(
+                shard
+                    .tensors
+                    .iter()
+                    .map(|t| (t.name.as_str(), shard.file.as_str())),
+            );
         }
-        let map: Map<String, Value> =
-            map.into_iter().map(|(name, file)| (name.to_owned(), Value::from(file))).collect();
+        let map: Map<String, Value> = map
+            .into_iter()
+            .map(|(name, file)| (name.to_owned(), Value::from(file)))
+            .collect();
         let index = json!({ "metadata": { "total_size": self.total_bytes() }, "weight_map": map });
         let mut text = format!("{index:#}").into_bytes();
         text.push(b'\n');
@@ -152,7 +170,10 @@ impl ShardedWriter {
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|pair| pair.first() == pair.last()) {
             let name = Quoted(twice.first().copied().unwrap_or_default());
-            return Err(StoreError::misuse(dir, format!("tensor {name} is declared twice")));
+            return Err(StoreError::misuse(
+                dir,
+                format!("tensor {name} is declared twice"),
+            ));
         }
         let mut writer = Self {
             fs: Arc::clone(fs),
@@ -202,11 +223,12 @@ impl ShardedWriter {
         if self.plan.shards.len() > 1 {
             let text = self.plan.index_json();
             let path = self.dir.join(INDEX_NAME);
-            atomic::write(&self.fs, &path, &text)?;
-            let bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
-            index = Some(Written { path, bytes, sha256: sha256(&text) });
+            index = Some(atomic::write(&self.fs, &path, &text)?);
         }
-        Ok(Index { shards: self.written, index })
+        Ok(Index {
+            shards: self.written,
+            index,
+        })
     }
 
     /// Whether the shard being written has a tensor of this name.

@@ -7,22 +7,10 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::{MAX_HEADER, METADATA_KEY};
-use crate::atomic::AtomicFile;
+use crate::atomic::{AtomicFile, Written};
 use crate::error::{Quoted, Result, StoreError};
 use crate::fs::Fs;
-use crate::hash::Sha256;
 use crate::tensor::TensorSpec;
-
-/// A file that was written and is on the disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Written {
-    /// Where it is.
-    pub path: PathBuf,
-    /// Its length in bytes.
-    pub bytes: u64,
-    /// Its SHA-256, in hexadecimal.
-    pub sha256: String,
-}
 
 /// Writes a safetensors file whose tensors are declared first and then arrive in order, in pieces
 /// of any size. The file appears under its name only when [finished](Writer::finish).
@@ -30,8 +18,6 @@ pub struct Written {
 pub struct Writer {
     path: PathBuf,
     file: AtomicFile,
-    hash: Sha256,
-    bytes: u64,
     tensors: Vec<TensorSpec>,
     /// Which tensor is being written, and how many of its bytes are still to come.
     current: usize,
@@ -61,13 +47,11 @@ impl Writer {
         let mut writer = Self {
             path: path.to_owned(),
             file: AtomicFile::create(fs, path)?,
-            hash: Sha256::new(),
-            bytes: 0,
             tensors,
             current: 0,
             missing: 0,
         };
-        writer.put(&header)?;
+        writer.file.write_all(&header)?;
         writer.missing = writer.next_size()?;
         Ok(writer)
     }
@@ -108,7 +92,7 @@ impl Writer {
             );
             return Err(StoreError::misuse(&self.path, problem));
         };
-        self.put(bytes)?;
+        self.file.write_all(bytes)?;
         self.missing = missing;
         Ok(())
     }
@@ -133,12 +117,13 @@ impl Writer {
             );
             return Err(StoreError::misuse(&self.path, problem));
         }
-        self.file.commit()?;
-        Ok(Written { path: self.path, bytes: self.bytes, sha256: self.hash.finish() })
+        self.file.commit()
     }
 
     fn expected(&self) -> Option<&str> {
-        self.tensors.get(self.current).map(|tensor| tensor.name.as_str())
+        self.tensors
+            .get(self.current)
+            .map(|tensor| tensor.name.as_str())
     }
 
     fn advance(&mut self) -> Result<()> {
@@ -152,14 +137,6 @@ impl Writer {
             return Ok(0);
         };
         byte_len(&self.path, tensor)
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes)?;
-        self.hash.update(bytes);
-        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        self.bytes = self.bytes.saturating_add(length);
-        Ok(())
     }
 }
 
@@ -182,8 +159,10 @@ fn header(
     metadata: &BTreeMap<String, String>,
 ) -> Result<Vec<u8>> {
     let mut map = Map::new();
-    let mut all: Map<String, Value> =
-        metadata.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
+    let mut all: Map<String, Value> = metadata
+        .iter()
+        .map(|(key, value)| (key.clone(), Value::from(value.as_str())))
+        .collect();
     all.insert("format".to_owned(), Value::from("pt"));
     map.insert(METADATA_KEY.to_owned(), Value::Object(all));
 
@@ -191,7 +170,10 @@ fn header(
     let mut seen = HashSet::new();
     for tensor in tensors {
         let misuse = |problem: &str| {
-            Err(StoreError::misuse(path, format!("tensor {} {problem}", Quoted(&tensor.name))))
+            Err(StoreError::misuse(
+                path,
+                format!("tensor {} {problem}", Quoted(&tensor.name)),
+            ))
         };
         if tensor.name == METADATA_KEY {
             return misuse("has a name that the format reserves");
@@ -218,7 +200,12 @@ fn header(
     if length > MAX_HEADER {
         let what = "the header to be written";
         let path = path.to_owned();
-        return Err(StoreError::TooLarge { path, what, bytes: length, limit: MAX_HEADER });
+        return Err(StoreError::TooLarge {
+            path,
+            what,
+            bytes: length,
+            limit: MAX_HEADER,
+        });
     }
     let mut header = length.to_le_bytes().to_vec();
     header.append(&mut text);

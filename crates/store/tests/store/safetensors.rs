@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use lapidary_store::safetensors::{
     INDEX_NAME, SINGLE_NAME, ShardedWriter, Writer, plan, read_header,
 };
 use lapidary_store::{Checkpoint, Dtype, Fs, RealFs, TensorSpec};
 use proptest::prelude::*;
+
+use crate::support::{real, scratch};
 
 const DTYPES: [Dtype; 8] = [
     Dtype::F64,
@@ -21,14 +22,12 @@ const DTYPES: [Dtype; 8] = [
     Dtype::Bool,
 ];
 
-fn fs() -> Arc<dyn Fs> {
-    Arc::new(RealFs)
-}
-
 /// Bytes that differ from tensor to tensor and from place to place.
 fn content(number: usize, tensor: &TensorSpec) -> Vec<u8> {
     let length = tensor.byte_len().unwrap() as usize;
-    (0..length).map(|i| (i * 31 + number * 7 + 1) as u8).collect()
+    (0..length)
+        .map(|i| (i * 31 + number * 7 + 1) as u8)
+        .collect()
 }
 
 fn declared() -> impl Strategy<Value = Vec<TensorSpec>> {
@@ -48,7 +47,7 @@ fn declared() -> impl Strategy<Value = Vec<TensorSpec>> {
 fn write(dir: &Path, tensors: &[TensorSpec], max_shard: u64, piece: usize) -> usize {
     let plan = plan(tensors, max_shard).unwrap();
     let shards = plan.shards.len();
-    let mut writer = ShardedWriter::create(&fs(), dir, plan.clone(), BTreeMap::new()).unwrap();
+    let mut writer = ShardedWriter::create(&real(), dir, plan.clone(), BTreeMap::new()).unwrap();
     for tensor in plan.order() {
         let number = tensors.iter().position(|other| other == tensor).unwrap();
         for bytes in content(number, tensor).chunks(piece) {
@@ -73,12 +72,12 @@ proptest! {
     fn what_is_written_is_read(
         tensors in declared(), max_shard in 1_u64..400, piece in 1_usize..50,
     ) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let shards = write(dir.path(), &tensors, max_shard, piece);
         prop_assert_eq!(dir.path().join(SINGLE_NAME).exists(), shards == 1);
         prop_assert_eq!(dir.path().join(INDEX_NAME).exists(), shards > 1);
 
-        let checkpoint = Checkpoint::open(fs(), dir.path()).unwrap();
+        let checkpoint = Checkpoint::open(real(), dir.path()).unwrap();
         prop_assert_eq!(checkpoint.tensors().len(), tensors.len());
         for (number, tensor) in tensors.iter().enumerate() {
             let info = checkpoint.require(&tensor.name).unwrap();
@@ -96,7 +95,7 @@ proptest! {
 
     #[test]
     fn the_same_declaration_gives_the_same_bytes(tensors in declared(), max_shard in 1_u64..400) {
-        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (one, two) = (scratch(), scratch());
         write(one.path(), &tensors, max_shard, 1);
         write(two.path(), &tensors, max_shard, 4096);
         for entry in std::fs::read_dir(one.path()).unwrap() {
@@ -125,12 +124,19 @@ proptest! {
 
 #[test]
 fn the_header_is_the_one_transformers_wants() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let path = dir.path().join("x.safetensors");
-    let tensors = [TensorSpec::new("b", Dtype::U8, [3]), TensorSpec::new("a", Dtype::F32, [1, 2])];
+    let tensors = [
+        TensorSpec::new("b", Dtype::U8, [3]),
+        TensorSpec::new("a", Dtype::F32, [1, 2]),
+    ];
     let extra = BTreeMap::from([("tool".to_owned(), "1".to_owned())]);
-    let mut writer = Writer::create(&fs(), &path, &tensors, &extra).unwrap();
-    assert_eq!(writer.order().collect::<Vec<_>>(), ["a", "b"], "wider elements first");
+    let mut writer = Writer::create(&real(), &path, &tensors, &extra).unwrap();
+    assert_eq!(
+        writer.order().collect::<Vec<_>>(),
+        ["a", "b"],
+        "wider elements first"
+    );
     writer.append("a", &[1; 8]).unwrap();
     writer.append("b", &[2; 3]).unwrap();
     writer.finish().unwrap();
@@ -148,15 +154,30 @@ fn the_header_is_the_one_transformers_wants() {
 
 #[test]
 fn a_writer_insists_on_its_declaration() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let path = dir.path().join("x.safetensors");
-    let tensors = [TensorSpec::new("a", Dtype::U8, [3]), TensorSpec::new("b", Dtype::U8, [3])];
+    let tensors = [
+        TensorSpec::new("a", Dtype::U8, [3]),
+        TensorSpec::new("b", Dtype::U8, [3]),
+    ];
     let none = BTreeMap::new();
-    let create = || Writer::create(&fs(), &path, &tensors, &none).unwrap();
+    let create = || Writer::create(&real(), &path, &tensors, &none).unwrap();
 
     let mut writer = create();
-    assert!(writer.append("b", &[0]).unwrap_err().to_string().contains("`a` still misses 3"));
-    assert!(writer.append("a", &[0; 4]).unwrap_err().to_string().contains("misses only 3"));
+    assert!(
+        writer
+            .append("b", &[0])
+            .unwrap_err()
+            .to_string()
+            .contains("`a` still misses 3")
+    );
+    assert!(
+        writer
+            .append("a", &[0; 4])
+            .unwrap_err()
+            .to_string()
+            .contains("misses only 3")
+    );
     writer.append("a", &[0; 3]).unwrap();
     assert!(writer.append("a", &[0]).is_err(), "a is complete");
     drop(writer);
@@ -164,11 +185,21 @@ fn a_writer_insists_on_its_declaration() {
     let mut writer = create();
     writer.append("a", &[0; 3]).unwrap();
     writer.append("b", &[0; 2]).unwrap();
-    assert!(writer.finish().unwrap_err().to_string().contains("`b` misses 1"));
+    assert!(
+        writer
+            .finish()
+            .unwrap_err()
+            .to_string()
+            .contains("`b` misses 1")
+    );
 
     let twice = [tensors[0].clone(), tensors[0].clone()];
-    assert!(Writer::create(&fs(), &path, &twice, &none).is_err());
+    assert!(Writer::create(&real(), &path, &twice, &none).is_err());
     let reserved = [TensorSpec::new("__metadata__", Dtype::U8, [1])];
-    assert!(Writer::create(&fs(), &path, &reserved, &none).is_err());
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");
+    assert!(Writer::create(&real(), &path, &reserved, &none).is_err());
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "nothing is left behind"
+    );
 }
