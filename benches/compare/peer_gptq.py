@@ -23,6 +23,9 @@ import time
 from pathlib import Path
 
 PROCESS_START = time.monotonic()
+# llm-compressor logs to stdout, which is for the report alone: all else goes to stderr.
+REPORT = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
 
 import torch
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
@@ -54,7 +57,7 @@ def main() -> None:
         "process_wall_seconds": round(time.monotonic() - PROCESS_START, 1),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-    print(json.dumps(report, indent=1))
+    print(json.dumps(report, indent=1), file=REPORT, flush=True)
 
 
 def compress(model, rows: torch.Tensor | None, options) -> None:
