@@ -3,6 +3,7 @@
 Everything is computed in float32, whatever the file stores. Shared by the scripts of this folder
 and of benches/compare.
 """
+import functools
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is first imported
 
 import torch
 import transformers
+from gguf import GGUFReader
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -44,7 +46,7 @@ def load_tokenizer(path: str) -> Tokenizer:
     """The tokenizer alone: what `tokenizer.json` says, or what a .gguf file's metadata say."""
     folder, keywords = _locate(path)
     if keywords:
-        return AutoTokenizer.from_pretrained(folder, **keywords).backend_tokenizer
+        return _tokenizer_of_gguf(path)
     tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
     # Sentence encoders keep the length their training truncated to; a text is wanted whole.
     tokenizer.no_truncation()
@@ -99,17 +101,42 @@ def _decoded_at_load(quantization):
     return transformers.CompressedTensorsConfig(dequantize=True)
 
 
+# How a text is cut before the merges, by the name that `tokenizer.ggml.pre` gives it.
+PRE_TOKENIZERS = {
+    "smollm": {"type": "Sequence", "pretokenizers": [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    ]},
+}
+
+
+def _tokenizer_of_gguf(path: str) -> Tokenizer:
+    """transformers converts vocabulary and merges, but not `tokenizer.ggml.pre`: we do."""
+    folder, keywords = _locate(path)
+    converted = AutoTokenizer.from_pretrained(folder, **keywords).backend_tokenizer
+    name = _gguf_value(path, "tokenizer.ggml.pre")
+    if name not in PRE_TOKENIZERS:
+        raise ValueError(f"{path}: no rule here for the pre-tokenizer {name!r}")
+    settings = json.loads(converted.to_str())
+    settings["pre_tokenizer"] = PRE_TOKENIZERS[name]
+    settings["normalizer"] = None
+    return Tokenizer.from_str(json.dumps(settings))
+
+
 def _special_tokens_of_gguf(path: str) -> dict:
-    from gguf import GGUFReader
-
-    logging.getLogger("gguf").setLevel(logging.ERROR)
-    fields = GGUFReader(path).fields
-
-    def value(key):
-        return fields[key].contents() if key in fields else None
-
     return {
-        "bos": value("tokenizer.ggml.bos_token_id"),
-        "eos": value("tokenizer.ggml.eos_token_id"),
-        "adds_bos": bool(value("tokenizer.ggml.add_bos_token")),
+        "bos": _gguf_value(path, "tokenizer.ggml.bos_token_id"),
+        "eos": _gguf_value(path, "tokenizer.ggml.eos_token_id"),
+        "adds_bos": bool(_gguf_value(path, "tokenizer.ggml.add_bos_token")),
     }
+
+
+@functools.cache
+def _gguf_fields(path: str) -> dict:
+    logging.getLogger("gguf").setLevel(logging.ERROR)
+    return GGUFReader(path).fields
+
+
+def _gguf_value(path: str, key: str):
+    field = _gguf_fields(path).get(key)
+    return None if field is None else field.contents()
