@@ -140,7 +140,9 @@ pub struct DequantizeError {
 /// When `bytes` is not exactly the blocks of `out.len()` values.
 pub fn dequantize(kind: BlockKind, bytes: &[u8], out: &mut [f32]) -> Result<(), DequantizeError> {
     let blocks = out.len() / kind.elements();
-    if out.len() % kind.elements() != 0 || blocks.checked_mul(kind.bytes()) != Some(bytes.len()) {
+    if !out.len().is_multiple_of(kind.elements())
+        || blocks.checked_mul(kind.bytes()) != Some(bytes.len())
+    {
         return Err(DequantizeError {
             kind,
             have_bytes: bytes.len(),
@@ -203,17 +205,22 @@ fn f16_at(block: &[u8], at: usize) -> f32 {
     f16_to_f32(u16::from_le_bytes(*field(block, at)))
 }
 
-/// The value of the f16 with these bits. Exact, and free of branches, so loops over it vectorise.
+/// The value of the f16 with these bits. Exact, and free of branches, so loops over it vectorise;
+/// free of denormal f32, too, which the processor handles a hundred times slower.
 #[inline(always)]
 fn f16_to_f32(bits: u16) -> f32 {
-    /// `2^(127-15)`: moves the exponent's bias, and normalises denormals.
-    const REBIAS: f32 = f32::from_bits((254 - 15) << 23);
+    /// What the exponent's bias grows by, 127 - 15, in place.
+    const REBIAS: u32 = 112 << 23;
+    /// 2^-14, whose significand has the place values of denormal f16.
+    const SMALLEST_NORMAL: u32 = 113 << 23;
     let magnitude = u32::from(bits & 0x7fff) << 13;
-    let finite = (f32::from_bits(magnitude) * REBIAS).to_bits();
-    let special = if magnitude >= 0x1f << 23 {
-        0xff << 23
-    } else {
-        0
+    let normal = magnitude + REBIAS;
+    let special = normal + REBIAS;
+    let denormal = f32::from_bits(magnitude | SMALLEST_NORMAL) - f32::from_bits(SMALLEST_NORMAL);
+    let widened = match magnitude >> 23 {
+        0 => denormal.to_bits(),
+        31 => special,
+        _ => normal,
     };
-    f32::from_bits(finite | special | u32::from(bits & 0x8000) << 16)
+    f32::from_bits(widened | u32::from(bits & 0x8000) << 16)
 }
