@@ -85,9 +85,7 @@ impl AtomicFile {
         };
         file.write_all(bytes)?;
         self.hash.update(bytes);
-        self.bytes = self
-            .bytes
-            .saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        self.bytes = self.bytes.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
         Ok(())
     }
 
@@ -105,11 +103,7 @@ impl AtomicFile {
         self.file = None;
         self.fs.sync_dir(fs::parent(&self.target))?;
         let sha256 = std::mem::take(&mut self.hash).finish();
-        Ok(Written {
-            path: std::mem::take(&mut self.target),
-            bytes: self.bytes,
-            sha256,
-        })
+        Ok(Written { path: std::mem::take(&mut self.target), bytes: self.bytes, sha256 })
     }
 }
 
@@ -125,10 +119,7 @@ impl Drop for AtomicFile {
 /// The name a file has until it is complete.
 fn temporary(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
-        return Err(StoreError::misuse(
-            path,
-            "a path that does not end in a file name",
-        ));
+        return Err(StoreError::misuse(path, "a path that does not end in a file name"));
     };
     let mut hidden = OsString::from(".");
     hidden.push(name);
@@ -143,9 +134,7 @@ fn temporary(path: &Path) -> Result<PathBuf> {
 /// target then does not exist, unless only the last step failed: to bring the rename to the disk.
 pub fn publish_dir(fs: &dyn Fs, staging: &Path, target: &Path) -> Result<()> {
     if fs::exists(fs, target)? {
-        return Err(StoreError::Exists {
-            path: target.to_owned(),
-        });
+        return Err(StoreError::Exists { path: target.to_owned() });
     }
     sync_tree(fs, staging)?;
     fs.rename_new(staging, target)?;
@@ -166,10 +155,7 @@ fn sync_tree(fs: &dyn Fs, dir: &Path) -> Result<()> {
                 Kind::File => fs.sync_file(&path)?,
                 Kind::Dir => folders.push(path),
                 Kind::Symlink | Kind::Other => {
-                    return Err(StoreError::misuse(
-                        &path,
-                        "a published folder may not hold links",
-                    ));
+                    return Err(StoreError::misuse(&path, "a published folder may not hold links"));
                 }
             }
         }

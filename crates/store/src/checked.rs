@@ -39,9 +39,7 @@ impl FileInt {
 
     /// The number as a `usize`, if it fits and is at most `bound`.
     pub fn at_most(self, bound: u64) -> Option<usize> {
-        (self.0 <= bound)
-            .then(|| usize::try_from(self.0).ok())
-            .flatten()
+        (self.0 <= bound).then(|| usize::try_from(self.0).ok()).flatten()
     }
 }
 
@@ -68,10 +66,7 @@ impl Span {
     /// The span of `length` bytes at `start`, if it lies within a file of `file_length` bytes.
     pub fn within(file_length: u64, start: FileInt, length: FileInt) -> Option<Self> {
         let end = start.plus(length.get())?.get();
-        (end <= file_length).then_some(Self {
-            start: start.get(),
-            end,
-        })
+        (end <= file_length).then_some(Self { start: start.get(), end })
     }
 
     /// Offset of the first byte.
@@ -106,9 +101,9 @@ impl Span {
 
 /// The number of elements of a shape; 1 for the empty shape. `None` if it exceeds 64 bits.
 pub fn element_count(shape: &[usize]) -> Option<u64> {
-    shape.iter().try_fold(1_u64, |count, &dimension| {
-        count.checked_mul(u64::try_from(dimension).ok()?)
-    })
+    shape
+        .iter()
+        .try_fold(1_u64, |count, &dimension| count.checked_mul(u64::try_from(dimension).ok()?))
 }
 
 /// A zeroed buffer of `length` bytes, or `None` if memory for it cannot be had.

@@ -87,18 +87,12 @@ pub enum SizeError {
 impl Dtype {
     /// The type that safetensors spells `name`.
     pub fn from_safetensors(name: &str) -> Option<Self> {
-        PLAIN
-            .iter()
-            .find(|entry| entry.1 == name)
-            .map(|entry| entry.0)
+        PLAIN.iter().find(|entry| entry.1 == name).map(|entry| entry.0)
     }
 
     /// How safetensors spells the type; `None` for the block types of ggml, which it cannot hold.
     pub fn safetensors_name(self) -> Option<&'static str> {
-        PLAIN
-            .iter()
-            .find(|entry| entry.0 == self)
-            .map(|entry| entry.1)
+        PLAIN.iter().find(|entry| entry.0 == self).map(|entry| entry.1)
     }
 
     /// The type of a GGUF tensor: its plain number types map to ours, the rest stay ggml's.
@@ -128,19 +122,13 @@ impl Dtype {
     pub fn block_bytes(self) -> u64 {
         match self {
             Self::Ggml(ggml) => ggml.block_bytes(),
-            plain => PLAIN
-                .iter()
-                .find(|entry| entry.0 == plain)
-                .map_or(1, |entry| entry.2),
+            plain => PLAIN.iter().find(|entry| entry.0 == plain).map_or(1, |entry| entry.2),
         }
     }
 
     /// Whether an element is a float in a format of its own (not a block of codes).
     pub fn is_float(self) -> bool {
-        matches!(
-            self,
-            Self::F64 | Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 | Self::F8E5M2
-        )
+        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 | Self::F8E5M2)
     }
 
     /// How many bytes a tensor of this shape takes (outermost dimension first; the empty shape is
@@ -154,16 +142,10 @@ impl Dtype {
         let row = shape.last().map_or(Ok(1), |&row| u64::try_from(row));
         let row = row.map_err(|_| SizeError::Overflow)?;
         if row.checked_rem(block) != Some(0) {
-            return Err(SizeError::Ragged {
-                row,
-                block,
-                dtype: self,
-            });
+            return Err(SizeError::Ragged { row, block, dtype: self });
         }
         let blocks = elements.checked_div(block).ok_or(SizeError::Overflow)?;
-        blocks
-            .checked_mul(self.block_bytes())
-            .ok_or(SizeError::Overflow)
+        blocks.checked_mul(self.block_bytes()).ok_or(SizeError::Overflow)
     }
 }
 
@@ -308,11 +290,7 @@ mod tests {
             let dtype = Dtype::from_ggml(ggml);
             assert_eq!(dtype.block_bytes(), ggml.block_bytes(), "{ggml}");
             assert_eq!(dtype.block_elements(), ggml.block_elements(), "{ggml}");
-            assert_eq!(
-                matches!(dtype, Dtype::Ggml(_)),
-                ggml.block_elements() > 1,
-                "{ggml}"
-            );
+            assert_eq!(matches!(dtype, Dtype::Ggml(_)), ggml.block_elements() > 1, "{ggml}");
         }
     }
 
@@ -321,10 +299,7 @@ mod tests {
         assert_eq!(Dtype::BF16.byte_len(&[3, 5]), Ok(30));
         assert_eq!(Dtype::F64.byte_len(&[]), Ok(8));
         assert_eq!(Dtype::Ggml(GgmlType::Q4_0).byte_len(&[2, 64]), Ok(72));
-        assert_eq!(
-            Dtype::F32.byte_len(&[1 << 40, 1 << 40]),
-            Err(SizeError::Overflow)
-        );
+        assert_eq!(Dtype::F32.byte_len(&[1 << 40, 1 << 40]), Err(SizeError::Overflow));
         assert_eq!(Dtype::F64.byte_len(&[1 << 62]), Err(SizeError::Overflow));
         let ragged = Dtype::Ggml(GgmlType::Q4_K).byte_len(&[4, 100]).unwrap_err();
         let message = "its rows of 100 elements do not divide into Q4_K blocks of 256";

@@ -120,11 +120,7 @@ pub enum StoreError {
         advice: String,
     },
     /// A model argument names nothing that can be found on this machine.
-    #[error(
-        "model {} not found; {advice}; looked at: {}",
-        Quoted(model),
-        Paths(looked)
-    )]
+    #[error("model {} not found; {advice}; looked at: {}", Quoted(model), Paths(looked))]
     ModelNotFound {
         /// The model argument as given.
         model: String,
@@ -134,10 +130,7 @@ pub enum StoreError {
         advice: String,
     },
     /// A path names a directory, pipe or device where a regular file is needed.
-    #[error(
-        "{} is a {found}, not a regular file; give the path of a file",
-        Shown(path)
-    )]
+    #[error("{} is a {found}, not a regular file; give the path of a file", Shown(path))]
     NotAFile {
         /// The path.
         path: PathBuf,
@@ -183,10 +176,7 @@ pub enum StoreError {
         limit: u64,
     },
     /// A file changed its length or its modification time while it was in use.
-    #[error(
-        "{} changed while it was being read; start again once it stays as it is",
-        Shown(path)
-    )]
+    #[error("{} changed while it was being read; start again once it stays as it is", Shown(path))]
     Changed {
         /// The file.
         path: PathBuf,
@@ -290,10 +280,7 @@ impl StoreError {
     /// Turns an answer of the operating system into the error that says the most about it.
     pub fn io(action: &'static str, path: &Path, cause: io::Error) -> Self {
         let path = path.to_owned();
-        let not_found = |advice| Self::NotFound {
-            path: path.clone(),
-            advice,
-        };
+        let not_found = |advice| Self::NotFound { path: path.clone(), advice };
         if cause.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
             return not_found("it is a link that leads back to itself".to_owned());
         }
@@ -304,11 +291,7 @@ impl StoreError {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
                 not_found(format!("cannot {action} it, check the path"))
             }
-            _ => Self::Io {
-                action,
-                path,
-                cause,
-            },
+            _ => Self::Io { action, path, cause },
         }
     }
 
@@ -318,18 +301,11 @@ impl StoreError {
     }
 
     pub(crate) fn malformed(path: &Path, place: Place, problem: impl Into<String>) -> Self {
-        Self::Malformed {
-            path: path.to_owned(),
-            place,
-            problem: problem.into(),
-        }
+        Self::Malformed { path: path.to_owned(), place, problem: problem.into() }
     }
 
     pub(crate) fn misuse(path: &Path, problem: impl Into<String>) -> Self {
-        Self::Misuse {
-            path: path.to_owned(),
-            problem: problem.into(),
-        }
+        Self::Misuse { path: path.to_owned(), problem: problem.into() }
     }
 }
 

@@ -27,11 +27,7 @@ impl Sha256 {
 
     /// The digest, as 64 lower-case hexadecimal digits.
     pub fn finish(self) -> String {
-        self.0
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -72,9 +68,7 @@ pub(crate) fn for_each_chunk(
     while offset < length {
         let size = length.saturating_sub(offset).min(CHUNK);
         // `buffer` holds min(length, CHUNK) bytes, so the first `size` of them are there.
-        let chunk = usize::try_from(size)
-            .ok()
-            .and_then(|size| buffer.get_mut(..size));
+        let chunk = usize::try_from(size).ok().and_then(|size| buffer.get_mut(..size));
         let chunk = chunk.unwrap_or_default();
         file.read_exact_at(chunk, offset)?;
         take(chunk)?;

@@ -62,19 +62,8 @@ impl Journal {
         // So that the name of a journal that was just created is on the disk before its first line.
         file.sync()?;
         fs.sync_dir(fs::parent(path))?;
-        let journal = Self {
-            path: path.to_owned(),
-            file,
-            last,
-            broken: false,
-        };
-        Ok((
-            journal,
-            Recovered {
-                entries,
-                dropped_bytes,
-            },
-        ))
+        let journal = Self { path: path.to_owned(), file, last, broken: false };
+        Ok((journal, Recovered { entries, dropped_bytes }))
     }
 
     /// Appends an entry; when this returns, it is on the disk.
@@ -83,10 +72,7 @@ impl Journal {
     /// When the disk refuses. The journal can then no longer be appended to, only opened again.
     pub fn append(&mut self, entry: &Value) -> Result<()> {
         if self.broken {
-            return Err(StoreError::misuse(
-                &self.path,
-                "an append after one that failed",
-            ));
+            return Err(StoreError::misuse(&self.path, "an append after one that failed"));
         }
         let text = entry.to_string();
         let sum = checksum(&self.last, &text);
@@ -105,10 +91,7 @@ fn replay(path: &Path, text: &[u8]) -> Result<(Vec<Value>, String, usize)> {
     let mut entries = Vec::new();
     let mut last = String::new();
     let mut valid = 0_usize;
-    let mut lines = text
-        .split_inclusive(|&byte| byte == b'\n')
-        .zip(1_usize..)
-        .peekable();
+    let mut lines = text.split_inclusive(|&byte| byte == b'\n').zip(1_usize..).peekable();
     while let Some((line, number)) = lines.next() {
         let Some((sum, entry)) = split(line).filter(|(sum, entry)| *sum == checksum(&last, entry))
         else {
@@ -116,10 +99,7 @@ fn replay(path: &Path, text: &[u8]) -> Result<(Vec<Value>, String, usize)> {
                 break;
             }
             let problem = "this line was changed after it was written; start again in a new folder";
-            let place = Place::Line {
-                line: number,
-                column: 1,
-            };
+            let place = Place::Line { line: number, column: 1 };
             return Err(StoreError::malformed(path, place, problem));
         };
         entries.push(json::parse(entry.as_bytes(), path)?);
@@ -132,9 +112,7 @@ fn replay(path: &Path, text: &[u8]) -> Result<(Vec<Value>, String, usize)> {
 /// The checksum and the text of the entry of a complete line.
 fn split(line: &[u8]) -> Option<(&str, &str)> {
     let line = std::str::from_utf8(line).ok()?.strip_suffix("}\n")?;
-    let (sum, entry) = line
-        .strip_prefix("{\"sha256\":\"")?
-        .split_at_checked(DIGITS)?;
+    let (sum, entry) = line.strip_prefix("{\"sha256\":\"")?.split_at_checked(DIGITS)?;
     Some((sum, entry.strip_prefix("\",\"entry\":")?))
 }
 

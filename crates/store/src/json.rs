@@ -27,11 +27,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            bytes: 64 << 20,
-            depth: 64,
-            values: 4 << 20,
-        }
+        Self { bytes: 64 << 20, depth: 64, values: 4 << 20 }
     }
 }
 
@@ -68,10 +64,7 @@ pub fn parse_within(bytes: &[u8], path: &Path, limits: &Limits) -> Result<Value>
         });
     }
     let left = Cell::new(limits.values);
-    let seed = Bounded {
-        depth: limits.depth,
-        left: &left,
-    };
+    let seed = Bounded { depth: limits.depth, left: &left };
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = seed.deserialize(&mut deserializer);
     value
@@ -85,11 +78,7 @@ pub(crate) fn malformed(path: &Path, error: &serde_json::Error) -> StoreError {
     let text = error.to_string();
     let suffix = format!(" at line {line} column {column}");
     let problem = text.strip_suffix(&suffix).unwrap_or(&text);
-    StoreError::malformed(
-        path,
-        Place::Line { line, column },
-        format!("bad JSON: {problem}"),
-    )
+    StoreError::malformed(path, Place::Line { line, column }, format!("bad JSON: {problem}"))
 }
 
 /// Builds a [`Value`], counting down depth and values.
@@ -102,18 +91,14 @@ struct Bounded<'a> {
 impl Bounded<'_> {
     fn take<E: serde::de::Error>(self) -> Result<(), E> {
         let left = self.left.get().checked_sub(1);
-        self.left
-            .set(left.ok_or_else(|| E::custom("more values than are allowed"))?);
+        self.left.set(left.ok_or_else(|| E::custom("more values than are allowed"))?);
         Ok(())
     }
 
     fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
         let depth = self.depth.checked_sub(1);
         let depth = depth.ok_or_else(|| E::custom("nested deeper than is allowed"))?;
-        Ok(Self {
-            depth,
-            left: self.left,
-        })
+        Ok(Self { depth, left: self.left })
     }
 }
 
@@ -151,9 +136,7 @@ impl<'de> Visitor<'de> for Bounded<'_> {
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
         let number = Number::from_f64(value);
-        number
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("a number that is not finite"))
+        number.map(Value::Number).ok_or_else(|| E::custom("a number that is not finite"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -178,10 +161,7 @@ impl<'de> Visitor<'de> for Bounded<'_> {
         let mut map = Map::new();
         while let Some(key) = access.next_key::<String>()? {
             if map.contains_key(&key) {
-                return Err(A::Error::custom(format_args!(
-                    "duplicate key {}",
-                    Quoted(&key)
-                )));
+                return Err(A::Error::custom(format_args!("duplicate key {}", Quoted(&key))));
             }
             let value = access.next_value_seed(inner)?;
             map.insert(key, value);
@@ -195,9 +175,7 @@ mod tests {
     use super::*;
 
     fn error(text: &str) -> String {
-        parse(text.as_bytes(), Path::new("file.json"))
-            .unwrap_err()
-            .to_string()
+        parse(text.as_bytes(), Path::new("file.json")).unwrap_err().to_string()
     }
 
     #[test]
@@ -207,20 +185,13 @@ mod tests {
         let expected: Value = serde_json::from_str(text).unwrap();
         let value = parse(text.as_bytes(), Path::new("file.json")).unwrap();
         assert_eq!(value, expected);
-        assert_eq!(
-            value.to_string(),
-            expected.to_string(),
-            "the order of keys is kept"
-        );
+        assert_eq!(value.to_string(), expected.to_string(), "the order of keys is kept");
     }
 
     #[test]
     fn duplicate_keys_are_refused_with_their_place() {
         let message = error("{\"a\": 1,\n \"b\": {\"c\": 1, \"c\": 2}}");
-        assert_eq!(
-            message,
-            "file.json, line 2 column 18: bad JSON: duplicate key `c`"
-        );
+        assert_eq!(message, "file.json, line 2 column 18: bad JSON: duplicate key `c`");
     }
 
     #[test]
@@ -234,40 +205,16 @@ mod tests {
 
     #[test]
     fn size_and_number_of_values_are_bounded() {
-        let limits = Limits {
-            bytes: 10,
-            depth: 64,
-            values: 4,
-        };
+        let limits = Limits { bytes: 10, depth: 64, values: 4 };
         let parse = |text: &str| parse_within(text.as_bytes(), Path::new("x"), &limits);
         assert!(parse("[1,2,3]").is_ok());
-        assert!(
-            parse("[1,2,3,4]")
-                .unwrap_err()
-                .to_string()
-                .contains("more values")
-        );
-        assert!(
-            parse("[          ]")
-                .unwrap_err()
-                .to_string()
-                .contains("the limit is 10")
-        );
+        assert!(parse("[1,2,3,4]").unwrap_err().to_string().contains("more values"));
+        assert!(parse("[          ]").unwrap_err().to_string().contains("the limit is 10"));
     }
 
     #[test]
     fn broken_documents_are_refused() {
-        for text in [
-            "",
-            "{",
-            "{}}",
-            "nul",
-            "[1,]",
-            "\"\u{1}\"",
-            "1e999",
-            "NaN",
-            "{1:2}",
-        ] {
+        for text in ["", "{", "{}}", "nul", "[1,]", "\"\u{1}\"", "1e999", "NaN", "{1:2}"] {
             assert!(error(text).contains("bad JSON"), "{text:?}");
         }
         assert!(parse(b"\"\xff\"", Path::new("x")).is_err());

@@ -7,10 +7,7 @@
 //!
 //! Every access goes through the [`fs::Fs`] trait, so that faults can be injected at any call.
 
-#![cfg_attr(
-    not(test),
-    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
-)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 pub mod atomic;
 pub mod checked;

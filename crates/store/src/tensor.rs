@@ -33,11 +33,7 @@ pub struct TensorSpec {
 impl TensorSpec {
     /// A tensor of this name, type and shape.
     pub fn new(name: impl Into<String>, dtype: Dtype, shape: impl Into<Vec<usize>>) -> Self {
-        Self {
-            name: name.into(),
-            dtype,
-            shape: shape.into(),
-        }
+        Self { name: name.into(), dtype, shape: shape.into() }
     }
 
     /// How many bytes it takes.

@@ -83,11 +83,7 @@ fn find_in_subfolder(
             _ => {
                 // The modules of sentence-transformers (`2_Dense`) have weights of their own, which
                 // are not a copy of the model's.
-                let reason = if is_module(prefix) {
-                    None
-                } else {
-                    other_weights(own)
-                };
+                let reason = if is_module(prefix) { None } else { other_weights(own) };
                 found.file(fs, &name, folder.join(own), root, reason)?;
             }
         }
@@ -97,10 +93,7 @@ fn find_in_subfolder(
 
 impl Found {
     fn skip(&mut self, name: &str, reason: &'static str) {
-        self.skipped.push(Skipped {
-            name: name.to_owned(),
-            reason,
-        });
+        self.skipped.push(Skipped { name: name.to_owned(), reason });
     }
 
     fn file(
@@ -132,11 +125,7 @@ impl Found {
             self.skip(name, "not a regular file");
             return Ok(());
         }
-        self.auxiliary.push(AuxiliaryFile {
-            name: name.to_owned(),
-            path,
-            bytes: metadata.length,
-        });
+        self.auxiliary.push(AuxiliaryFile { name: name.to_owned(), path, bytes: metadata.length });
         Ok(())
     }
 }
@@ -185,9 +174,7 @@ fn other_weights(name: &str) -> Option<&'static str> {
     }
     let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
     let extension = extension.to_ascii_lowercase();
-    WEIGHTS
-        .contains(&extension.as_str())
-        .then_some("weights that are not used")
+    WEIGHTS.contains(&extension.as_str()).then_some("weights that are not used")
 }
 
 #[cfg(test)]

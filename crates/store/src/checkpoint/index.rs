@@ -17,21 +17,13 @@ pub(super) fn read(fs: &dyn Fs, path: &Path) -> Result<Shards> {
     let value = json::read(fs, path)?;
     let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
         let place = Place::Key("weight_map".to_owned());
-        return Err(StoreError::malformed(
-            path,
-            place,
-            "there is no such object in the index",
-        ));
+        return Err(StoreError::malformed(path, place, "there is no such object in the index"));
     };
     let mut shards = Shards::new();
     for (tensor, file) in map {
         let Some(file) = file.as_str() else {
             let problem = "its shard must be a string";
-            return Err(StoreError::malformed(
-                path,
-                Place::Tensor(tensor.clone()),
-                problem,
-            ));
+            return Err(StoreError::malformed(path, Place::Tensor(tensor.clone()), problem));
         };
         if !is_plain_name(file) {
             let problem = format!(
@@ -40,30 +32,16 @@ pub(super) fn read(fs: &dyn Fs, path: &Path) -> Result<Shards> {
                 Quoted(tensor),
                 Quoted(file)
             );
-            return Err(StoreError::OutsideCheckpoint {
-                path: path.to_owned(),
-                problem,
-            });
+            return Err(StoreError::OutsideCheckpoint { path: path.to_owned(), problem });
         }
         if !file.ends_with(".safetensors") {
             let problem = format!("its shard {} is not a .safetensors file", Quoted(file));
-            return Err(StoreError::malformed(
-                path,
-                Place::Tensor(tensor.clone()),
-                problem,
-            ));
+            return Err(StoreError::malformed(path, Place::Tensor(tensor.clone()), problem));
         }
-        shards
-            .entry(file.to_owned())
-            .or_default()
-            .insert(tensor.clone());
+        shards.entry(file.to_owned()).or_default().insert(tensor.clone());
     }
     if shards.is_empty() {
-        return Err(StoreError::malformed(
-            path,
-            Place::File,
-            "the index names no tensor",
-        ));
+        return Err(StoreError::malformed(path, Place::File, "the index names no tensor"));
     }
     Ok(shards)
 }
@@ -83,17 +61,10 @@ mod tests {
 
     #[test]
     fn only_plain_names_are_plain() {
-        for name in [
-            "model.safetensors",
-            "model-00001-of-00002.safetensors",
-            "..a",
-            "a b",
-        ] {
+        for name in ["model.safetensors", "model-00001-of-00002.safetensors", "..a", "a b"] {
             assert!(is_plain_name(name), "{name}");
         }
-        for name in [
-            "", ".", "..", "/a", "a/b", "../a", "a/", "./a", "a\\b", "a\0b", "C:a",
-        ] {
+        for name in ["", ".", "..", "/a", "a/b", "../a", "a/", "./a", "a\\b", "a\0b", "C:a"] {
             assert!(!is_plain_name(name), "{name}");
         }
     }

@@ -31,10 +31,7 @@ pub(super) fn open(fs: &dyn Fs, path: &Path) -> Result<Found> {
     if fs.metadata(path)?.kind == Kind::Dir {
         return open_folder(fs, path);
     }
-    let extension = path
-        .extension()
-        .and_then(|extension| extension.to_str())
-        .unwrap_or_default();
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     match extension.to_ascii_lowercase().as_str() {
         "gguf" => open_gguf(fs, path),
         "safetensors" => open_single(fs, path),
@@ -111,10 +108,7 @@ fn open_folder(fs: &dyn Fs, folder: &Path) -> Result<Found> {
         check_link(fs, &path, &root)?;
         let (file, header) = read_safetensors(fs, path)?;
         let number = files.len();
-        tensors.extend(header.into_iter().map(|tensor| TensorInfo {
-            file: number,
-            ..tensor
-        }));
+        tensors.extend(header.into_iter().map(|tensor| TensorInfo { file: number, ..tensor }));
         files.push(file);
     }
     check_unique(&files, &tensors)?;
@@ -150,10 +144,7 @@ fn safetensors_files(folder: &Path, entries: &[Entry], has_config: bool) -> Resu
     if files.is_empty() {
         let gguf = named(".gguf");
         let advice = if let Some(first) = gguf.first() {
-            format!(
-                "give the GGUF file itself, for example {}",
-                folder.join(first).display()
-            )
+            format!("give the GGUF file itself, for example {}", folder.join(first).display())
         } else if !named(".bin").is_empty() || !named(".pth").is_empty() {
             "its weights are in PyTorch's pickle format, which can run code; convert them to \
              safetensors first"
@@ -161,20 +152,14 @@ fn safetensors_files(folder: &Path, entries: &[Entry], has_config: bool) -> Resu
         } else {
             "the folder holds no weights that can be read".to_owned()
         };
-        return Err(StoreError::NotFound {
-            path: folder.join(SINGLE_NAME),
-            advice,
-        });
+        return Err(StoreError::NotFound { path: folder.join(SINGLE_NAME), advice });
     }
     if !has_config {
         let advice = format!(
             "safetensors files without it may be anything; give one of them directly: {}",
             files.join(", ")
         );
-        return Err(StoreError::NotFound {
-            path: folder.join(CONFIG),
-            advice,
-        });
+        return Err(StoreError::NotFound { path: folder.join(CONFIG), advice });
     }
     for file in &files {
         if let Some((prefix, count)) = shard_of(file) {
@@ -182,10 +167,7 @@ fn safetensors_files(folder: &Path, entries: &[Entry], has_config: bool) -> Resu
                 let part = format!("{prefix}-{number:05}-of-{count:05}.safetensors");
                 if !files.contains(&part) {
                     let advice = format!("{file} is one of {count} shards; download all of them");
-                    return Err(StoreError::NotFound {
-                        path: folder.join(part),
-                        advice,
-                    });
+                    return Err(StoreError::NotFound { path: folder.join(part), advice });
                 }
             }
         }
@@ -236,22 +218,14 @@ fn check_index(
                 "the index says that it is in {}, but it is not there; download both again",
                 Quoted(&file.name)
             );
-            return Err(StoreError::malformed(
-                path,
-                Place::Tensor((*name).to_owned()),
-                problem,
-            ));
+            return Err(StoreError::malformed(path, Place::Tensor((*name).to_owned()), problem));
         }
         if let Some(name) = found.difference(&stated).next() {
             let problem = format!(
                 "it is in {}, but not in the index; download both again",
                 Quoted(&file.name)
             );
-            return Err(StoreError::malformed(
-                path,
-                Place::Tensor((*name).to_owned()),
-                problem,
-            ));
+            return Err(StoreError::malformed(path, Place::Tensor((*name).to_owned()), problem));
         }
     }
     Ok(())
@@ -262,10 +236,7 @@ fn read_safetensors(fs: &dyn Fs, path: PathBuf) -> Result<(WeightFile, Vec<Tenso
     let open = fs.open(&path)?;
     let stamp = open.stamp()?;
     let header = read_header(&*open)?;
-    Ok((
-        WeightFile::new(path, stamp, header.metadata),
-        header.tensors,
-    ))
+    Ok((WeightFile::new(path, stamp, header.metadata), header.tensors))
 }
 
 fn read_config(fs: &dyn Fs, folder: &Path, root: &Path) -> Result<Option<Config>> {
@@ -301,8 +272,5 @@ fn check_link(fs: &dyn Fs, path: &Path, root: &Path) -> Result<()> {
         "a link to {}, outside of the checkpoint; copy the file here if it belongs to it",
         target.display()
     );
-    Err(StoreError::OutsideCheckpoint {
-        path: path.to_owned(),
-        problem,
-    })
+    Err(StoreError::OutsideCheckpoint { path: path.to_owned(), problem })
 }

@@ -52,18 +52,8 @@ pub struct WeightFile {
 
 impl WeightFile {
     fn new(path: PathBuf, stamp: Stamp, metadata: BTreeMap<String, String>) -> Self {
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        Self {
-            name,
-            path,
-            bytes: stamp.length,
-            metadata,
-            stamp,
-        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self { name, path, bytes: stamp.length, metadata, stamp }
     }
 }
 
@@ -110,9 +100,7 @@ impl Checkpoint {
     pub fn open(fs: Arc<dyn Fs>, path: &Path) -> Result<Self> {
         let found = layout::open(&*fs, path)?;
         let by_name = found.tensors.iter().zip(0_usize..);
-        let by_name = by_name
-            .map(|(tensor, index)| (tensor.name.clone(), index))
-            .collect();
+        let by_name = by_name.map(|(tensor, index)| (tensor.name.clone(), index)).collect();
         Ok(Self {
             fs,
             path: path.to_owned(),
@@ -145,9 +133,7 @@ impl Checkpoint {
 
     /// The bytes of all weight files.
     pub fn total_bytes(&self) -> u64 {
-        self.files
-            .iter()
-            .fold(0, |total, file| total.saturating_add(file.bytes))
+        self.files.iter().fold(0, |total, file| total.saturating_add(file.bytes))
     }
 
     /// All tensors, file by file, in the order of their bytes (GGUF: of their descriptions).
@@ -273,9 +259,7 @@ impl Checkpoint {
         let mut hashes = Vec::new();
         for file in &self.files {
             let open = self.fs.open(&file.path)?;
-            let changed = || StoreError::Changed {
-                path: file.path.clone(),
-            };
+            let changed = || StoreError::Changed { path: file.path.clone() };
             let stamp = |open: &dyn ReadAt| Ok(open.stamp()? == file.stamp);
             if !stamp(&*open)? {
                 return Err(changed());
@@ -284,29 +268,17 @@ impl Checkpoint {
             if !stamp(&*open)? {
                 return Err(changed());
             }
-            hashes.push(FileHash {
-                name: file.name.clone(),
-                bytes: file.bytes,
-                sha256,
-            });
+            hashes.push(FileHash { name: file.name.clone(), bytes: file.bytes, sha256 });
         }
         for file in &self.auxiliary {
             let open = self.fs.open(&file.path)?;
             let sha256 = hash::sha256_of(&*open, progress)?;
-            hashes.push(FileHash {
-                name: file.name.clone(),
-                bytes: file.bytes,
-                sha256,
-            });
+            hashes.push(FileHash { name: file.name.clone(), bytes: file.bytes, sha256 });
         }
         if let Some(config) = &self.config {
             let bytes = u64::try_from(config.bytes.len()).unwrap_or(u64::MAX);
             let sha256 = hash::sha256(&config.bytes);
-            hashes.push(FileHash {
-                name: layout::CONFIG.to_owned(),
-                bytes,
-                sha256,
-            });
+            hashes.push(FileHash { name: layout::CONFIG.to_owned(), bytes, sha256 });
         }
         hashes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(hashes)
@@ -314,9 +286,7 @@ impl Checkpoint {
 
     fn file_of(&self, tensor: &TensorInfo) -> Result<&WeightFile> {
         let problem = "a tensor of another checkpoint";
-        self.files
-            .get(tensor.file)
-            .ok_or_else(|| StoreError::misuse(&self.path, problem))
+        self.files.get(tensor.file).ok_or_else(|| StoreError::misuse(&self.path, problem))
     }
 
     fn open_file(&self, index: usize, file: &WeightFile) -> Result<Arc<dyn ReadAt>> {
@@ -348,9 +318,7 @@ impl Checkpoint {
             });
         }
         if stamp != file.stamp {
-            return Err(StoreError::Changed {
-                path: file.path.clone(),
-            });
+            return Err(StoreError::Changed { path: file.path.clone() });
         }
         Ok(())
     }
@@ -359,22 +327,10 @@ impl Checkpoint {
 /// The tensor name that shares the longest beginning and end with `name`, if they share much.
 fn most_similar(name: &str, tensors: &[TensorInfo]) -> Option<String> {
     let shared = |other: &str| {
-        let start = name
-            .bytes()
-            .zip(other.bytes())
-            .take_while(|(a, b)| a == b)
-            .count();
-        let end = name
-            .bytes()
-            .rev()
-            .zip(other.bytes().rev())
-            .take_while(|(a, b)| a == b)
-            .count();
+        let start = name.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
+        let end = name.bytes().rev().zip(other.bytes().rev()).take_while(|(a, b)| a == b).count();
         start.saturating_add(end)
     };
-    let near = tensors
-        .iter()
-        .map(|tensor| (shared(&tensor.name), &tensor.name))
-        .max()?;
+    let near = tensors.iter().map(|tensor| (shared(&tensor.name), &tensor.name)).max()?;
     (near.0.saturating_mul(2) >= name.len()).then(|| near.1.clone())
 }

@@ -23,11 +23,7 @@ impl Environment {
     /// Takes the variables out of an environment, such as `std::env::var_os`. Empty ones count as
     /// unset.
     pub fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Self {
-        let path = |name: &str| {
-            variable(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
+        let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         Self {
             hf_hub_cache: path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")),
             hf_home: path("HF_HOME"),
@@ -56,11 +52,7 @@ pub fn resolve(fs: &dyn Fs, model: &str, environment: &Environment) -> Result<Pa
     let path = Path::new(model);
     let mut looked = vec![path.to_owned()];
     let not_found = |looked: Vec<PathBuf>, advice: String| {
-        Err(StoreError::ModelNotFound {
-            model: model.to_owned(),
-            looked,
-            advice,
-        })
+        Err(StoreError::ModelNotFound { model: model.to_owned(), looked, advice })
     };
     if !model.is_empty() && !model.contains('\0') && fs::exists(fs, path)? {
         return Ok(path.to_owned());
@@ -112,10 +104,7 @@ fn available(fs: &dyn Fs, snapshots: &Path) -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     let entries = fs.list(snapshots)?;
-    Ok(entries
-        .into_iter()
-        .filter_map(|entry| entry.name.into_string().ok())
-        .collect())
+    Ok(entries.into_iter().filter_map(|entry| entry.name.into_string().ok()).collect())
 }
 
 fn is_hexadecimal(text: &str) -> bool {
@@ -138,10 +127,7 @@ impl Repository {
         if !valid || parts.next().is_some() || !revision.split('/').all(is_component) {
             return None;
         }
-        Some(Self {
-            name: name.to_owned(),
-            revision: revision.to_owned(),
-        })
+        Some(Self { name: name.to_owned(), revision: revision.to_owned() })
     }
 
     /// Its folder within the cache.

@@ -64,15 +64,8 @@ impl FaultFs {
     }
 
     fn build(inner: Arc<dyn Fs>, fault: Option<Fault>) -> Self {
-        let state = State {
-            fault,
-            mutating: AtomicU64::new(0),
-            reading: AtomicU64::new(0),
-        };
-        Self {
-            inner,
-            state: Arc::new(state),
-        }
+        let state = State { fault, mutating: AtomicU64::new(0), reading: AtomicU64::new(0) };
+        Self { inner, state: Arc::new(state) }
     }
 }
 
@@ -86,10 +79,7 @@ impl State {
 
     /// Counts a call and says whether it has to fail.
     fn check(&self, calls: Calls, action: &'static str, path: &Path) -> Result<()> {
-        let number = self
-            .counter(calls)
-            .fetch_add(1, Ordering::SeqCst)
-            .saturating_add(1);
+        let number = self.counter(calls).fetch_add(1, Ordering::SeqCst).saturating_add(1);
         match self.fault {
             Some(fault)
                 if fault.calls == calls
@@ -114,30 +104,19 @@ impl Fs for FaultFs {
     fn open(&self, path: &Path) -> Result<Box<dyn ReadAt>> {
         self.state.read("open", path)?;
         let inner = self.inner.open(path)?;
-        Ok(Box::new(FaultFile {
-            inner,
-            state: Arc::clone(&self.state),
-        }))
+        Ok(Box::new(FaultFile { inner, state: Arc::clone(&self.state) }))
     }
 
     fn create(&self, path: &Path) -> Result<Box<dyn WriteFile>> {
         self.state.mutate("create", path)?;
         let inner = self.inner.create(path)?;
-        Ok(Box::new(FaultWriter {
-            inner,
-            path: path.to_owned(),
-            state: Arc::clone(&self.state),
-        }))
+        Ok(Box::new(FaultWriter { inner, path: path.to_owned(), state: Arc::clone(&self.state) }))
     }
 
     fn append(&self, path: &Path) -> Result<Box<dyn WriteFile>> {
         self.state.mutate("append to", path)?;
         let inner = self.inner.append(path)?;
-        Ok(Box::new(FaultWriter {
-            inner,
-            path: path.to_owned(),
-            state: Arc::clone(&self.state),
-        }))
+        Ok(Box::new(FaultWriter { inner, path: path.to_owned(), state: Arc::clone(&self.state) }))
     }
 
     fn truncate(&self, path: &Path, length: u64) -> Result<()> {
@@ -239,10 +218,7 @@ impl WriteFile for FaultWriter {
     fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
         let failed = self.state.mutate("write", &self.path);
         if failed.is_err() {
-            let half = bytes
-                .len()
-                .checked_div(2)
-                .and_then(|half| bytes.get(..half));
+            let half = bytes.len().checked_div(2).and_then(|half| bytes.get(..half));
             self.inner.write_all(half.unwrap_or_default())?;
             return failed;
         }

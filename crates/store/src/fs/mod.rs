@@ -70,10 +70,7 @@ pub trait Fs: Send + Sync + Debug {
 }
 
 /// A file open for reading at any position.
-#[expect(
-    clippy::len_without_is_empty,
-    reason = "nobody asks whether a weight file is empty"
-)]
+#[expect(clippy::len_without_is_empty, reason = "nobody asks whether a weight file is empty")]
 pub trait ReadAt: Send + Sync + Debug {
     /// The path it was opened by.
     fn path(&self) -> &Path;
@@ -156,12 +153,7 @@ pub fn read(fs: &dyn Fs, path: &Path, what: &'static str, limit: u64) -> Result<
     let file = fs.open(path)?;
     let length = file.len()?;
     if length > limit {
-        return Err(StoreError::TooLarge {
-            path: path.to_owned(),
-            what,
-            bytes: length,
-            limit,
-        });
+        return Err(StoreError::TooLarge { path: path.to_owned(), what, bytes: length, limit });
     }
     let mut bytes = allocate(path, what, length)?;
     file.read_exact_at(&mut bytes, 0)?;

@@ -22,19 +22,13 @@ impl Fs for RealFs {
         let found = match kind(fs::metadata(path).map_err(wrap)?.file_type()) {
             Kind::File => {
                 let file = File::open(path).map_err(wrap)?;
-                return Ok(Box::new(RealFile {
-                    file,
-                    path: path.to_owned(),
-                }));
+                return Ok(Box::new(RealFile { file, path: path.to_owned() }));
             }
             Kind::Dir => "folder",
             Kind::Symlink => "link",
             Kind::Other => "pipe or device",
         };
-        Err(StoreError::NotAFile {
-            path: path.to_owned(),
-            found,
-        })
+        Err(StoreError::NotAFile { path: path.to_owned(), found })
     }
 
     fn create(&self, path: &Path) -> Result<Box<dyn WriteFile>> {
@@ -65,15 +59,11 @@ impl Fs for RealFs {
         let flags = rustix::fs::RenameFlags::NOREPLACE;
         match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags) {
             Ok(()) => Ok(()),
-            Err(rustix::io::Errno::EXIST) => Err(StoreError::Exists {
-                path: to.to_owned(),
-            }),
+            Err(rustix::io::Errno::EXIST) => Err(StoreError::Exists { path: to.to_owned() }),
             // Some file systems cannot do it in one step; then look first.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
                 if fs::symlink_metadata(to).is_ok() {
-                    return Err(StoreError::Exists {
-                        path: to.to_owned(),
-                    });
+                    return Err(StoreError::Exists { path: to.to_owned() });
                 }
                 self.rename(from, to)
             }
@@ -108,10 +98,7 @@ impl Fs for RealFs {
             let mut entries = Vec::new();
             for entry in fs::read_dir(path)? {
                 let entry = entry?;
-                entries.push(Entry {
-                    name: entry.file_name(),
-                    kind: kind(entry.file_type()?),
-                });
+                entries.push(Entry { name: entry.file_name(), kind: kind(entry.file_type()?) });
             }
             entries.sort_by(|a, b| a.name.cmp(&b.name));
             Ok(entries)
@@ -121,10 +108,7 @@ impl Fs for RealFs {
 
     fn metadata(&self, path: &Path) -> Result<Metadata> {
         let found = fs::metadata(path).map_err(|cause| StoreError::io("look at", path, cause))?;
-        Ok(Metadata {
-            kind: kind(found.file_type()),
-            length: found.len(),
-        })
+        Ok(Metadata { kind: kind(found.file_type()), length: found.len() })
     }
 
     fn canonicalize(&self, path: &Path) -> Result<PathBuf> {
@@ -158,10 +142,7 @@ impl Fs for RealFs {
                 // Ten digits are a process number; whatever else is there is not worth reading.
                 let read = file.take(16).read_to_string(&mut holder);
                 let holder = read.ok().and_then(|_| holder.trim().parse().ok());
-                return Err(StoreError::Locked {
-                    path: path.to_owned(),
-                    holder,
-                });
+                return Err(StoreError::Locked { path: path.to_owned(), holder });
             }
             Err(TryLockError::Error(cause)) => return Err(wrap(cause)),
         }
@@ -203,27 +184,22 @@ impl ReadAt for RealFile {
         let found = found.map_err(|cause| StoreError::io("look at", &self.path, cause))?;
         let seconds = i128::from(found.mtime()).saturating_mul(1_000_000_000);
         let modified = seconds.saturating_add(i128::from(found.mtime_nsec()));
-        Ok(Stamp {
-            length: found.len(),
-            modified,
-        })
+        Ok(Stamp { length: found.len(), modified })
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        self.file
-            .read_exact_at(buffer, offset)
-            .map_err(|cause| match cause.kind() {
-                io::ErrorKind::UnexpectedEof => {
-                    let wanted = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
-                    StoreError::Truncated {
-                        path: self.path.clone(),
-                        what: format!("a read at byte {offset}"),
-                        needed: offset.saturating_add(wanted),
-                        length: self.file.metadata().map_or(0, |found| found.len()),
-                    }
+        self.file.read_exact_at(buffer, offset).map_err(|cause| match cause.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                let wanted = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
+                StoreError::Truncated {
+                    path: self.path.clone(),
+                    what: format!("a read at byte {offset}"),
+                    needed: offset.saturating_add(wanted),
+                    length: self.file.metadata().map_or(0, |found| found.len()),
                 }
-                _ => StoreError::io("read", &self.path, cause),
-            })
+            }
+            _ => StoreError::io("read", &self.path, cause),
+        })
     }
 }
 
@@ -236,24 +212,17 @@ struct RealWriter {
 impl RealWriter {
     fn boxed(file: File, path: &Path) -> Box<dyn WriteFile> {
         let file = BufWriter::with_capacity(WRITE_BUFFER, file);
-        Box::new(Self {
-            file,
-            path: path.to_owned(),
-        })
+        Box::new(Self { file, path: path.to_owned() })
     }
 }
 
 impl WriteFile for RealWriter {
     fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file
-            .write_all(bytes)
-            .map_err(|cause| StoreError::io("write", &self.path, cause))
+        self.file.write_all(bytes).map_err(|cause| StoreError::io("write", &self.path, cause))
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.file
-            .flush()
-            .map_err(|cause| StoreError::io("write", &self.path, cause))
+        self.file.flush().map_err(|cause| StoreError::io("write", &self.path, cause))
     }
 
     fn sync(&mut self) -> Result<()> {

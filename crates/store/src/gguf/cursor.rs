@@ -29,13 +29,7 @@ pub(super) struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     pub(super) fn new(file: &'a dyn ReadAt) -> Result<Self> {
         let length = file.len()?;
-        Ok(Self {
-            file,
-            length,
-            base: 0,
-            buffer: Vec::new(),
-            used: 0,
-        })
+        Ok(Self { file, length, base: 0, buffer: Vec::new(), used: 0 })
     }
 
     pub(super) fn path(&self) -> &'a Path {
@@ -49,8 +43,7 @@ impl<'a> Cursor<'a> {
 
     /// Where the next byte comes from.
     pub(super) fn position(&self) -> u64 {
-        self.base
-            .saturating_add(u64::try_from(self.used).unwrap_or(u64::MAX))
+        self.base.saturating_add(u64::try_from(self.used).unwrap_or(u64::MAX))
     }
 
     /// An error at the current position.
@@ -132,9 +125,7 @@ impl<'a> Cursor<'a> {
     pub(super) fn string(&mut self, what: &str) -> Result<String> {
         let length = self.u64(what)?;
         if length.get() > MAX_STRING {
-            return Err(self.error(format!(
-                "{what} of {length} bytes, the limit is {MAX_STRING}"
-            )));
+            return Err(self.error(format!("{what} of {length} bytes, the limit is {MAX_STRING}")));
         }
         let length = self.check_count(length, 1, &format!("bytes of {what}"))?;
         let start = self.position();
@@ -165,12 +156,11 @@ impl<'a> Cursor<'a> {
             if list.len() == list.capacity() {
                 let missing = count.saturating_sub(list.len());
                 let reserve = missing.min(RESERVE.max(list.len()));
-                list.try_reserve(reserve)
-                    .map_err(|_| StoreError::OutOfMemory {
-                        path: self.path().to_owned(),
-                        what: "an array".to_owned(),
-                        bytes: u64::try_from(count).unwrap_or(u64::MAX),
-                    })?;
+                list.try_reserve(reserve).map_err(|_| StoreError::OutOfMemory {
+                    path: self.path().to_owned(),
+                    what: "an array".to_owned(),
+                    bytes: u64::try_from(count).unwrap_or(u64::MAX),
+                })?;
             }
             list.push(read(self)?);
         }

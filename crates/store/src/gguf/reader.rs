@@ -61,36 +61,18 @@ pub fn read_gguf(file: &dyn ReadAt) -> Result<Gguf> {
     let Some(data_start) = header_end.align_up(alignment) else {
         return Err(cursor.error("the header is too long"));
     };
-    let tensors = place_tensors(
-        cursor.path(),
-        raw,
-        data_start,
-        alignment,
-        cursor.file_length(),
-    )?;
-    Ok(Gguf {
-        version,
-        alignment,
-        metadata,
-        tensors,
-    })
+    let tensors = place_tensors(cursor.path(), raw, data_start, alignment, cursor.file_length())?;
+    Ok(Gguf { version, alignment, metadata, tensors })
 }
 
 fn read_version(cursor: &mut Cursor<'_>) -> Result<u32> {
     let unsupported = |path: &Path, problem: &str| {
-        Err(StoreError::Unsupported {
-            path: path.to_owned(),
-            problem: problem.to_owned(),
-        })
+        Err(StoreError::Unsupported { path: path.to_owned(), problem: problem.to_owned() })
     };
     let magic: [u8; 4] = cursor.bytes("the magic number")?;
     if magic != MAGIC {
         let problem = format!("not a GGUF file: it starts with {}", magic.escape_ascii());
-        return Err(StoreError::malformed(
-            cursor.path(),
-            Place::Byte(0),
-            problem,
-        ));
+        return Err(StoreError::malformed(cursor.path(), Place::Byte(0), problem));
     }
     match cursor.u32("the version")? {
         version @ (2 | 3) => Ok(version),
@@ -152,11 +134,7 @@ fn read_array(cursor: &mut Cursor<'_>, key: &str) -> Result<MetaArray> {
         4..=6 => 4,
         8 | 10..=12 => 8,
         other => {
-            let kind = if other == 9 {
-                "arrays"
-            } else {
-                "the unknown type"
-            };
+            let kind = if other == 9 { "arrays" } else { "the unknown type" };
             let problem = format!(
                 "metadata key {} is an array of {kind} ({other}), which is not supported",
                 Quoted(key)
@@ -197,11 +175,7 @@ fn alignment(path: &Path, metadata: &Metadata) -> Result<u64> {
         }
         None => "it must be a positive integer".to_owned(),
     };
-    Err(StoreError::malformed(
-        path,
-        Place::Key(key.to_owned()),
-        problem,
-    ))
+    Err(StoreError::malformed(path, Place::Key(key.to_owned()), problem))
 }
 
 /// A tensor description as it stands in the file, its dimensions turned outermost first.
@@ -236,17 +210,9 @@ fn read_tensor(cursor: &mut Cursor<'_>) -> Result<RawTensor> {
              are not supported, use a file made by llama.cpp itself",
             Quoted(&name)
         );
-        return Err(StoreError::Unsupported {
-            path: cursor.path().to_owned(),
-            problem,
-        });
+        return Err(StoreError::Unsupported { path: cursor.path().to_owned(), problem });
     };
-    Ok(RawTensor {
-        name,
-        shape,
-        dtype: Dtype::from_ggml(ggml),
-        offset,
-    })
+    Ok(RawTensor { name, shape, dtype: Dtype::from_ggml(ggml), offset })
 }
 
 /// Gives each tensor its bytes: aligned, within the file, apart from each other.
@@ -259,27 +225,15 @@ fn place_tensors(
 ) -> Result<Vec<TensorInfo>> {
     let mut names = HashSet::new();
     let mut tensors: Vec<TensorInfo> = Vec::new();
-    for RawTensor {
-        name,
-        shape,
-        dtype,
-        offset,
-    } in raw
-    {
+    for RawTensor { name, shape, dtype, offset } in raw {
         let malformed = |problem: String| {
-            Err(StoreError::malformed(
-                path,
-                Place::Tensor(name.clone()),
-                problem,
-            ))
+            Err(StoreError::malformed(path, Place::Tensor(name.clone()), problem))
         };
         if !names.insert(name.clone()) {
             return malformed("there are two tensors of this name".to_owned());
         }
         if offset.get().checked_rem(alignment) != Some(0) {
-            return malformed(format!(
-                "its offset {offset} is not a multiple of {alignment}"
-            ));
+            return malformed(format!("its offset {offset} is not a multiple of {alignment}"));
         }
         let shape: Option<Vec<usize>> = shape.iter().map(|d| d.at_most(u64::MAX)).collect();
         let Some(shape) = shape else {
@@ -299,13 +253,7 @@ fn place_tensors(
                 length: file_length,
             });
         };
-        tensors.push(TensorInfo {
-            name,
-            dtype,
-            shape,
-            span,
-            file: 0,
-        });
+        tensors.push(TensorInfo { name, dtype, shape, span, file: 0 });
     }
     check_overlaps(path, &tensors)?;
     Ok(tensors)

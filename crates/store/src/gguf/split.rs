@@ -43,14 +43,8 @@ pub fn open_set(fs: &dyn Fs, path: &Path) -> Result<GgufSet> {
     let (opened, part) = read_part(fs, path)?;
     let count = opened.metadata.u64("split.count").unwrap_or(1);
     if count <= 1 {
-        let Gguf {
-            metadata, tensors, ..
-        } = opened;
-        return Ok(GgufSet {
-            files: vec![part],
-            metadata,
-            tensors,
-        });
+        let Gguf { metadata, tensors, .. } = opened;
+        return Ok(GgufSet { files: vec![part], metadata, tensors });
     }
     if count > MAX_SPLIT {
         let place = Place::Key("split.count".to_owned());
@@ -62,19 +56,12 @@ pub fn open_set(fs: &dyn Fs, path: &Path) -> Result<GgufSet> {
 
 fn read_part(fs: &dyn Fs, path: &Path) -> Result<(Gguf, Part)> {
     let file = fs.open(path)?;
-    let part = Part {
-        path: path.to_owned(),
-        stamp: file.stamp()?,
-    };
+    let part = Part { path: path.to_owned(), stamp: file.stamp()? };
     Ok((read_gguf(&*file)?, part))
 }
 
 fn read_parts(fs: &dyn Fs, path: &Path, count: u64) -> Result<GgufSet> {
-    let mut set = GgufSet {
-        files: Vec::new(),
-        metadata: Metadata::default(),
-        tensors: Vec::new(),
-    };
+    let mut set = GgufSet { files: Vec::new(), metadata: Metadata::default(), tensors: Vec::new() };
     let mut names = HashSet::new();
     for number in 0..count {
         let path = part_path(path, number, count)?;
@@ -83,11 +70,7 @@ fn read_parts(fs: &dyn Fs, path: &Path, count: u64) -> Result<GgufSet> {
         for mut tensor in opened.tensors {
             if !names.insert(tensor.name.clone()) {
                 let problem = "another part of the model has a tensor of this name";
-                return Err(StoreError::malformed(
-                    &path,
-                    Place::Tensor(tensor.name),
-                    problem,
-                ));
+                return Err(StoreError::malformed(&path, Place::Tensor(tensor.name), problem));
             }
             tensor.file = set.files.len();
             set.tensors.push(tensor);
@@ -110,10 +93,7 @@ fn read_parts(fs: &dyn Fs, path: &Path, count: u64) -> Result<GgufSet> {
 
 /// The path of part `number` (from 0), made from the path of any part.
 fn part_path(path: &Path, number: u64, count: u64) -> Result<PathBuf> {
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default();
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let stem = name.strip_suffix(&format!("-of-{count:05}.gguf"));
     let prefix = stem.and_then(|stem| {
         let (prefix, number) = stem.rsplit_once('-')?;
@@ -149,11 +129,7 @@ fn check_part(path: &Path, part: &Gguf, number: u64, count: u64) -> Result<()> {
                 "{} is {found}, expected {expected}; the parts of the model do not belong together",
                 Quoted(key)
             );
-            return Err(StoreError::malformed(
-                path,
-                Place::Key(key.to_owned()),
-                problem,
-            ));
+            return Err(StoreError::malformed(path, Place::Key(key.to_owned()), problem));
         }
     }
     Ok(())

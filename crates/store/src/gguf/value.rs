@@ -186,9 +186,7 @@ impl Metadata {
 
     /// All entries, in the order of the file.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &MetaValue)> {
-        self.entries
-            .iter()
-            .map(|(key, value)| (key.as_str(), value))
+        self.entries.iter().map(|(key, value)| (key.as_str(), value))
     }
 
     /// The number of entries.

@@ -72,27 +72,17 @@ fn check(path: &Path, raw: RawHeader, data_start: u64, file_length: u64) -> Resu
     let mut expected = 0_u64;
     for (name, entry) in entries {
         let problem = |problem: String| {
-            Err(StoreError::malformed(
-                path,
-                Place::Tensor(name.clone()),
-                problem,
-            ))
+            Err(StoreError::malformed(path, Place::Tensor(name.clone()), problem))
         };
         let (begin, end) = entry.data_offsets;
         if begin != expected {
-            let gap = if begin > expected {
-                "a hole"
-            } else {
-                "an overlap"
-            };
+            let gap = if begin > expected { "a hole" } else { "an overlap" };
             return problem(format!(
                 "its bytes start at {begin}, but the tensor before ends at {expected}: {gap}"
             ));
         }
         let Some(length) = end.checked_sub(begin) else {
-            return problem(format!(
-                "its bytes end at {end}, before they start at {begin}"
-            ));
+            return problem(format!("its bytes end at {end}, before they start at {begin}"));
         };
         let Some(dtype) = Dtype::from_safetensors(&entry.dtype) else {
             let problem = format!(
@@ -100,10 +90,7 @@ fn check(path: &Path, raw: RawHeader, data_start: u64, file_length: u64) -> Resu
                 Quoted(&name),
                 Quoted(&entry.dtype)
             );
-            return Err(StoreError::Unsupported {
-                path: path.to_owned(),
-                problem,
-            });
+            return Err(StoreError::Unsupported { path: path.to_owned(), problem });
         };
         match dtype.byte_len(&entry.shape.0) {
             Ok(size) if size == length => {}
@@ -119,20 +106,9 @@ fn check(path: &Path, raw: RawHeader, data_start: u64, file_length: u64) -> Resu
         let span = start.and_then(|start| Span::within(file_length, start, FileInt::new(length)));
         let Some(span) = span else {
             let needed = data_start.saturating_add(end);
-            return Err(truncated(
-                path,
-                &format!("tensor {}", Quoted(&name)),
-                needed,
-                file_length,
-            ));
+            return Err(truncated(path, &format!("tensor {}", Quoted(&name)), needed, file_length));
         };
-        tensors.push(TensorInfo {
-            name,
-            dtype,
-            shape: entry.shape.0,
-            span,
-            file: 0,
-        });
+        tensors.push(TensorInfo { name, dtype, shape: entry.shape.0, span, file: 0 });
         expected = end;
     }
     let end = data_start.saturating_add(expected);
@@ -141,19 +117,11 @@ fn check(path: &Path, raw: RawHeader, data_start: u64, file_length: u64) -> Resu
             format!("the tensors end at byte {end}, but the file goes on to {file_length}");
         return Err(StoreError::malformed(path, Place::Byte(end), problem));
     }
-    Ok(Header {
-        tensors,
-        metadata: raw.metadata,
-    })
+    Ok(Header { tensors, metadata: raw.metadata })
 }
 
 fn truncated(path: &Path, what: &str, needed: u64, length: u64) -> StoreError {
-    StoreError::Truncated {
-        path: path.to_owned(),
-        what: what.to_owned(),
-        needed,
-        length,
-    }
+    StoreError::Truncated { path: path.to_owned(), what: what.to_owned(), needed, length }
 }
 
 /// The header as it stands in the file: well-formed, of the right types, names unique.
@@ -190,9 +158,7 @@ impl<'de> Visitor<'de> for ShapeVisitor {
         let mut shape = Vec::new();
         while let Some(dimension) = list.next_element()? {
             if shape.len() >= MAX_RANK {
-                return Err(A::Error::custom(format_args!(
-                    "more than {MAX_RANK} dimensions"
-                )));
+                return Err(A::Error::custom(format_args!("more than {MAX_RANK} dimensions")));
             }
             shape.push(dimension);
         }
@@ -263,10 +229,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
             let entry = access.next_value()?;
             tensors.push((name, entry));
         }
-        Ok(RawHeader {
-            tensors,
-            metadata: metadata.unwrap_or_default(),
-        })
+        Ok(RawHeader { tensors, metadata: metadata.unwrap_or_default() })
     }
 }
 

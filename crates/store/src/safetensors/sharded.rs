@@ -73,30 +73,20 @@ pub fn plan(tensors: &[TensorSpec], max_shard_bytes: u64) -> Result<Plan> {
         }
     }
     let total = shards.len();
-    let shards = shards
-        .into_iter()
-        .zip(1_usize..)
-        .map(|((mut tensors, bytes), number)| {
-            sort_by_alignment(&mut tensors);
-            let file = match total {
-                1 => SINGLE_NAME.to_owned(),
-                _ => format!("model-{number:05}-of-{total:05}.safetensors"),
-            };
-            Shard {
-                file,
-                tensors,
-                bytes,
-            }
-        });
-    Ok(Plan {
-        shards: shards.collect(),
-    })
+    let shards = shards.into_iter().zip(1_usize..).map(|((mut tensors, bytes), number)| {
+        sort_by_alignment(&mut tensors);
+        let file = match total {
+            1 => SINGLE_NAME.to_owned(),
+            _ => format!("model-{number:05}-of-{total:05}.safetensors"),
+        };
+        Shard { file, tensors, bytes }
+    });
+    Ok(Plan { shards: shards.collect() })
 }
 
 fn sum(a: u64, b: u64) -> Result<u64> {
     let problem = "the tensors take more bytes than 64 bits can say";
-    a.checked_add(b)
-        .ok_or_else(|| StoreError::misuse(Path::new(INDEX_NAME), problem))
+    a.checked_add(b).ok_or_else(|| StoreError::misuse(Path::new(INDEX_NAME), problem))
 }
 
 fn module_of(name: &str) -> &str {
@@ -111,26 +101,17 @@ impl Plan {
 
     /// The bytes of all tensors.
     pub fn total_bytes(&self) -> u64 {
-        self.shards
-            .iter()
-            .fold(0, |total, shard| total.saturating_add(shard.bytes))
+        self.shards.iter().fold(0, |total, shard| total.saturating_add(shard.bytes))
     }
 
     /// The content of the index file: `metadata.total_size` and the file of each tensor.
     pub fn index_json(&self) -> Vec<u8> {
         let mut map: BTreeMap<&str, &str> = BTreeMap::new();
         for shard in &self.shards {
-            map.extend(
-                shard
-                    .tensors
-                    .iter()
-                    .map(|t| (t.name.as_str(), shard.file.as_str())),
-            );
+            map.extend(shard.tensors.iter().map(|t| (t.name.as_str(), shard.file.as_str())));
         }
-        let map: Map<String, Value> = map
-            .into_iter()
-            .map(|(name, file)| (name.to_owned(), Value::from(file)))
-            .collect();
+        let map: Map<String, Value> =
+            map.into_iter().map(|(name, file)| (name.to_owned(), Value::from(file))).collect();
         let index = json!({ "metadata": { "total_size": self.total_bytes() }, "weight_map": map });
         let mut text = format!("{index:#}").into_bytes();
         text.push(b'\n');
@@ -170,10 +151,7 @@ impl ShardedWriter {
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|pair| pair.first() == pair.last()) {
             let name = Quoted(twice.first().copied().unwrap_or_default());
-            return Err(StoreError::misuse(
-                dir,
-                format!("tensor {name} is declared twice"),
-            ));
+            return Err(StoreError::misuse(dir, format!("tensor {name} is declared twice")));
         }
         let mut writer = Self {
             fs: Arc::clone(fs),
@@ -225,10 +203,7 @@ impl ShardedWriter {
             let path = self.dir.join(INDEX_NAME);
             index = Some(atomic::write(&self.fs, &path, &text)?);
         }
-        Ok(Index {
-            shards: self.written,
-            index,
-        })
+        Ok(Index { shards: self.written, index })
     }
 
     /// Whether the shard being written has a tensor of this name.

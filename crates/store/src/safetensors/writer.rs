@@ -121,9 +121,7 @@ impl Writer {
     }
 
     fn expected(&self) -> Option<&str> {
-        self.tensors
-            .get(self.current)
-            .map(|tensor| tensor.name.as_str())
+        self.tensors.get(self.current).map(|tensor| tensor.name.as_str())
     }
 
     fn advance(&mut self) -> Result<()> {
@@ -159,10 +157,8 @@ fn header(
     metadata: &BTreeMap<String, String>,
 ) -> Result<Vec<u8>> {
     let mut map = Map::new();
-    let mut all: Map<String, Value> = metadata
-        .iter()
-        .map(|(key, value)| (key.clone(), Value::from(value.as_str())))
-        .collect();
+    let mut all: Map<String, Value> =
+        metadata.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
     all.insert("format".to_owned(), Value::from("pt"));
     map.insert(METADATA_KEY.to_owned(), Value::Object(all));
 
@@ -170,10 +166,7 @@ fn header(
     let mut seen = HashSet::new();
     for tensor in tensors {
         let misuse = |problem: &str| {
-            Err(StoreError::misuse(
-                path,
-                format!("tensor {} {problem}", Quoted(&tensor.name)),
-            ))
+            Err(StoreError::misuse(path, format!("tensor {} {problem}", Quoted(&tensor.name))))
         };
         if tensor.name == METADATA_KEY {
             return misuse("has a name that the format reserves");
@@ -200,12 +193,7 @@ fn header(
     if length > MAX_HEADER {
         let what = "the header to be written";
         let path = path.to_owned();
-        return Err(StoreError::TooLarge {
-            path,
-            what,
-            bytes: length,
-            limit: MAX_HEADER,
-        });
+        return Err(StoreError::TooLarge { path, what, bytes: length, limit: MAX_HEADER });
     }
     let mut header = length.to_le_bytes().to_vec();
     header.append(&mut text);

@@ -18,9 +18,7 @@ pub(super) fn check(definition: &Value) -> Result<(), String> {
         }
         check_merges(model)?;
     }
-    definition
-        .get("post_processor")
-        .map_or(Ok(()), check_post_processor)
+    definition.get("post_processor").map_or(Ok(()), check_post_processor)
 }
 
 /// Every merge must join two tokens of the vocabulary to a third, and the second of them must be
@@ -32,18 +30,13 @@ fn check_merges(model: &Map<String, Value>) -> Result<(), String> {
     let Some(vocab) = model.get("vocab").and_then(Value::as_object) else {
         return Ok(());
     };
-    let prefix = model
-        .get("continuing_subword_prefix")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
+    let prefix = model.get("continuing_subword_prefix").and_then(Value::as_str).unwrap_or_default();
     for merge in merges {
         // Other forms are refused by the crate itself.
         let Some((first, second)) = pair(merge) else {
             continue;
         };
-        let joined = second
-            .get(prefix.len()..)
-            .map(|rest| format!("{first}{rest}"));
+        let joined = second.get(prefix.len()..).map(|rest| format!("{first}{rest}"));
         if !joined.is_some_and(|joined| vocab.contains_key(&joined)) {
             return Err(format!(
                 "the merge of {} and {} is not in the vocabulary",
@@ -69,12 +62,7 @@ fn pair(merge: &Value) -> Option<(&str, &str)> {
 
 /// A template may only name special tokens that it defines, and, for a single text, only that.
 fn check_post_processor(processor: &Value) -> Result<(), String> {
-    for inner in processor
-        .get("processors")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
+    for inner in processor.get("processors").and_then(Value::as_array).into_iter().flatten() {
         check_post_processor(inner)?;
     }
     let defined = processor.get("special_tokens").and_then(Value::as_object);

@@ -35,10 +35,7 @@ impl Tokenizer {
             inner.with_padding(None);
             Ok(inner)
         })?;
-        Ok(Self {
-            inner,
-            what: what.to_owned(),
-        })
+        Ok(Self { inner, what: what.to_owned() })
     }
 
     /// The ids of a text; with `add_special_tokens`, including those that the tokenizer puts around
@@ -91,8 +88,5 @@ fn guarded<T>(what: &str, run: impl FnOnce() -> tokenizers::Result<T>) -> Result
 }
 
 fn failed(what: &str, problem: String) -> StoreError {
-    StoreError::Tokenizer {
-        what: what.to_owned(),
-        problem,
-    }
+    StoreError::Tokenizer { what: what.to_owned(), problem }
 }

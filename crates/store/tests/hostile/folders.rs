@@ -51,32 +51,12 @@ pub(crate) fn cases() -> Vec<Case> {
         shard("escape sequence", "\u{1b}[2Ja.safetensors", outside),
         shard("empty", "", outside),
         shard("slash at the end", "a.safetensors/", outside),
-        shard(
-            "no safetensors",
-            "pytorch_model.bin",
-            "is not a .safetensors file",
-        ),
-        shard(
-            "missing",
-            "b.safetensors",
-            "the index names it; download this shard",
-        ),
+        shard("no safetensors", "pytorch_model.bin", "is not a .safetensors file"),
+        shard("missing", "b.safetensors", "the index names it; download this shard"),
         index("no map", "{}", "there is no such object"),
-        index(
-            "map that is an array",
-            r#"{"weight_map":[]}"#,
-            "there is no such object",
-        ),
-        index(
-            "empty map",
-            r#"{"weight_map":{}}"#,
-            "the index names no tensor",
-        ),
-        index(
-            "number",
-            r#"{"weight_map":{"t":1}}"#,
-            "its shard must be a string",
-        ),
+        index("map that is an array", r#"{"weight_map":[]}"#, "there is no such object"),
+        index("empty map", r#"{"weight_map":{}}"#, "the index names no tensor"),
+        index("number", r#"{"weight_map":{"t":1}}"#, "its shard must be a string"),
         index("array", "[]", "there is no such object"),
         index(
             "duplicate tensor",
@@ -120,21 +100,9 @@ pub(crate) fn cases() -> Vec<Case> {
 
 fn configurations() -> Vec<Case> {
     vec![
-        config(
-            "deep",
-            "[".repeat(1_000_000),
-            "nested deeper than is allowed",
-        ),
-        config(
-            "deep objects",
-            "{\"a\":".repeat(1_000_000),
-            "nested deeper than is allowed",
-        ),
-        config(
-            "duplicate key",
-            r#"{"hidden_size":1,"hidden_size":2}"#,
-            "key `hidden_size`",
-        ),
+        config("deep", "[".repeat(1_000_000), "nested deeper than is allowed"),
+        config("deep objects", "{\"a\":".repeat(1_000_000), "nested deeper than is allowed"),
+        config("duplicate key", r#"{"hidden_size":1,"hidden_size":2}"#, "key `hidden_size`"),
         config("not UTF-8", b"{\"a\":\"\xff\"}", "bad JSON"),
         config("infinite", r#"{"a":1e999}"#, "bad JSON"),
         config("empty", "", "bad JSON"),
@@ -151,46 +119,23 @@ fn links() -> Vec<Case> {
         expected,
     };
     let mut cases = vec![
-        link(
-            "weights that link outside",
-            "model.safetensors",
-            "/etc/passwd",
-            outside,
-        ),
-        link(
-            "weights that link to a device",
-            "model.safetensors",
-            "/dev/zero",
-            outside,
-        ),
+        link("weights that link outside", "model.safetensors", "/etc/passwd", outside),
+        link("weights that link to a device", "model.safetensors", "/dev/zero", outside),
         link(
             "weights that link to themselves",
             "model.safetensors",
             "model.safetensors",
             "leads back to itself",
         ),
-        link(
-            "weights that link to nothing",
-            "model.safetensors",
-            "nowhere",
-            "does not exist",
-        ),
+        link("weights that link to nothing", "model.safetensors", "nowhere", "does not exist"),
         link("index that links outside", INDEX, "/etc/passwd", outside),
-        link(
-            "configuration that links outside",
-            "config.json",
-            "/etc/passwd",
-            outside,
-        ),
+        link("configuration that links outside", "config.json", "/etc/passwd", outside),
     ];
     cases.push(Case {
         name: "a shard that links outside",
         files: vec![
             ("a.safetensors", Content::Link("/etc/passwd")),
-            (
-                INDEX,
-                Content::Bytes(br#"{"weight_map":{"t":"a.safetensors"}}"#.to_vec()),
-            ),
+            (INDEX, Content::Bytes(br#"{"weight_map":{"t":"a.safetensors"}}"#.to_vec())),
         ],
         open: "",
         expected: outside,

@@ -44,12 +44,7 @@ impl Case {
         bytes: impl Into<Vec<u8>>,
         expected: &'static str,
     ) -> Self {
-        Self {
-            name,
-            files: vec![(open, Content::Bytes(bytes.into()))],
-            open,
-            expected,
-        }
+        Self { name, files: vec![(open, Content::Bytes(bytes.into()))], open, expected }
     }
 
     fn prepare(&self, dir: &Path) -> PathBuf {
@@ -66,11 +61,7 @@ impl Case {
                 Content::Link(target) => std::os::unix::fs::symlink(target, path).unwrap(),
             }
         }
-        if self.open.is_empty() {
-            dir.to_owned()
-        } else {
-            dir.join(self.open)
-        }
+        if self.open.is_empty() { dir.to_owned() } else { dir.join(self.open) }
     }
 }
 
@@ -97,9 +88,7 @@ fn hostile_files_are_refused_at_once_and_without_memory() {
             let start = Instant::now();
             let result = Checkpoint::open(support::real(), &path);
             fastest = fastest.min(start.elapsed());
-            let Err(error) = result else {
-                panic!("{}: accepted", case.name)
-            };
+            let Err(error) = result else { panic!("{}: accepted", case.name) };
             let message = error.to_string();
             assert!(message.contains(case.expected), "{}: {message}", case.name);
             assert!(
@@ -109,11 +98,7 @@ fn hostile_files_are_refused_at_once_and_without_memory() {
                 error.category()
             );
             let control = message.chars().any(char::is_control);
-            assert!(
-                !control && message.len() < 1000,
-                "{}: {message:?}",
-                case.name
-            );
+            assert!(!control && message.len() < 1000, "{}: {message:?}", case.name);
         }
         assert!(fastest < SLOWEST, "{}: {fastest:?}", case.name);
     }
@@ -132,19 +117,11 @@ fn shake(
 ) {
     for length in 0..header {
         let result = read(&Memory::new(&bytes[..length]));
-        assert_eq!(
-            result.unwrap_err().category(),
-            Category::BadInput,
-            "cut at {length}"
-        );
+        assert_eq!(result.unwrap_err().category(), Category::BadInput, "cut at {length}");
     }
     for cut in 1..bytes.len() - header {
         let result = read(&Memory::new(&bytes[..bytes.len() - cut]));
-        assert_eq!(
-            result.unwrap_err().category(),
-            Category::BadInput,
-            "without the last {cut}"
-        );
+        assert_eq!(result.unwrap_err().category(), Category::BadInput, "without the last {cut}");
     }
     for position in 0..header {
         for bit in 0..8 {

@@ -16,12 +16,7 @@ fn tensor(name: &'static str, entry: &str, data: usize, expected: &'static str) 
 
 /// A header of any stated length, and the bytes that are really there.
 fn stated(name: &'static str, length: u64, rest: &[u8], expected: &'static str) -> Case {
-    Case::file(
-        name,
-        NAME,
-        [&length.to_le_bytes()[..], rest].concat(),
-        expected,
-    )
+    Case::file(name, NAME, [&length.to_le_bytes()[..], rest].concat(), expected)
 }
 
 pub(crate) fn cases() -> Vec<Case> {
@@ -41,47 +36,17 @@ fn lengths() -> Vec<Case> {
     };
     let limit = 100_000_000_u64;
     vec![
-        Case::file(
-            "empty file",
-            NAME,
-            [],
-            "the length of the header needs 8 bytes",
-        ),
-        Case::file(
-            "seven bytes",
-            NAME,
-            [0; 7],
-            "the length of the header needs 8 bytes",
-        ),
+        Case::file("empty file", NAME, [], "the length of the header needs 8 bytes"),
+        Case::file("seven bytes", NAME, [0; 7], "the length of the header needs 8 bytes"),
         stated("length 0", 0, b"", "does not start with `{`"),
         stated("length 0 and a body", 0, b"{}", "does not start with `{`"),
-        stated(
-            "length beyond the file",
-            3,
-            b"{}",
-            "the header needs 11 bytes",
-        ),
-        stated(
-            "length at the limit",
-            limit,
-            b"{}",
-            "is truncated: the header needs",
-        ),
-        stated(
-            "length above the limit",
-            limit + 1,
-            b"{}",
-            "above the limit of 100000000",
-        ),
+        stated("length beyond the file", 3, b"{}", "the header needs 11 bytes"),
+        stated("length at the limit", limit, b"{}", "is truncated: the header needs"),
+        stated("length above the limit", limit + 1, b"{}", "above the limit of 100000000"),
         stated("length 2^63", 1 << 63, b"{}", "above the limit"),
         stated("length 2^64 - 1", u64::MAX, b"{}", "above the limit"),
         stated("length 2^64 - 8", u64::MAX - 7, b"{}", "above the limit"),
-        sparse(
-            "100 MB of zeros",
-            limit.to_le_bytes().to_vec(),
-            limit + 8,
-            "start with `{`",
-        ),
+        sparse("100 MB of zeros", limit.to_le_bytes().to_vec(), limit + 8, "start with `{`"),
         sparse(
             "a long file of zeros after a short header",
             safetensors("{}", 0),
@@ -89,18 +54,8 @@ fn lengths() -> Vec<Case> {
             "the tensors end at byte 10, but the file goes on to",
         ),
         Case::file("pickle", NAME, b"\x80\x02}q\x00.0000000", "above the limit"),
-        Case::file(
-            "zip",
-            NAME,
-            b"PK\x03\x04\x14\x00\x00\x00\x08\x00",
-            "above the limit",
-        ),
-        Case::file(
-            "page of HTML",
-            NAME,
-            b"<!DOCTYPE html><html>",
-            "above the limit",
-        ),
+        Case::file("zip", NAME, b"PK\x03\x04\x14\x00\x00\x00\x08\x00", "above the limit"),
+        Case::file("page of HTML", NAME, b"<!DOCTYPE html><html>", "above the limit"),
         Case::file(
             "pointer of git-lfs",
             NAME,
@@ -120,24 +75,9 @@ fn syntax() -> Vec<Case> {
         header("not closed", "{", 0, "bad JSON"),
         header("trailing bytes", "{}x", 0, "bad JSON: trailing characters"),
         header("two documents", "{}{}", 0, "bad JSON: trailing characters"),
-        header(
-            "a million brackets",
-            &format!("{{\"a\":{}", "[".repeat(1_000_000)),
-            0,
-            "bad JSON",
-        ),
-        header(
-            "a million braces",
-            &"{\"a\":".repeat(1_000_000),
-            0,
-            "bad JSON",
-        ),
-        header(
-            "a million brackets deep inside",
-            &unknown_field_nested(),
-            1,
-            "bad JSON",
-        ),
+        header("a million brackets", &format!("{{\"a\":{}", "[".repeat(1_000_000)), 0, "bad JSON"),
+        header("a million braces", &"{\"a\":".repeat(1_000_000), 0, "bad JSON"),
+        header("a million brackets deep inside", &unknown_field_nested(), 1, "bad JSON"),
         header("duplicate tensor", &twice, 1, "duplicate key `t`"),
         header(
             "duplicate metadata",
@@ -145,79 +85,27 @@ fn syntax() -> Vec<Case> {
             0,
             "duplicate key `__metadata__`",
         ),
-        header(
-            "duplicate metadata key",
-            r#"{"__metadata__":{"a":"","a":""}}"#,
-            0,
-            "key `a`",
-        ),
-        header(
-            "metadata that is no string",
-            r#"{"__metadata__":{"a":1}}"#,
-            0,
-            "bad JSON",
-        ),
-        header(
-            "metadata that is a tensor",
-            &format!("{{\"__metadata__\":{{{fine}}}}}"),
-            1,
-            "JSON",
-        ),
+        header("duplicate metadata key", r#"{"__metadata__":{"a":"","a":""}}"#, 0, "key `a`"),
+        header("metadata that is no string", r#"{"__metadata__":{"a":1}}"#, 0, "bad JSON"),
+        header("metadata that is a tensor", &format!("{{\"__metadata__\":{{{fine}}}}}"), 1, "JSON"),
         header("null", r#"{"t":null}"#, 0, "bad JSON"),
         header("control character", "{\"a\u{1}\":{}}", 0, "bad JSON"),
-        header(
-            "escape sequences in a name",
-            &escapes(),
-            1,
-            "tensor `\\u{1b}[31m\\n`",
-        ),
-        Case::file(
-            "not UTF-8",
-            NAME,
-            [&3_u64.to_le_bytes()[..], b"{\xff}"].concat(),
-            "bad JSON",
-        ),
+        header("escape sequences in a name", &escapes(), 1, "tensor `\\u{1b}[31m\\n`"),
+        Case::file("not UTF-8", NAME, [&3_u64.to_le_bytes()[..], b"{\xff}"].concat(), "bad JSON"),
         header("a name of a megabyte", &long_name, 0, "bad JSON"),
     ]
 }
 
 fn fields() -> Vec<Case> {
     let fine = r#""dtype":"U8","shape":[1],"data_offsets":[0,1]"#;
-    let ten_thousand_dimensions = format!(
-        r#""dtype":"U8","shape":[{}1],"data_offsets":[0,1]"#,
-        "1,".repeat(10_000)
-    );
+    let ten_thousand_dimensions =
+        format!(r#""dtype":"U8","shape":[{}1],"data_offsets":[0,1]"#, "1,".repeat(10_000));
     vec![
-        tensor(
-            "no type",
-            r#""shape":[1],"data_offsets":[0,1]"#,
-            1,
-            "missing field `dtype`",
-        ),
-        tensor(
-            "no shape",
-            r#""dtype":"U8","data_offsets":[0,1]"#,
-            1,
-            "missing field `shape`",
-        ),
-        tensor(
-            "no offsets",
-            r#""dtype":"U8","shape":[1]"#,
-            1,
-            "missing field `data_offsets`",
-        ),
-        tensor(
-            "duplicate field",
-            &format!(r#"{fine},"dtype":"I8""#),
-            1,
-            "duplicate field `dtype`",
-        ),
-        tensor(
-            "ten thousand dimensions",
-            &ten_thousand_dimensions,
-            1,
-            "more than 64 dimensions",
-        ),
+        tensor("no type", r#""shape":[1],"data_offsets":[0,1]"#, 1, "missing field `dtype`"),
+        tensor("no shape", r#""dtype":"U8","data_offsets":[0,1]"#, 1, "missing field `shape`"),
+        tensor("no offsets", r#""dtype":"U8","shape":[1]"#, 1, "missing field `data_offsets`"),
+        tensor("duplicate field", &format!(r#"{fine},"dtype":"I8""#), 1, "duplicate field `dtype`"),
+        tensor("ten thousand dimensions", &ten_thousand_dimensions, 1, "more than 64 dimensions"),
         tensor(
             "unknown type",
             r#""dtype":"F7","shape":[1],"data_offsets":[0,1]"#,
@@ -241,37 +129,18 @@ fn spans() -> Vec<Case> {
         let entry = |offsets: &str, size: &str| {
             format!(r#"{{"dtype":"U8","shape":[{size}],"data_offsets":[{offsets}]}}"#)
         };
-        format!(
-            r#"{{"a":{},"b":{}}}"#,
-            entry(first, "4"),
-            entry(second, "4")
-        )
+        format!(r#"{{"a":{},"b":{}}}"#, entry(first, "4"), entry(second, "4"))
     };
     let of = |shape: &str, offsets: &str| {
         format!(r#""dtype":"F32","shape":[{shape}],"data_offsets":[{offsets}]"#)
     };
     vec![
-        header(
-            "overlap",
-            &two("0,4", "3,7"),
-            7,
-            "tensor `b`: its bytes start at 3",
-        ),
+        header("overlap", &two("0,4", "3,7"), 7, "tensor `b`: its bytes start at 3"),
         header("same bytes twice", &two("0,4", "0,4"), 4, "an overlap"),
         header("hole", &two("0,4", "5,9"), 9, "a hole"),
         header("hole at the start", &two("1,5", "5,9"), 9, "a hole"),
-        header(
-            "bytes after the last",
-            &two("0,4", "4,8"),
-            9,
-            "the file goes on to",
-        ),
-        header(
-            "truncated by one",
-            &two("0,4", "4,8"),
-            7,
-            "is truncated: tensor `b` needs",
-        ),
+        header("bytes after the last", &two("0,4", "4,8"), 9, "the file goes on to"),
+        header("truncated by one", &two("0,4", "4,8"), 7, "is truncated: tensor `b` needs"),
         tensor("end before start", &of("1", "4,0"), 4, "a hole"),
         tensor("end before start at 0", &of("0", "0,-1"), 4, "bad JSON"),
         tensor(
@@ -281,24 +150,9 @@ fn spans() -> Vec<Case> {
             "4 bytes are stated, F32 [2] takes 8",
         ),
         tensor("too long for its shape", &of("2", "0,12"), 12, "takes 8"),
-        tensor(
-            "2^40 × 2^40",
-            &of("1099511627776,1099511627776", "0,0"),
-            0,
-            "exceeds 64 bits",
-        ),
-        tensor(
-            "2^62 floats",
-            &of("4611686018427387904", "0,0"),
-            0,
-            "exceeds 64 bits",
-        ),
-        tensor(
-            "2^64 - 1 floats",
-            &of("18446744073709551615", "0,4"),
-            4,
-            "exceeds 64 bits",
-        ),
+        tensor("2^40 × 2^40", &of("1099511627776,1099511627776", "0,0"), 0, "exceeds 64 bits"),
+        tensor("2^62 floats", &of("4611686018427387904", "0,0"), 0, "exceeds 64 bits"),
+        tensor("2^64 - 1 floats", &of("18446744073709551615", "0,4"), 4, "exceeds 64 bits"),
         tensor("2^64", &of("18446744073709551616", "0,4"), 4, "bad JSON"),
         tensor("negative dimension", &of("-1", "0,4"), 4, "bad JSON"),
         tensor("fractional dimension", &of("1.0", "0,4"), 4, "bad JSON"),
@@ -313,10 +167,7 @@ fn spans() -> Vec<Case> {
         ),
         tensor(
             "a tensor as long as 64 bits",
-            &format!(
-                r#""dtype":"U8","shape":[{0}],"data_offsets":[0,{0}]"#,
-                u64::MAX
-            ),
+            &format!(r#""dtype":"U8","shape":[{0}],"data_offsets":[0,{0}]"#, u64::MAX),
             4,
             "is truncated: tensor `t` needs 18446744073709551615",
         ),

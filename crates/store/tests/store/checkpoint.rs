@@ -18,11 +18,7 @@ fn open(path: &Path) -> Result<Checkpoint> {
 }
 
 fn names(checkpoint: &Checkpoint) -> Vec<&str> {
-    checkpoint
-        .tensors()
-        .iter()
-        .map(|tensor| tensor.name.as_str())
-        .collect()
+    checkpoint.tensors().iter().map(|tensor| tensor.name.as_str()).collect()
 }
 
 const SHARD_1: &str = "model-00001-of-00002.safetensors";
@@ -48,21 +44,10 @@ fn a_folder_with_an_index() {
     put(dir.path(), "tokenizer.json", "{}");
     let checkpoint = open(dir.path()).unwrap();
     assert_eq!(checkpoint.layout(), Layout::Folder);
-    assert_eq!(
-        names(&checkpoint),
-        ["b", "a", "c"],
-        "in the order of the bytes"
-    );
+    assert_eq!(names(&checkpoint), ["b", "a", "c"], "in the order of the bytes");
     assert_eq!(checkpoint.config().unwrap()["model_type"], "llama");
-    assert_eq!(
-        checkpoint.config_bytes().unwrap(),
-        br#"{"model_type":"llama"}"#
-    );
-    let files: Vec<&str> = checkpoint
-        .files()
-        .iter()
-        .map(|file| file.name.as_str())
-        .collect();
+    assert_eq!(checkpoint.config_bytes().unwrap(), br#"{"model_type":"llama"}"#);
+    let files: Vec<&str> = checkpoint.files().iter().map(|file| file.name.as_str()).collect();
     assert_eq!(files, [SHARD_1, SHARD_2]);
     let total: u64 = checkpoint.files().iter().map(|file| file.bytes).sum();
     assert_eq!(checkpoint.total_bytes(), total);
@@ -85,10 +70,7 @@ fn an_index_must_tell_the_truth() {
     let unlisted = message(&|dir| put(dir, SHARD_2, safetensors_of(&["c", "d"])));
     assert!(unlisted.contains("tensor `d`") && unlisted.contains("not in the index"));
     let twice = message(&|dir| put(dir, SHARD_2, safetensors_of(&["c", "a"])));
-    assert!(
-        twice.contains("tensor `a`") && twice.contains("same name"),
-        "{twice}"
-    );
+    assert!(twice.contains("tensor `a`") && twice.contains("same name"), "{twice}");
     let moved = message(&|dir| {
         put(dir, SHARD_1, safetensors_of(&["b", "c"]));
         put(dir, SHARD_2, safetensors_of(&["a"]));
@@ -103,11 +85,7 @@ fn a_single_file_wins_over_an_index_and_says_so() {
     put(dir.path(), "model.safetensors", safetensors_of(&["x"]));
     let checkpoint = open(dir.path()).unwrap();
     assert_eq!(names(&checkpoint), ["x"]);
-    let skipped: Vec<&str> = checkpoint
-        .skipped()
-        .iter()
-        .map(|file| file.name.as_str())
-        .collect();
+    let skipped: Vec<&str> = checkpoint.skipped().iter().map(|file| file.name.as_str()).collect();
     assert_eq!(skipped, [SHARD_1, SHARD_2, INDEX]);
 }
 
@@ -123,20 +101,12 @@ fn a_folder_without_an_index() {
     put(dir.path(), "config.json", "{}");
     assert_eq!(names(&open(dir.path()).unwrap()), ["a", "b"]);
     put(dir.path(), "head.safetensors", safetensors_of(&["a"]));
-    assert!(
-        open(dir.path())
-            .unwrap_err()
-            .to_string()
-            .contains("same name")
-    );
+    assert!(open(dir.path()).unwrap_err().to_string().contains("same name"));
 
     put(dir.path(), "head.safetensors", safetensors_of(&["b"]));
     put(dir.path(), SHARD_1, safetensors_of(&["c"]));
     let error = open(dir.path()).unwrap_err().to_string();
-    assert!(
-        error.contains("one of 2 shards"),
-        "an interrupted download: {error}"
-    );
+    assert!(error.contains("one of 2 shards"), "an interrupted download: {error}");
 }
 
 #[test]
@@ -201,17 +171,9 @@ fn what_goes_with_the_weights_and_what_does_not() {
         put(dir.path(), name, name);
     }
     let checkpoint = open(dir.path()).unwrap();
-    let found: Vec<&str> = checkpoint
-        .auxiliary()
-        .iter()
-        .map(|f| f.name.as_str())
-        .collect();
+    let found: Vec<&str> = checkpoint.auxiliary().iter().map(|f| f.name.as_str()).collect();
     assert_eq!(found, goes);
-    let skipped: Vec<&str> = checkpoint
-        .skipped()
-        .iter()
-        .map(|f| f.name.as_str())
-        .collect();
+    let skipped: Vec<&str> = checkpoint.skipped().iter().map(|f| f.name.as_str()).collect();
     let expected = [
         ".cache",
         ".gitattributes",
@@ -228,14 +190,9 @@ fn what_goes_with_the_weights_and_what_does_not() {
     assert_eq!(checkpoint.read_auxiliary("LICENSE").unwrap(), b"LICENSE");
     assert!(checkpoint.read_auxiliary("../etc/passwd").is_err());
     let target = dir.path().join("copy");
-    let written = checkpoint
-        .copy_auxiliary(&checkpoint.auxiliary()[0], &target)
-        .unwrap();
+    let written = checkpoint.copy_auxiliary(&checkpoint.auxiliary()[0], &target).unwrap();
     assert_eq!(std::fs::read(&target).unwrap(), b"1_Pooling/config.json");
-    assert_eq!(
-        written.sha256,
-        lapidary_store::hash::sha256(b"1_Pooling/config.json")
-    );
+    assert_eq!(written.sha256, lapidary_store::hash::sha256(b"1_Pooling/config.json"));
 }
 
 #[test]
@@ -273,11 +230,7 @@ fn every_file_is_hashed() {
         assert_eq!(hash.sha256, lapidary_store::hash::sha256(&content));
         assert_eq!(hash.bytes, content.len() as u64);
     }
-    let read: u64 = hashes
-        .iter()
-        .filter(|h| h.name != "config.json")
-        .map(|h| h.bytes)
-        .sum();
+    let read: u64 = hashes.iter().filter(|h| h.name != "config.json").map(|h| h.bytes).sum();
     assert_eq!(bytes, read);
 }
 
@@ -295,10 +248,7 @@ fn a_file_that_changes_under_our_hands_is_noticed() {
     let error = checkpoint.read(b).unwrap_err();
     assert_eq!(error.category(), Category::BadInput);
     assert!(error.to_string().contains("tensor `b` needs"), "{error}");
-    let error = checkpoint
-        .read(checkpoint.require("a").unwrap())
-        .unwrap_err()
-        .to_string();
+    let error = checkpoint.read(checkpoint.require("a").unwrap()).unwrap_err().to_string();
     assert!(error.contains("changed while it was being read"), "{error}");
     assert!(checkpoint.hash_files(&mut |_| ()).is_err());
 }
@@ -311,29 +261,14 @@ fn a_tensor_that_is_not_there_and_a_range_that_is_not() {
     let checkpoint = open(dir.path()).unwrap();
     let error = checkpoint.require("model.layers.1.weight").unwrap_err();
     assert_eq!(error.category(), Category::NotFound);
-    assert!(
-        error
-            .to_string()
-            .ends_with("it has `model.layers.0.weight`"),
-        "{error}"
-    );
-    assert!(
-        checkpoint
-            .require("zzz")
-            .unwrap_err()
-            .to_string()
-            .ends_with("no tensor `zzz`")
-    );
+    assert!(error.to_string().ends_with("it has `model.layers.0.weight`"), "{error}");
+    assert!(checkpoint.require("zzz").unwrap_err().to_string().ends_with("no tensor `zzz`"));
 
     let tensor = &checkpoint.tensors()[0];
     let mut buffer = [0; 2];
     checkpoint.read_range(tensor, 1..3, &mut buffer).unwrap();
     for (start, end) in [(0, 3), (3, 5), (4, 2), (u64::MAX, 1)] {
-        assert!(
-            checkpoint
-                .read_range(tensor, start..end, &mut buffer)
-                .is_err()
-        );
+        assert!(checkpoint.read_range(tensor, start..end, &mut buffer).is_err());
     }
 }
 
@@ -345,17 +280,10 @@ fn links_may_not_leave_the_checkpoint() {
     put(outside.path(), "passwd", "secret");
 
     let dir = tempfile::tempdir().unwrap();
-    symlink(
-        outside.path().join("weights"),
-        dir.path().join("model.safetensors"),
-    )
-    .unwrap();
+    symlink(outside.path().join("weights"), dir.path().join("model.safetensors")).unwrap();
     let error = open(dir.path()).unwrap_err();
     assert_eq!(error.category(), Category::BadInput);
-    assert!(
-        error.to_string().contains("outside of the checkpoint"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("outside of the checkpoint"), "{error}");
 
     let dir = tempfile::tempdir().unwrap();
     put(dir.path(), "real.bin", safetensors_of(&["a"]));
@@ -364,16 +292,9 @@ fn links_may_not_leave_the_checkpoint() {
     symlink(outside.path(), dir.path().join("folder")).unwrap();
     symlink("nowhere", dir.path().join("dangling")).unwrap();
     let checkpoint = open(dir.path()).unwrap();
-    assert!(
-        checkpoint.auxiliary().is_empty(),
-        "{:?}",
-        checkpoint.auxiliary()
-    );
-    let skipped: Vec<(&str, &str)> = checkpoint
-        .skipped()
-        .iter()
-        .map(|file| (file.name.as_str(), file.reason))
-        .collect();
+    assert!(checkpoint.auxiliary().is_empty(), "{:?}", checkpoint.auxiliary());
+    let skipped: Vec<(&str, &str)> =
+        checkpoint.skipped().iter().map(|file| (file.name.as_str(), file.reason)).collect();
     let expected = [
         ("LICENSE", "a link to outside of the checkpoint"),
         ("dangling", "a link to nothing"),
@@ -381,15 +302,6 @@ fn links_may_not_leave_the_checkpoint() {
         ("real.bin", "weights that are not used"),
     ];
     assert_eq!(skipped, expected);
-    symlink(
-        outside.path().join("passwd"),
-        dir.path().join("config.json"),
-    )
-    .unwrap();
-    assert!(
-        open(dir.path())
-            .unwrap_err()
-            .to_string()
-            .contains("outside of the checkpoint")
-    );
+    symlink(outside.path().join("passwd"), dir.path().join("config.json")).unwrap();
+    assert!(open(dir.path()).unwrap_err().to_string().contains("outside of the checkpoint"));
 }

@@ -14,11 +14,7 @@ use serde_json::{Value, json};
 
 use crate::support::{real, scratch};
 
-const KINDS: [ErrorKind; 3] = [
-    ErrorKind::StorageFull,
-    ErrorKind::Other,
-    ErrorKind::Interrupted,
-];
+const KINDS: [ErrorKind; 3] = [ErrorKind::StorageFull, ErrorKind::Other, ErrorKind::Interrupted];
 
 /// Files that readers may see, by name, with their content.
 type Visible = BTreeMap<String, Vec<u8>>;
@@ -55,12 +51,7 @@ fn write_shards(fs: &Arc<dyn Fs>, dir: &Path) -> Result<()> {
 fn faults(calls: u64, sort: Calls) -> impl Iterator<Item = Fault> {
     (1..=calls).flat_map(move |at| {
         KINDS.into_iter().flat_map(move |kind| {
-            [false, true].map(|forever| Fault {
-                calls: sort,
-                at,
-                kind,
-                forever,
-            })
+            [false, true].map(|forever| Fault { calls: sort, at, kind, forever })
         })
     })
 }
@@ -74,9 +65,7 @@ fn count(sort: Calls, run: impl Fn(&Arc<dyn Fs>)) -> u64 {
 #[test]
 fn an_interrupted_shard_set_shows_only_whole_files() {
     let golden_dir = scratch();
-    let calls = count(Calls::Mutating, |fs| {
-        write_shards(fs, golden_dir.path()).unwrap()
-    });
+    let calls = count(Calls::Mutating, |fs| write_shards(fs, golden_dir.path()).unwrap());
     let golden = visible(golden_dir.path());
     assert_eq!(golden.len(), 4);
     assert!(calls > 30, "{calls} calls");
@@ -91,26 +80,16 @@ fn an_interrupted_shard_set_shows_only_whole_files() {
         }
         let seen = visible(dir.path());
         for (name, bytes) in &seen {
-            assert!(
-                golden.get(name) == Some(bytes),
-                "{fault:?} left a wrong {name}"
-            );
+            assert!(golden.get(name) == Some(bytes), "{fault:?} left a wrong {name}");
         }
         if seen.len() < golden.len() {
             let opened = Checkpoint::open(real(), dir.path());
-            assert!(
-                opened.is_err(),
-                "{fault:?}: a part must not pass for the whole"
-            );
+            assert!(opened.is_err(), "{fault:?}: a part must not pass for the whole");
         }
         // The same again without the fault, in the same folder, gives the whole.
         write_shards(&real(), dir.path()).unwrap();
         assert_eq!(visible(dir.path()), golden, "{fault:?}");
-        assert_eq!(
-            std::fs::read_dir(dir.path()).unwrap().count(),
-            golden.len(),
-            "no remains"
-        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), golden.len(), "no remains");
     }
 }
 
@@ -137,10 +116,7 @@ fn an_interrupted_publication_shows_the_folder_whole_or_not() {
             let fs: Arc<dyn Fs> = Arc::new(FaultFs::new(real(), fault));
             publish(&fs, dir.path()).unwrap_err();
             let (staging, out) = (dir.path().join("work/staging"), dir.path().join("out"));
-            assert!(
-                staging.exists() != out.exists(),
-                "{fault:?}: one of the two"
-            );
+            assert!(staging.exists() != out.exists(), "{fault:?}: one of the two");
             let whole = if out.exists() { &out } else { &staging };
             assert_eq!(std::fs::read(whole.join("a")).unwrap(), b"a");
             assert_eq!(std::fs::read(whole.join("sub/b")).unwrap(), b"b");
@@ -160,11 +136,7 @@ fn an_interrupted_journal_keeps_what_was_acknowledged() {
         for number in start..6 {
             if journal.append(&entry(number)).is_err() {
                 let again = journal.append(&entry(number)).unwrap_err();
-                assert_eq!(
-                    again.category(),
-                    Category::Misuse,
-                    "a broken journal stays broken"
-                );
+                assert_eq!(again.category(), Category::Misuse, "a broken journal stays broken");
                 return number;
             }
         }

@@ -10,10 +10,7 @@ use crate::support::real;
 
 fn names(dir: &Path) -> Vec<String> {
     let entries = RealFs.list(dir).unwrap();
-    entries
-        .into_iter()
-        .map(|entry| entry.name.into_string().unwrap())
-        .collect()
+    entries.into_iter().map(|entry| entry.name.into_string().unwrap()).collect()
 }
 
 #[test]
@@ -21,20 +18,13 @@ fn a_file_appears_whole_or_not_at_all() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     let written = atomic::write(&real(), &path, b"old").unwrap();
-    assert_eq!(
-        (written.bytes, written.sha256),
-        (3, lapidary_store::hash::sha256(b"old"))
-    );
+    assert_eq!((written.bytes, written.sha256), (3, lapidary_store::hash::sha256(b"old")));
 
     let mut file = AtomicFile::create(&real(), &path).unwrap();
     file.write_all(b"new").unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), b"old");
     drop(file);
-    assert_eq!(
-        names(dir.path()),
-        ["file"],
-        "nothing is left of an abandoned file"
-    );
+    assert_eq!(names(dir.path()), ["file"], "nothing is left of an abandoned file");
     assert_eq!(std::fs::read(&path).unwrap(), b"old");
 
     atomic::write(&real(), &path, b"new").unwrap();
@@ -58,10 +48,7 @@ fn a_folder_is_published_once() {
     let empty = dir.path().join("empty");
     std::fs::create_dir_all(&empty).unwrap();
     let error = RealFs.rename_new(&staging, &empty).unwrap_err();
-    assert!(
-        matches!(error, StoreError::Exists { .. }),
-        "not even an empty folder is replaced"
-    );
+    assert!(matches!(error, StoreError::Exists { .. }), "not even an empty folder is replaced");
     std::os::unix::fs::symlink("/etc", staging.join("link")).unwrap();
     assert!(publish_dir(&RealFs, &staging, &dir.path().join("new")).is_err());
 }
@@ -84,42 +71,16 @@ fn a_second_writer_is_refused_by_name() {
 fn only_regular_files_are_opened() {
     let dir = tempfile::tempdir().unwrap();
     let error = RealFs.open(dir.path()).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            StoreError::NotAFile {
-                found: "folder",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, StoreError::NotAFile { found: "folder", .. }), "{error}");
     let error = RealFs.open(Path::new("/dev/zero")).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            StoreError::NotAFile {
-                found: "pipe or device",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, StoreError::NotAFile { found: "pipe or device", .. }), "{error}");
     let pipe = dir.path().join("pipe");
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
     let kind = rustix::fs::FileType::Fifo;
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
-    assert!(
-        RealFs.open(&pipe).is_err(),
-        "and does not wait for a writer"
-    );
+    assert!(RealFs.open(&pipe).is_err(), "and does not wait for a writer");
     assert_eq!(RealFs.list(dir.path()).unwrap()[0].kind, Kind::Other);
-    assert!(
-        RealFs
-            .open(&dir.path().join("absent"))
-            .unwrap_err()
-            .is_not_found()
-    );
+    assert!(RealFs.open(&dir.path().join("absent")).unwrap_err().is_not_found());
 }
 
 #[cfg(target_os = "linux")]
@@ -129,12 +90,7 @@ fn a_full_disk_has_its_own_words() {
     full.write_all(b"x").unwrap();
     let error = full.flush().unwrap_err();
     assert_eq!(error.category(), Category::Io);
-    assert!(
-        error
-            .to_string()
-            .contains("/dev/full: the disk is full; free some space"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("/dev/full: the disk is full; free some space"), "{error}");
 }
 
 #[test]
@@ -143,17 +99,10 @@ fn sizes_are_bounded_and_space_is_known() {
     let path = dir.path().join("file");
     std::fs::write(&path, [0; 11]).unwrap();
     assert_eq!(read(&RealFs, &path, "the file", 11).unwrap().len(), 11);
-    let error = read(&RealFs, &path, "the file", 10)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.ends_with("the file is 11 bytes, the limit is 10"),
-        "{error}"
-    );
+    let error = read(&RealFs, &path, "the file", 10).unwrap_err().to_string();
+    assert!(error.ends_with("the file is 11 bytes, the limit is 10"), "{error}");
     let here = RealFs.free_space(dir.path()).unwrap();
-    let below = RealFs
-        .free_space(&dir.path().join("not/yet/there"))
-        .unwrap();
+    let below = RealFs.free_space(&dir.path().join("not/yet/there")).unwrap();
     assert!(here > 0 && below > 0);
     assert!(RealFs.free_space(Path::new("not-there")).unwrap() > 0);
 }

@@ -10,10 +10,7 @@ fn every_type_of_metadata_is_read() {
     let gguf = read_gguf(&Memory::new(honest_gguf().build())).unwrap();
     assert_eq!((gguf.version, gguf.alignment), (3, 32));
     let expected = [
-        (
-            "general.architecture",
-            MetaValue::String("llama".to_owned()),
-        ),
+        ("general.architecture", MetaValue::String("llama".to_owned())),
         ("u8", MetaValue::U8(7)),
         ("i8", MetaValue::I8(-1)),
         ("u16", MetaValue::U16(300)),
@@ -25,22 +22,13 @@ fn every_type_of_metadata_is_read() {
         ("u64", MetaValue::U64(u64::MAX)),
         ("i64", MetaValue::I64(i64::MIN)),
         ("f64", MetaValue::F64(-2.5)),
-        (
-            "strings",
-            MetaValue::Array(MetaArray::String(vec!["a".into(), "".into(), "ü".into()])),
-        ),
+        ("strings", MetaValue::Array(MetaArray::String(vec!["a".into(), "".into(), "ü".into()]))),
         ("floats", MetaValue::Array(MetaArray::F32(vec![1.0, 2.0]))),
-        (
-            "bools",
-            MetaValue::Array(MetaArray::Bool(vec![false, true])),
-        ),
+        ("bools", MetaValue::Array(MetaArray::Bool(vec![false, true]))),
         ("empty", MetaValue::Array(MetaArray::I32(vec![]))),
     ];
-    let found: Vec<(&str, MetaValue)> = gguf
-        .metadata
-        .iter()
-        .map(|(key, value)| (key, value.clone()))
-        .collect();
+    let found: Vec<(&str, MetaValue)> =
+        gguf.metadata.iter().map(|(key, value)| (key, value.clone())).collect();
     assert_eq!(found, expected);
     assert_eq!(gguf.metadata.u64("u8"), Some(7));
     assert_eq!(gguf.metadata.u64("i8"), None, "negative");
@@ -75,10 +63,7 @@ fn the_bytes_of_a_tensor_are_those_at_its_offset() {
     let weight = checkpoint.require("weight").unwrap();
     let expected: Vec<u8> = (32..32 + 54).collect();
     assert_eq!(checkpoint.read(weight).unwrap(), expected);
-    assert_eq!(
-        checkpoint.gguf().unwrap().str("general.architecture"),
-        Some("llama")
-    );
+    assert_eq!(checkpoint.gguf().unwrap().str("general.architecture"), Some("llama"));
     assert!(checkpoint.config().is_none());
 }
 
@@ -120,21 +105,12 @@ fn a_split_model_is_read_from_any_of_its_parts() {
     std::fs::write(path(2), part(1, 2, &["b", "c"]).build()).unwrap();
     for number in [1, 2] {
         let checkpoint = Checkpoint::open(real(), &path(number)).unwrap();
-        let files: Vec<(&str, usize)> = checkpoint
-            .tensors()
-            .iter()
-            .map(|t| (t.name.as_str(), t.file))
-            .collect();
+        let files: Vec<(&str, usize)> =
+            checkpoint.tensors().iter().map(|t| (t.name.as_str(), t.file)).collect();
         assert_eq!(files, [("a", 0), ("b", 1), ("c", 1)]);
-        assert_eq!(
-            checkpoint.gguf().unwrap().str("general.architecture"),
-            Some("llama")
-        );
+        assert_eq!(checkpoint.gguf().unwrap().str("general.architecture"), Some("llama"));
         let expected: Vec<u8> = (32..36).collect();
-        assert_eq!(
-            checkpoint.read(checkpoint.require("c").unwrap()).unwrap(),
-            expected
-        );
+        assert_eq!(checkpoint.read(checkpoint.require("c").unwrap()).unwrap(), expected);
         assert_eq!(checkpoint.files().len(), 2);
     }
 }

@@ -32,25 +32,15 @@ fn what_was_appended_is_there() {
     let path = dir.path().join("journal");
     let bytes = three(&path);
     assert_eq!(bytes.iter().filter(|&&byte| byte == b'\n').count(), 3);
-    let lines = bytes
-        .split(|&byte| byte == b'\n')
-        .filter(|line| !line.is_empty());
-    assert!(
-        lines
-            .into_iter()
-            .all(|line| serde_json::from_slice::<Value>(line).is_ok())
-    );
+    let lines = bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    assert!(lines.into_iter().all(|line| serde_json::from_slice::<Value>(line).is_ok()));
 
     let (mut journal, recovered) = open(&path).unwrap();
     assert_eq!(recovered.entries, [entry(0), entry(1), entry(2)]);
     assert_eq!(recovered.dropped_bytes, 0);
     journal.append(&entry(3)).unwrap();
     drop(journal);
-    assert_eq!(
-        open(&path).unwrap().1.entries.len(),
-        4,
-        "the chain goes on over a reopening"
-    );
+    assert_eq!(open(&path).unwrap().1.entries.len(), 4, "the chain goes on over a reopening");
 }
 
 #[test]
@@ -60,21 +50,14 @@ fn cut_at_any_byte_the_complete_lines_remain() {
     let bytes = three(&path);
     for length in 0..bytes.len() {
         std::fs::write(&path, &bytes[..length]).unwrap();
-        let complete = bytes[..length]
-            .iter()
-            .filter(|&&byte| byte == b'\n')
-            .count();
+        let complete = bytes[..length].iter().filter(|&&byte| byte == b'\n').count();
         let (mut journal, recovered) = open(&path).unwrap();
         let expected: Vec<Value> = (0..complete).map(entry).collect();
         assert_eq!(recovered.entries, expected, "cut at {length}");
         for number in complete..3 {
             journal.append(&entry(number)).unwrap();
         }
-        assert_eq!(
-            std::fs::read(&path).unwrap(),
-            bytes,
-            "the same bytes after all"
-        );
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "the same bytes after all");
     }
 }
 
@@ -83,13 +66,7 @@ fn a_last_line_of_garbage_is_dropped() {
     let dir = scratch();
     let path = dir.path().join("journal");
     let bytes = three(&path);
-    for garbage in [
-        &b"\0\0\0\0"[..],
-        b"\xff\n",
-        b"{}\n",
-        b"{\"sha256\":\"",
-        b"\n",
-    ] {
+    for garbage in [&b"\0\0\0\0"[..], b"\xff\n", b"{}\n", b"{\"sha256\":\"", b"\n"] {
         std::fs::write(&path, [&bytes[..], garbage].concat()).unwrap();
         let (_, recovered) = open(&path).unwrap();
         assert_eq!(recovered.entries.len(), 3);
@@ -111,17 +88,10 @@ fn a_changed_earlier_line_is_an_error() {
             std::fs::write(&path, &changed).unwrap();
             let error = open(&path).unwrap_err();
             assert_eq!(error.category(), Category::BadInput, "byte {position}");
-            assert_eq!(
-                std::fs::read(&path).unwrap(),
-                changed,
-                "nothing was cut off"
-            );
+            assert_eq!(std::fs::read(&path).unwrap(), changed, "nothing was cut off");
         }
     }
     std::fs::write(&path, &bytes[line..]).unwrap();
     let error = open(&path).unwrap_err().to_string();
-    assert!(
-        error.contains("line 1 column 1: this line was changed"),
-        "a line is gone: {error}"
-    );
+    assert!(error.contains("line 1 column 1: this line was changed"), "a line is gone: {error}");
 }

@@ -31,10 +31,7 @@ fn cache(hub: &Path) -> PathBuf {
 }
 
 fn in_cache(hub: &Path) -> Environment {
-    Environment {
-        hf_hub_cache: Some(hub.to_owned()),
-        ..Environment::default()
-    }
+    Environment { hf_hub_cache: Some(hub.to_owned()), ..Environment::default() }
 }
 
 #[test]
@@ -58,11 +55,7 @@ fn a_repository_is_found_by_name_and_revision() {
 
     let checkpoint = Checkpoint::open(real(), &find("org/name")).unwrap();
     let tensor = checkpoint.require("a").unwrap();
-    assert_eq!(
-        checkpoint.read(tensor).unwrap(),
-        [0],
-        "links into the blobs are followed"
-    );
+    assert_eq!(checkpoint.read(tensor).unwrap(), [0], "links into the blobs are followed");
 }
 
 #[test]
@@ -75,10 +68,7 @@ fn the_first_variable_that_is_set_says_where_the_cache_is() {
     ];
     for (first, (_, _, expected)) in variables.iter().enumerate() {
         let lookup = |name: &str| {
-            let set = variables
-                .iter()
-                .skip(first)
-                .find(|variable| variable.0 == name);
+            let set = variables.iter().skip(first).find(|variable| variable.0 == name);
             Some(set.map_or(OsString::new(), |variable| variable.1.into()))
         };
         let environment = Environment::from_variables(lookup);
@@ -99,20 +89,12 @@ fn what_is_not_found_says_where_it_was_sought_and_how_to_get_it() {
     let absent = message("org/other");
     assert!(absent.contains("`hf download org/other`"), "{absent}");
     let folder = hub.path().join("models--org--other");
-    assert!(
-        absent.contains(&format!("{}", folder.join("refs/main").display())),
-        "{absent}"
-    );
+    assert!(absent.contains(&format!("{}", folder.join("refs/main").display())), "{absent}");
     let revision = message("org/name@v2");
-    assert!(
-        revision.contains("hf download org/name --revision v2"),
-        "{revision}"
-    );
+    assert!(revision.contains("hf download org/name --revision v2"), "{revision}");
     assert!(revision.contains(COMMIT), "{revision}");
     assert!(message("./models/x/y").contains("give an existing folder"));
-    let nowhere = resolve(&*real(), "org/name", &Environment::default())
-        .unwrap_err()
-        .to_string();
+    let nowhere = resolve(&*real(), "org/name", &Environment::default()).unwrap_err().to_string();
     assert!(nowhere.contains("set HF_HOME"), "{nowhere}");
 }
 
@@ -139,10 +121,7 @@ fn names_cannot_leave_the_cache() {
     for model in hostile {
         let error = resolve(&*real(), model, &in_cache(hub.path())).unwrap_err();
         assert_eq!(error.category(), Category::NotFound, "{model:?}: {error}");
-        assert!(
-            error.to_string().contains("give an existing folder"),
-            "{model:?}: {error}"
-        );
+        assert!(error.to_string().contains("give an existing folder"), "{model:?}: {error}");
     }
     let repository = cache(hub.path());
     put(repository.join("refs/main"), "../../../etc");

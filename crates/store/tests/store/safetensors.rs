@@ -25,9 +25,7 @@ const DTYPES: [Dtype; 8] = [
 /// Bytes that differ from tensor to tensor and from place to place.
 fn content(number: usize, tensor: &TensorSpec) -> Vec<u8> {
     let length = tensor.byte_len().unwrap() as usize;
-    (0..length)
-        .map(|i| (i * 31 + number * 7 + 1) as u8)
-        .collect()
+    (0..length).map(|i| (i * 31 + number * 7 + 1) as u8).collect()
 }
 
 fn declared() -> impl Strategy<Value = Vec<TensorSpec>> {
@@ -126,17 +124,10 @@ proptest! {
 fn the_header_is_the_one_transformers_wants() {
     let dir = scratch();
     let path = dir.path().join("x.safetensors");
-    let tensors = [
-        TensorSpec::new("b", Dtype::U8, [3]),
-        TensorSpec::new("a", Dtype::F32, [1, 2]),
-    ];
+    let tensors = [TensorSpec::new("b", Dtype::U8, [3]), TensorSpec::new("a", Dtype::F32, [1, 2])];
     let extra = BTreeMap::from([("tool".to_owned(), "1".to_owned())]);
     let mut writer = Writer::create(&real(), &path, &tensors, &extra).unwrap();
-    assert_eq!(
-        writer.order().collect::<Vec<_>>(),
-        ["a", "b"],
-        "wider elements first"
-    );
+    assert_eq!(writer.order().collect::<Vec<_>>(), ["a", "b"], "wider elements first");
     writer.append("a", &[1; 8]).unwrap();
     writer.append("b", &[2; 3]).unwrap();
     writer.finish().unwrap();
@@ -156,28 +147,13 @@ fn the_header_is_the_one_transformers_wants() {
 fn a_writer_insists_on_its_declaration() {
     let dir = scratch();
     let path = dir.path().join("x.safetensors");
-    let tensors = [
-        TensorSpec::new("a", Dtype::U8, [3]),
-        TensorSpec::new("b", Dtype::U8, [3]),
-    ];
+    let tensors = [TensorSpec::new("a", Dtype::U8, [3]), TensorSpec::new("b", Dtype::U8, [3])];
     let none = BTreeMap::new();
     let create = || Writer::create(&real(), &path, &tensors, &none).unwrap();
 
     let mut writer = create();
-    assert!(
-        writer
-            .append("b", &[0])
-            .unwrap_err()
-            .to_string()
-            .contains("`a` still misses 3")
-    );
-    assert!(
-        writer
-            .append("a", &[0; 4])
-            .unwrap_err()
-            .to_string()
-            .contains("misses only 3")
-    );
+    assert!(writer.append("b", &[0]).unwrap_err().to_string().contains("`a` still misses 3"));
+    assert!(writer.append("a", &[0; 4]).unwrap_err().to_string().contains("misses only 3"));
     writer.append("a", &[0; 3]).unwrap();
     assert!(writer.append("a", &[0]).is_err(), "a is complete");
     drop(writer);
@@ -185,21 +161,11 @@ fn a_writer_insists_on_its_declaration() {
     let mut writer = create();
     writer.append("a", &[0; 3]).unwrap();
     writer.append("b", &[0; 2]).unwrap();
-    assert!(
-        writer
-            .finish()
-            .unwrap_err()
-            .to_string()
-            .contains("`b` misses 1")
-    );
+    assert!(writer.finish().unwrap_err().to_string().contains("`b` misses 1"));
 
     let twice = [tensors[0].clone(), tensors[0].clone()];
     assert!(Writer::create(&real(), &path, &twice, &none).is_err());
     let reserved = [TensorSpec::new("__metadata__", Dtype::U8, [1])];
     assert!(Writer::create(&real(), &path, &reserved, &none).is_err());
-    assert_eq!(
-        std::fs::read_dir(dir.path()).unwrap().count(),
-        0,
-        "nothing is left behind"
-    );
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");
 }

@@ -15,20 +15,11 @@ fn definition() -> Value {
     let mut alphabet: Vec<char> = printable.map(|c: u32| char::from_u32(c).unwrap()).collect();
     alphabet.extend((0..68).map(|c| char::from_u32(0x100 + c).unwrap()));
     assert_eq!(alphabet.len(), 256);
-    let merges = [
-        ["h", "e"],
-        ["l", "l"],
-        ["he", "ll"],
-        ["hell", "o"],
-        ["Ġ", "hello"],
-        ["1", "2"],
-    ];
+    let merges = [["h", "e"], ["l", "l"], ["he", "ll"], ["hell", "o"], ["Ġ", "hello"], ["1", "2"]];
     let tokens = alphabet.into_iter().map(String::from);
     let tokens = tokens.chain(merges.iter().map(|pair| pair.concat()));
-    let vocab: serde_json::Map<String, Value> = tokens
-        .enumerate()
-        .map(|(id, token)| (token, json!(id)))
-        .collect();
+    let vocab: serde_json::Map<String, Value> =
+        tokens.enumerate().map(|(id, token)| (token, json!(id))).collect();
     json!({
         "version": "1.0",
         "truncation": {
@@ -78,32 +69,17 @@ fn text_becomes_tokens_and_text_again() {
 
     let ids = tokenizer.encode("hello hello  hello 1234", false).unwrap();
     let space = id("Ġ");
-    let expected = [
-        id("hello"),
-        id("Ġhello"),
-        space,
-        id("Ġhello"),
-        space,
-        id("12"),
-        id("3"),
-        id("4"),
-    ];
+    let expected =
+        [id("hello"), id("Ġhello"), space, id("Ġhello"), space, id("12"), id("3"), id("4")];
     assert_eq!(ids, expected, "neither cut nor padded");
-    assert_eq!(
-        tokenizer.decode(&ids, false).unwrap(),
-        "hello hello  hello 1234"
-    );
+    assert_eq!(tokenizer.decode(&ids, false).unwrap(), "hello hello  hello 1234");
 
     let ids = tokenizer.encode("é<s>", true).unwrap();
     assert_eq!(ids, [id("<s>"), id("Ã"), id("©"), id("<s>")]);
     assert_eq!(tokenizer.decode(&ids, true).unwrap(), "é");
     assert_eq!(tokenizer.decode(&ids, false).unwrap(), "<s>é<s>");
     assert!(tokenizer.encode("", false).unwrap().is_empty());
-    assert_eq!(
-        tokenizer.decode(&[9999], false).unwrap(),
-        "",
-        "an unknown id"
-    );
+    assert_eq!(tokenizer.decode(&[9999], false).unwrap(), "", "an unknown id");
 }
 
 #[test]
@@ -149,32 +125,12 @@ fn what_is_no_tokenizer_is_refused() {
     refused("/model/dropout", json!(0.1), "set `dropout` to null");
     // On these the tokenizers crate itself panics.
     let prefix = "/model/continuing_subword_prefix";
-    refused(
-        prefix,
-        json!("####"),
-        "the merge of `h` and `e` is not in the vocabulary",
-    );
-    refused(
-        "/model/merges/0",
-        json!(["hello", "hello"]),
-        "of `hello` and `hello` is not in",
-    );
-    refused(
-        "/model/merges/0",
-        json!(["h", "absent"]),
-        "is not in the vocabulary",
-    );
+    refused(prefix, json!("####"), "the merge of `h` and `e` is not in the vocabulary");
+    refused("/model/merges/0", json!(["hello", "hello"]), "of `hello` and `hello` is not in");
+    refused("/model/merges/0", json!(["h", "absent"]), "is not in the vocabulary");
     let special = "/post_processor/single/0/SpecialToken/id";
-    refused(
-        special,
-        json!("<t>"),
-        "uses `<t>`, which it does not define",
-    );
-    refused(
-        "/post_processor/single/1/Sequence/id",
-        json!("B"),
-        "uses a second one",
-    );
+    refused(special, json!("<t>"), "uses `<t>`, which it does not define");
+    refused("/post_processor/single/1/Sequence/id", json!("B"), "uses a second one");
 }
 
 #[test]

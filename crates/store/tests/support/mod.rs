@@ -16,9 +16,7 @@ pub(crate) fn real() -> Arc<dyn Fs> {
 /// A folder for tests that bring much to the disk: in memory where there is such a place, since
 /// what they test does not depend on how long that takes.
 pub(crate) fn scratch() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm")
-        .or_else(|_| tempfile::tempdir())
-        .unwrap()
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 /// A file in memory.
@@ -30,10 +28,7 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new(bytes: impl Into<Vec<u8>>) -> Self {
-        Self {
-            bytes: bytes.into(),
-            path: PathBuf::from("memory"),
-        }
+        Self { bytes: bytes.into(), path: PathBuf::from("memory") }
     }
 }
 
@@ -43,10 +38,7 @@ impl ReadAt for Memory {
     }
 
     fn stamp(&self) -> Result<Stamp> {
-        Ok(Stamp {
-            length: self.bytes.len() as u64,
-            modified: 0,
-        })
+        Ok(Stamp { length: self.bytes.len() as u64, modified: 0 })
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
@@ -67,10 +59,7 @@ pub(crate) fn safetensors(header: &str, data: usize) -> Vec<u8> {
 /// A safetensors file with one-byte tensors of these names.
 pub(crate) fn safetensors_of(names: &[&str]) -> Vec<u8> {
     let entry = |(i, name): (usize, &&str)| {
-        format!(
-            r#""{name}":{{"dtype":"U8","shape":[1],"data_offsets":[{i},{}]}}"#,
-            i + 1
-        )
+        format!(r#""{name}":{{"dtype":"U8","shape":[1],"data_offsets":[{i},{}]}}"#, i + 1)
     };
     let entries: Vec<String> = names.iter().enumerate().map(entry).collect();
     safetensors(&format!("{{{}}}", entries.join(",")), names.len())
@@ -174,12 +163,7 @@ pub(crate) fn honest_gguf() -> Gguf {
         .entry("i64", 11, i64::MIN.to_le_bytes())
         .entry("f64", 12, (-2.5_f64).to_le_bytes())
         .array("strings", 8, 3, strings)
-        .array(
-            "floats",
-            6,
-            2,
-            [1.0_f32.to_le_bytes(), 2.0_f32.to_le_bytes()].concat(),
-        )
+        .array("floats", 6, 2, [1.0_f32.to_le_bytes(), 2.0_f32.to_le_bytes()].concat())
         .array("bools", 7, 2, [0, 1])
         .array("empty", 5, 0, [])
         .tensor("norm", &[5], 0, 0)

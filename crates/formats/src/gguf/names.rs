@@ -1,0 +1,241 @@
+//! Tensor names of GGUF and of Hugging Face, and the order of rows.
+//!
+//! For architecture `llama`, and only there, the converter reorders the rows of the query and key
+//! projections, weights and biases, from the two halves of a head that Hugging Face rotates against
+//! each other to neighbouring pairs: row `(head, half, i)` becomes row `(head, i, half)`.
+
+use lapidary_store::gguf::Metadata;
+
+use super::config::heads;
+use super::{GgufError, keys};
+
+/// A model architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// Llama, Mistral, SmolLM and all that share their code.
+    Llama,
+    /// Qwen 2 and 2.5: biases in the query, key and value projections.
+    Qwen2,
+    /// Qwen 3: norms of queries and keys.
+    Qwen3,
+    /// BERT and its like, as sentence embedders use them.
+    Bert,
+}
+
+impl Architecture {
+    /// The architecture that the metadata state.
+    ///
+    /// # Errors
+    /// When `general.architecture` is missing or not supported.
+    pub fn of(metadata: &Metadata) -> Result<Self, GgufError> {
+        let key = "general.architecture";
+        let name = keys::required(key, keys::string(metadata, key))?;
+        [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Bert]
+            .into_iter()
+            .find(|architecture| architecture.name() == name)
+            .ok_or_else(|| GgufError::UnknownArchitecture(name.to_owned()))
+    }
+
+    /// How GGUF spells it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+            Self::Bert => "bert",
+        }
+    }
+
+    fn table(self) -> &'static [(&'static str, &'static str)] {
+        if self == Self::Bert { BERT } else { DECODER }
+    }
+}
+
+/// GGUF and Hugging Face names, without `.weight` and `.bias`; `{}` is the number of the layer.
+const DECODER: &[(&str, &str)] = &[
+    ("token_embd", "model.embed_tokens"),
+    ("output_norm", "model.norm"),
+    ("output", "lm_head"),
+    ("blk.{}.attn_norm", "model.layers.{}.input_layernorm"),
+    ("blk.{}.attn_q", "model.layers.{}.self_attn.q_proj"),
+    ("blk.{}.attn_k", "model.layers.{}.self_attn.k_proj"),
+    ("blk.{}.attn_v", "model.layers.{}.self_attn.v_proj"),
+    ("blk.{}.attn_output", "model.layers.{}.self_attn.o_proj"),
+    ("blk.{}.attn_q_norm", "model.layers.{}.self_attn.q_norm"),
+    ("blk.{}.attn_k_norm", "model.layers.{}.self_attn.k_norm"),
+    ("blk.{}.ffn_norm", "model.layers.{}.post_attention_layernorm"),
+    ("blk.{}.ffn_gate", "model.layers.{}.mlp.gate_proj"),
+    ("blk.{}.ffn_up", "model.layers.{}.mlp.up_proj"),
+    ("blk.{}.ffn_down", "model.layers.{}.mlp.down_proj"),
+];
+
+/// As [`DECODER`], for an encoder without a head.
+const BERT: &[(&str, &str)] = &[
+    ("token_embd", "embeddings.word_embeddings"),
+    ("token_types", "embeddings.token_type_embeddings"),
+    ("position_embd", "embeddings.position_embeddings"),
+    ("token_embd_norm", "embeddings.LayerNorm"),
+    ("blk.{}.attn_q", "encoder.layer.{}.attention.self.query"),
+    ("blk.{}.attn_k", "encoder.layer.{}.attention.self.key"),
+    ("blk.{}.attn_v", "encoder.layer.{}.attention.self.value"),
+    ("blk.{}.attn_output", "encoder.layer.{}.attention.output.dense"),
+    ("blk.{}.attn_output_norm", "encoder.layer.{}.attention.output.LayerNorm"),
+    ("blk.{}.ffn_up", "encoder.layer.{}.intermediate.dense"),
+    ("blk.{}.ffn_down", "encoder.layer.{}.output.dense"),
+    ("blk.{}.layer_output_norm", "encoder.layer.{}.output.LayerNorm"),
+];
+
+/// The factors of Llama 3's scaled rotary embedding: part of `config.json` at Hugging Face.
+pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// Where a tensor of a GGUF file goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// To a tensor.
+    Tensor {
+        /// Its Hugging Face name.
+        name: String,
+        /// What is to be done to its rows on the way.
+        rows: Rows,
+    },
+    /// Into `config.json`: give its values to [`super::config`] as `rope_factors`.
+    RopeFactors,
+}
+
+/// The order of the rows of a tensor (or of the elements, for a bias).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// The same in both formats.
+    Same,
+    /// In pairs; [`unpermute_rows`] restores the halves of each head.
+    Paired {
+        /// The heads that the rows divide into.
+        heads: usize,
+    },
+}
+
+/// The translation of tensor names for one model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    architecture: Architecture,
+    heads: usize,
+    kv_heads: usize,
+}
+
+impl Names {
+    /// The translation for the model that the metadata describe.
+    ///
+    /// # Errors
+    /// When the architecture is not supported, or the numbers of heads are missing.
+    pub fn new(metadata: &Metadata) -> Result<Self, GgufError> {
+        let architecture = Architecture::of(metadata)?;
+        let (heads, kv_heads) = heads(metadata, architecture)?;
+        Ok(Self { architecture, heads, kv_heads })
+    }
+
+    /// Where the tensor with a GGUF name goes.
+    ///
+    /// # Errors
+    /// When models of this architecture have no such tensor.
+    pub fn to_hugging_face(&self, name: &str) -> Result<Destination, GgufError> {
+        if name == ROPE_FACTORS && self.architecture == Architecture::Llama {
+            return Ok(Destination::RopeFactors);
+        }
+        let pairs = self.architecture.table().iter().map(|&(gguf, hf)| (gguf, hf));
+        let translated = translate(name, pairs).ok_or_else(|| GgufError::UnknownTensor {
+            name: name.to_owned(),
+            architecture: self.architecture.name(),
+        })?;
+        let heads = match translated.pattern {
+            "blk.{}.attn_q" => self.heads,
+            "blk.{}.attn_k" => self.kv_heads,
+            _ => 0,
+        };
+        let rows = match self.architecture {
+            Architecture::Llama if heads > 0 => Rows::Paired { heads },
+            _ => Rows::Same,
+        };
+        Ok(Destination::Tensor { name: translated.name, rows })
+    }
+
+    /// The GGUF name of the tensor with a Hugging Face name, if there is one.
+    #[must_use]
+    pub fn to_gguf(&self, name: &str) -> Option<String> {
+        let pairs = self.architecture.table().iter().map(|&(gguf, hf)| (hf, gguf));
+        Some(translate(name, pairs)?.name)
+    }
+}
+
+/// A translated name, and the pattern that matched.
+struct Translated {
+    pattern: &'static str,
+    name: String,
+}
+
+/// Finds the pattern of the first kind that matches a name, and fills in that of the second.
+fn translate(
+    name: &str,
+    pairs: impl Iterator<Item = (&'static str, &'static str)>,
+) -> Option<Translated> {
+    let (stem, suffix) = name.rsplit_once('.')?;
+    if !matches!(suffix, "weight" | "bias") {
+        return None;
+    }
+    for (from, to) in pairs {
+        let layer = match from.split_once("{}") {
+            None if from == stem => "",
+            None => continue,
+            Some((before, after)) => {
+                let layer = stem.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+                match layer {
+                    Some(layer) if is_number(layer) => layer,
+                    _ => continue,
+                }
+            }
+        };
+        let name = format!("{}.{suffix}", to.replace("{}", layer));
+        return Some(Translated { pattern: from, name });
+    }
+    None
+}
+
+/// Whether this is a number as it is written: no sign, no leading zero.
+fn is_number(text: &str) -> bool {
+    text == "0"
+        || !text.starts_with('0') && !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Restores the order of [`Rows::Paired`] rows, in place: `data` is `[rows, row_length]`, of
+/// numbers or, since the rows of a quantized tensor are whole blocks, of bytes.
+///
+/// # Errors
+/// When the rows do not divide into heads of an even number of rows; `name` tells the error.
+pub fn unpermute_rows<T: Copy>(
+    name: &str,
+    data: &mut [T],
+    row_length: usize,
+    heads: usize,
+) -> Result<(), GgufError> {
+    let rows = data.len().checked_div(row_length).unwrap_or(0);
+    let head = rows.checked_div(heads).unwrap_or(0);
+    if rows * row_length != data.len() || head * heads != rows || head % 2 != 0 || rows == 0 {
+        return Err(GgufError::BadShape {
+            name: name.to_owned(),
+            shape: vec![rows, row_length],
+            expected: format!("an even number of rows for each of {heads} heads"),
+        });
+    }
+    let mut paired = Vec::new();
+    for head in data.chunks_exact_mut(head * row_length) {
+        paired.clear();
+        paired.extend_from_slice(head);
+        let (first, second) = head.split_at_mut(head.len() / 2);
+        let halves = first.chunks_exact_mut(row_length).zip(second.chunks_exact_mut(row_length));
+        for ((first, second), pair) in halves.zip(paired.chunks_exact(2 * row_length)) {
+            first.copy_from_slice(&pair[..row_length]);
+            second.copy_from_slice(&pair[row_length..]);
+        }
+    }
+    Ok(())
+}
