@@ -8,6 +8,10 @@ use super::names::Architecture;
 use super::tokenizer::SpecialIds;
 use super::{GgufError, keys, rope};
 
+/// The version of transformers whose form the file has. Version 5 takes a file without a version for
+/// one with a faulty tokenizer when the vocabulary is large, and warns.
+const VERSION: &str = "4.57.0";
+
 /// The `config.json` of the model: what its architecture's configuration class in transformers
 /// needs, and no more.
 ///
@@ -37,6 +41,7 @@ pub fn config(
         }
     }
     config.insert("torch_dtype".to_owned(), json!(dtype));
+    config.insert("transformers_version".to_owned(), json!(VERSION));
     config.sort_keys();
     Ok(Value::Object(config))
 }

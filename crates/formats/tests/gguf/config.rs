@@ -73,6 +73,7 @@ fn a_llama_has_what_its_class_needs() {
         "rope_theta": 500_000.0,
         "tie_word_embeddings": true,
         "torch_dtype": "bfloat16",
+        "transformers_version": "4.57.0",
         "use_cache": true,
         "vocab_size": 5,
     });
@@ -184,6 +185,7 @@ fn bert_is_an_encoder() {
         "pad_token_id": 0,
         "position_embedding_type": "absolute",
         "torch_dtype": "bfloat16",
+        "transformers_version": "4.57.0",
         "type_vocab_size": 2,
         "vocab_size": 5,
     });
