@@ -6,7 +6,6 @@ use lapidary_kernels::ggml::{BlockKind, dequantize};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-#[expect(clippy::too_many_lines, reason = "one arm a format")]
 /// Value `i` of a block, with the arithmetic of the reference in the same order.
 fn naive(kind: BlockKind, block: &[u8], i: usize) -> f32 {
     let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();

@@ -219,7 +219,11 @@ pub fn unpermute_rows<T: Copy>(
 ) -> Result<(), GgufError> {
     let rows = data.len().checked_div(row_length).unwrap_or(0);
     let head = rows.checked_div(heads).unwrap_or(0);
-    if rows * row_length != data.len() || head * heads != rows || head % 2 != 0 || rows == 0 {
+    if rows * row_length != data.len()
+        || head * heads != rows
+        || !head.is_multiple_of(2)
+        || rows == 0
+    {
         return Err(GgufError::BadShape {
             name: name.to_owned(),
             shape: vec![rows, row_length],

@@ -91,8 +91,7 @@ fn llama3(factors: &[f32], theta: f64) -> Result<Value, GgufError> {
             ((context / wavelength(i, factors.len(), theta) - LOW) / (HIGH - LOW)).clamp(0.0, 1.0);
         let expected = 1.0 / ((1.0 - t) / scale + t);
         let error = (f64::from(factor) / expected - 1.0).abs();
-        // Not `error > TOLERANCE`, which a factor that is no number would pass.
-        if !(error <= TOLERANCE) {
+        if error.is_nan() || error > TOLERANCE {
             return Err(GgufError::BadValue {
                 key: ROPE_FACTORS.to_owned(),
                 problem: format!(

@@ -134,7 +134,7 @@ impl SpecialIds {
             pad: read("padding", bert(0))?,
             end_of_turn: read("eot", None)?,
             end_of_message: read("eom", None)?,
-            unknown: read("unknown", spm(0).or(bert(100)))?,
+            unknown: read("unknown", spm(0).or_else(|| bert(100)))?,
             // Sic: the key is misspelled in the format.
             separator: read("seperator", bert(102))?,
             class: read("cls", bert(101))?,
