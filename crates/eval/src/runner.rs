@@ -42,7 +42,7 @@ impl<'a> Runner<'a> {
         let mut states = vec![];
         for row in rows {
             let batch = Batch { rows: 1, seq_len: row.len() };
-            states.push(self.executor.embed(self.spec, self.source, batch, row)?);
+            states.push(self.executor.embed(self.spec, self.source, batch, (*row).into())?);
         }
         for (index, graph) in self.spec.blocks.iter().enumerate() {
             let loaded;

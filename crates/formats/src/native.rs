@@ -5,7 +5,7 @@
 
 use crate::{Format, FormatError, Layout, Module, ReadTensor, Reader, TensorIndex, float_dtype};
 use lapidary_store::{Dtype, TensorSpec};
-use lapidary_weight::{FloatType, Grouping, Outline, Part, PartType, Term, TermOutline, Weight};
+use lapidary_weight::{FloatType, Grouping, Outline, Part, Term, TermOutline, Weight};
 use serde_json::{Map, Value, json};
 
 const METHOD: &str = "lapidary";
@@ -135,15 +135,6 @@ fn part_shapes(
             ("left", float_dtype(values), vec![rows, rank]),
             ("right", float_dtype(values), vec![rank, cols]),
         ],
-    }
-}
-
-/// Whether a part's type is stored as this safetensors type; kept beside `part_shapes` by a test.
-#[cfg(test)]
-fn part_dtype(dtype: PartType) -> Dtype {
-    match dtype {
-        PartType::U32 => Dtype::U32,
-        PartType::Float(float) => float_dtype(float),
     }
 }
 

@@ -41,6 +41,21 @@ impl Batch {
     }
 }
 
+/// Tokens of a batch, row after row.
+#[derive(Debug, Clone, Copy)]
+pub struct Tokens<'a> {
+    /// Token ids.
+    pub ids: &'a [u32],
+    /// Segment of each token, for models that tell segments apart; all 0 when absent.
+    pub types: Option<&'a [u32]>,
+}
+
+impl<'a> From<&'a [u32]> for Tokens<'a> {
+    fn from(ids: &'a [u32]) -> Self {
+        Self { ids, types: None }
+    }
+}
+
 /// What a tap sees: the input that a group of linear layers shares.
 #[derive(Debug)]
 pub struct Tap<'a, V = Vec<f32>> {
@@ -81,9 +96,9 @@ impl<B: Backend> Executor<B> {
         spec: &Spec,
         tensors: &dyn Tensors,
         batch: Batch,
-        tokens: &[u32],
+        tokens: Tokens<'_>,
     ) -> Result<B::Value, ModelError> {
-        if let Some(token) = tokens.iter().find(|token| **token as usize >= spec.vocab_size) {
+        if let Some(token) = tokens.ids.iter().find(|token| **token as usize >= spec.vocab_size) {
             return Err(ModelError::Token { token: *token, vocab_size: spec.vocab_size });
         }
         if batch.seq_len > spec.context {
@@ -167,12 +182,15 @@ impl<B: Backend> Executor<B> {
         let mut inputs = values.read(&node.inputs)?.into_iter();
         let mut next = || inputs.next().ok_or_else(not_computed);
         match &node.op {
-            Op::Embedding(table) => self.look_up(run, table, <[u32]>::to_vec),
+            Op::Embedding(table) => self.look_up(run, table, |tokens| tokens.ids.to_vec()),
             Op::Positions { table, offset } => self.look_up(run, table, |_| {
                 let row = *offset as u32..(*offset + batch.seq_len) as u32;
                 (0..batch.rows).flat_map(|_| row.clone()).collect()
             }),
-            Op::TokenType(table) => self.look_up(run, table, |tokens| vec![0; tokens.len()]),
+            Op::TokenType(table) => self.look_up(run, table, |tokens| match tokens.types {
+                Some(types) => types.to_vec(),
+                None => vec![0; tokens.ids.len()],
+            }),
             Op::Linear(linear) => backend.linear(next()?, weights.linear(&linear.module)?),
             Op::RmsNorm { gain, width, eps } => {
                 backend.rms_norm(next()?, weights.vector(gain)?, *width, *eps)
@@ -198,7 +216,7 @@ impl<B: Backend> Executor<B> {
         &self,
         run: Run<'_>,
         table: &Table,
-        rows: impl Fn(&[u32]) -> Vec<u32>,
+        rows: impl Fn(Tokens<'_>) -> Vec<u32>,
     ) -> Result<B::Value, ModelError> {
         let source = run.tokens.ok_or_else(not_computed)?;
         let values = source.tensors.read_rows(&table.name, &rows(source.tokens))?;
@@ -217,7 +235,7 @@ struct Run<'a> {
 /// Tokens, and where their embeddings are.
 struct TokenSource<'a> {
     tensors: &'a dyn Tensors,
-    tokens: &'a [u32],
+    tokens: Tokens<'a>,
 }
 
 /// The values computed so far. A value is given up to its last reader: memory is what is live, not

@@ -14,6 +14,7 @@ mod spec;
 pub use config::Config;
 pub use exec::{
     Backend, Batch, Composed, Executor, Fused, GraphWeights, OnTap, Operand, RotaryTables, Tap,
+    Tokens,
 };
 pub use families::{families, spec};
 pub use graph::{Graph, GraphBuilder, Node, Value};

@@ -38,7 +38,7 @@ pub enum Op {
         /// Row of position 0.
         offset: usize,
     },
-    /// Row 0 of a table of token types. No input value.
+    /// The row of each token's segment in a table. No input value.
     TokenType(Table),
     /// `y = x Wᵀ + b`.
     Linear(LinearOp),

@@ -3,7 +3,7 @@
 
 use lapidary_formats::Source;
 use lapidary_model::{
-    Backend, Batch, Composed, Executor, Fused, GraphWeights, Precision, Spec, spec,
+    Backend, Batch, Composed, Executor, Fused, GraphWeights, Precision, Spec, Tokens, spec,
 };
 use lapidary_store::{Checkpoint, RealFs};
 use std::path::{Path, PathBuf};
@@ -24,6 +24,7 @@ fn models() -> Vec<PathBuf> {
 struct Golden {
     batch: Batch,
     tokens: Vec<u32>,
+    types: Option<Vec<u32>>,
     output: Vec<f32>,
     hidden: Vec<Vec<f32>>,
 }
@@ -34,12 +35,16 @@ fn golden(folder: &Path) -> Golden {
         let bytes = file.read(file.get(name)?).unwrap();
         Some(bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect())
     };
+    let ids = |name: &str| -> Option<Vec<u32>> {
+        let bytes = file.read(file.get(name)?).unwrap();
+        let id = |bytes: &[u8]| i64::from_le_bytes(bytes.try_into().unwrap()) as u32;
+        Some(bytes.chunks_exact(8).map(id).collect())
+    };
     let info = file.get("input_ids").expect("input_ids");
-    let ids = file.read(info).unwrap();
-    let id = |bytes: &[u8]| i64::from_le_bytes(bytes.try_into().unwrap()) as u32;
     Golden {
         batch: Batch { rows: info.shape[0], seq_len: info.shape[1] },
-        tokens: ids.chunks_exact(8).map(id).collect(),
+        tokens: ids("input_ids").expect("input_ids"),
+        types: ids("token_type_ids"),
         output: floats("logits").or_else(|| floats("last_hidden_state")).expect("an output"),
         hidden: (0..).map_while(|block| floats(&format!("hidden.{block}"))).collect(),
     }
@@ -53,7 +58,8 @@ fn forward<B: Backend>(
     golden: &Golden,
 ) -> (Vec<f32>, Vec<Vec<f32>>) {
     let executor = Executor::new(backend);
-    let mut x = executor.embed(spec, source, golden.batch, &golden.tokens).unwrap();
+    let tokens = Tokens { ids: &golden.tokens, types: golden.types.as_deref() };
+    let mut x = executor.embed(spec, source, golden.batch, tokens).unwrap();
     let mut hidden = vec![];
     for graph in spec.blocks.iter().chain(&spec.head) {
         let weights = GraphWeights::load(graph, source, executor.backend()).unwrap();

@@ -91,7 +91,7 @@ impl BlockRunner<'_> {
         let chunks = rows.tokens.chunks(per_chunk * rows.seq_len);
         let embed = |tokens: &[u32]| {
             let batch = Batch { rows: tokens.len() / rows.seq_len, seq_len: rows.seq_len };
-            self.executor.embed(&self.plan.spec, self.job.source, batch, tokens)
+            self.executor.embed(&self.plan.spec, self.job.source, batch, tokens.into())
         };
         match self.plan.memory.activations_in {
             ActivationsIn::Memory => {
