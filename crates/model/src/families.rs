@@ -34,6 +34,7 @@ families! {
     llama,
     mistral,
     qwen2,
+    qwen3,
 }
 
 /// The [`Spec`] of a parsed `config.json`.
