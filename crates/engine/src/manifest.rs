@@ -143,16 +143,16 @@ impl Manifest {
 pub fn hash_folder(fs: &dyn Fs, folder: &Path) -> Result<Vec<FileRecord>, EngineError> {
     let mut files = vec![];
     for entry in fs.list(folder)? {
-        let path = folder.join(&entry.name);
+        let name = entry.name.to_string_lossy().into_owned();
         match entry.kind {
             Kind::Dir => {
-                for inner in fs.list(&path)? {
-                    let name = format!("{}/{}", entry.name, inner.name);
+                for inner in fs.list(&folder.join(&entry.name))? {
+                    let name = format!("{name}/{}", inner.name.to_string_lossy());
                     files.push(file_record(fs, folder, name)?);
                 }
             }
-            _ if entry.name == FILE_NAME => {}
-            _ => files.push(file_record(fs, folder, entry.name)?),
+            _ if name == FILE_NAME => {}
+            _ => files.push(file_record(fs, folder, name)?),
         }
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));

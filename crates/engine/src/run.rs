@@ -9,7 +9,6 @@ use crate::calibration::{self, Rows};
 use crate::plan::{Limits, Plan};
 use crate::recipe::Recipe;
 use crate::{EngineError, Manifest, Progress};
-use activations::Activations;
 use block::BlockRunner;
 use lapidary_formats::Source;
 use lapidary_kernels::isa::Isa;

@@ -81,3 +81,80 @@ fn invert_cholesky(matrix: &mut Mat<f64>) -> Option<Vec<f32>> {
     }
     upper.iter().all(|value| value.is_finite()).then_some(upper)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `Uᵀ U (H + λ I) = I`, columns in the given order.
+    #[test]
+    fn the_factor_is_that_of_the_inverse() {
+        let n = 23;
+        let mut gram = vec![0.0_f32; n * n];
+        for token in 0..200_usize {
+            let x: Vec<f32> =
+                (0..n).map(|i| ((token * (i + 3) * 7919 + i) % 1000) as f32 / 500.0 - 1.0).collect();
+            for i in 0..n {
+                for j in 0..n {
+                    gram[i * n + j] += x[i] * x[j];
+                }
+            }
+        }
+        let order: Vec<usize> = (0..n).map(|i| (i * 5 + 2) % n).collect();
+        let factor = inverse_factor(&gram, &order, 0.05).unwrap();
+        let mean = (0..n).map(|i| f64::from(gram[i * n + i])).sum::<f64>() / n as f64;
+        let h = |i: usize, j: usize| {
+            let damped = if i == j { 0.05 * mean } else { 0.0 };
+            f64::from(gram[order[i] * n + order[j]]) + damped
+        };
+        let u = |i: usize, j: usize| f64::from(factor.upper[i * n + j]);
+        for i in 0..n {
+            for j in 0..n {
+                let inverse = |a: usize| (0..n).map(|k| u(k, i) * u(k, a)).sum::<f64>();
+                let product: f64 = (0..n).map(|a| inverse(a) * h(a, j)).sum();
+                let expected = if i == j { 1.0 } else { 0.0 };
+                assert!((product - expected).abs() < 1e-4, "{i} {j}: {product}");
+            }
+            assert!(u(i, i) > 0.0 && (0..i).all(|j| u(i, j) == 0.0));
+        }
+    }
+
+    /// Card of GPTQ, must show 4: `Σ e² = tr((W − Ŵ) (H + λ I) (W − Ŵ)ᵀ)`.
+    #[test]
+    fn the_sweeps_loss_is_the_weighted_error() {
+        use lapidary_kernels::sweep::{RowQuantizer, block_bounds, sweep};
+        struct Halves;
+        impl RowQuantizer for Halves {
+            fn quantize(&mut self, _column: usize, rest: &[f32]) -> f32 {
+                (rest[0] * 2.0).round_ties_even() / 2.0
+            }
+        }
+        let n = 200;
+        let value = |i: usize, j: usize| (((i * 31 + j * 17) * 7919) % 997) as f32 / 498.5 - 1.0;
+        let mut gram = vec![0.0_f32; n * n];
+        for token in 0..600 {
+            for i in 0..n {
+                for j in 0..n {
+                    gram[i * n + j] += value(token, i) * value(token, j);
+                }
+            }
+        }
+        let order: Vec<usize> = (0..n).collect();
+        let factor = inverse_factor(&gram, &order, 0.01).unwrap();
+        let mean = (0..n).map(|i| f64::from(gram[i * n + i])).sum::<f64>() / n as f64;
+        let weight: Vec<f32> = (0..3 * n).map(|i| 3.0 * value(i, 5)).collect();
+        let mut swept = weight.clone();
+        let losses = sweep(&mut swept, &factor.upper, &block_bounds(n, 1), &mut [Halves, Halves, Halves]);
+        for (row, loss) in losses.iter().enumerate() {
+            let at = |j: usize| f64::from(weight[row * n + j] - swept[row * n + j]);
+            let mut error = 0.0;
+            for i in 0..n {
+                for j in 0..n {
+                    let damped = if i == j { 0.01 * mean } else { 0.0 };
+                    error += at(i) * (f64::from(gram[i * n + j]) + damped) * at(j);
+                }
+            }
+            assert!((error / loss - 1.0).abs() < 1e-3, "row {row}: {error} {loss}");
+        }
+    }
+}

@@ -178,7 +178,7 @@ impl<'de> Visitor<'de> for ContentVisitor {
     }
 
     fn visit_none<E>(self) -> Result<Content, E> {
-        self.visit_unit()
+        Ok(Content::Scalar(Value::Null))
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Content, D::Error> {

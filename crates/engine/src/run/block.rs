@@ -11,7 +11,7 @@ use lapidary_formats::FormatError;
 use lapidary_kernels::gram::Gram;
 use lapidary_kernels::matrix::{PackedMatrix, Precision};
 use lapidary_methods::{Encoded, Needs, Note, Site, Statistics};
-use lapidary_model::{Batch, Executor, Fused, Graph, GraphWeights};
+use lapidary_model::{Batch, Executor, Graph, GraphWeights};
 use lapidary_store::TensorSpec;
 use lapidary_weight::{Tensors, Weight};
 use std::collections::BTreeMap;

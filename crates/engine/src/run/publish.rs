@@ -2,7 +2,7 @@
 //! against what was committed and given its name by one rename.
 
 use super::work::Work;
-use super::{Job, Stage, stages};
+use super::{Job, stages};
 use crate::calibration::Rows;
 use crate::manifest::{
     Bytes, CalibrationRecord, FILE_NAME, JobNote, Manifest, TensorLists, hash_folder,
@@ -13,7 +13,7 @@ use crate::{EngineError, card};
 use lapidary_formats::{Layout, Source};
 use lapidary_store::Checkpoint;
 use lapidary_store::atomic::{publish_dir, write};
-use lapidary_store::safetensors::ShardedWriter;
+use lapidary_store::safetensors::{self, ShardedWriter};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -61,8 +61,9 @@ fn write_tensors(
             stage_of.extend(tensors.into_iter().map(|tensor| (tensor.name, index)));
         }
     }
+    let shards = safetensors::plan(&plan.tensors, job.shard_bytes)?;
     let mut writer =
-        ShardedWriter::create(&job.fs, staging, &plan.tensors, job.shard_bytes, &BTreeMap::new())?;
+        ShardedWriter::create(&job.fs, staging, shards, BTreeMap::new())?;
     let order: Vec<String> = writer.plan().order().map(|tensor| tensor.name.clone()).collect();
     job.progress.begin("writing", order.len() as u64);
     let mut open: Option<(usize, Checkpoint)> = None;
@@ -116,7 +117,8 @@ fn write_config(job: &Job<'_>, plan: &Plan, staging: &Path) -> Result<(), Engine
     let mut bytes = serde_json::to_vec_pretty(&config)
         .map_err(|error| EngineError::Internal(error.to_string()))?;
     bytes.push(b'\n');
-    Ok(write(&job.fs, &staging.join("config.json"), &bytes)?)
+    write(&job.fs, &staging.join("config.json"), &bytes)?;
+    Ok(())
 }
 
 fn manifest(
