@@ -26,10 +26,10 @@ pub struct Written {
 ///
 /// # Errors
 /// When the disk refuses; the target is then as it was.
-pub fn write(fs: &Arc<dyn Fs>, path: &Path, bytes: &[u8]) -> Result<Written> {
+pub fn write(fs: &Arc<dyn Fs>, path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(fs, path)?;
     file.write_all(bytes)?;
-    file.commit()
+    file.commit().map(drop)
 }
 
 /// Copies a file byte for byte, in one step; a file at the target is replaced.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::Writer;
 use super::writer::{byte_len, sort_by_alignment};
-use crate::atomic::{self, Written};
+use crate::atomic::{AtomicFile, Written};
 use crate::error::{Quoted, Result, StoreError};
 use crate::fs::Fs;
 use crate::tensor::TensorSpec;
@@ -199,9 +199,9 @@ impl ShardedWriter {
         }
         let mut index = None;
         if self.plan.shards.len() > 1 {
-            let text = self.plan.index_json();
-            let path = self.dir.join(INDEX_NAME);
-            index = Some(atomic::write(&self.fs, &path, &text)?);
+            let mut file = AtomicFile::create(&self.fs, &self.dir.join(INDEX_NAME))?;
+            file.write_all(&self.plan.index_json())?;
+            index = Some(file.commit()?);
         }
         Ok(Index { shards: self.written, index })
     }
