@@ -1,23 +1,25 @@
 //! The Gram matrix XᵀX of a layer's inputs, gathered batch by batch: the Hessian of GPTQ and its kin.
 //!
-//! Only the blocks on and above the diagonal are computed. A stretch of 512 rows is summed inside the
+//! Only the blocks on and above the diagonal are computed. A stretch of 384 rows is summed inside the
 //! block product, and these sums are added up in f32, which keeps the rounding error that of a few
 //! hundred additions over a million rows. Work is divided over blocks of the result, never over
 //! rows: the bits do not depend on the number of threads (they do on how the rows are divided into
 //! calls).
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::isa::Isa;
 use crate::shared::SharedSlice;
+use crate::simd::vectorized;
 use crate::tile::{Arithmetic, BLOCK, Block, PANEL, Precision, Tile};
 
 /// Rows packed at a time; their two packed forms are what `accumulate` needs beside the result.
 const ROWS_PER_ROUND: usize = 2048;
-/// Rows summed in one product of blocks: four panels of them fit the first-level cache.
-const ROWS_PER_SUM: usize = 512;
+/// Rows summed in one product of blocks: three panels of them fit the first-level cache.
+const ROWS_PER_SUM: usize = 384;
 /// Blocks along the side of a task's square of the result, at most: the square and the panels it
 /// needs stay in the second-level cache.
 const SIDE: usize = 12;
@@ -90,7 +92,7 @@ impl Gram {
         assert_eq!(self.n, other.n, "the two differ in columns");
         self.rows += other.rows;
         for (block, other) in self.blocks.iter_mut().zip(&other.blocks) {
-            add_block(block, other);
+            add_block(self.arithmetic.isa(), block, other);
         }
     }
 
@@ -122,21 +124,20 @@ impl Gram {
         let squares = squares(row_blocks, rayon::current_num_threads());
         let arithmetic = self.arithmetic;
         let blocks = SharedSlice::new(&mut self.blocks);
-        squares.into_par_iter().with_max_len(1).for_each(|(rows, columns)| {
+        squares.into_par_iter().with_max_len(1).for_each(|square| {
             let session = arithmetic.begin();
             let mut product = Block::ZERO;
             let per_sum = arithmetic.tiles(ROWS_PER_SUM);
             for first in (0..packed.tiles).step_by(per_sum) {
                 let stretch = first..(first + per_sum).min(packed.tiles);
-                for column in columns.clone() {
-                    let right = packed.pair(&packed.right, column, stretch.clone());
-                    for row in rows.start..rows.end.min(column + 1) {
-                        let left = packed.pair(&packed.left, row, stretch.clone());
-                        session.multiply(left, right, false, &mut product);
-                        // SAFETY: the squares do not overlap, so no two tasks write one block.
-                        let sums = unsafe { blocks.slice_mut(place(row_blocks, row, column), 1) };
-                        add_block(&mut sums[0], &product);
-                    }
+                for (row, column) in square.blocks() {
+                    let place = place(row_blocks, row, column);
+                    let left = packed.pair(&packed.left, row, &stretch);
+                    let right = packed.pair(&packed.right, column, &stretch);
+                    session.multiply(left, right, false, &mut product);
+                    // SAFETY: the squares do not overlap, so no two tasks write one block.
+                    let sums = unsafe { blocks.slice_mut(place, 1) };
+                    add_block(arithmetic.isa(), &mut sums[0], &product);
                 }
             }
         });
@@ -148,30 +149,43 @@ fn place(side: usize, row: usize, column: usize) -> usize {
     row * side - row * row.saturating_sub(1) / 2 + column - row
 }
 
-/// The squares that cover the upper triangle of `side` blocks, large ones first, as ranges of block
-/// rows and columns: enough of them that the threads end at about the same time.
-fn squares(side: usize, threads: usize) -> Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> {
+/// A square of blocks on or above the diagonal.
+struct Square {
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl Square {
+    /// Its blocks in the upper triangle, column by column.
+    fn blocks(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.columns.clone().flat_map(|column| {
+            (self.rows.start..self.rows.end.min(column + 1)).map(move |row| (row, column))
+        })
+    }
+}
+
+/// The squares that cover the upper triangle of `side` blocks, large ones first: enough of them that
+/// the threads end at about the same time.
+fn squares(side: usize, threads: usize) -> Vec<Square> {
     let mut width = SIDE.min(side);
     while width > 2 && side.div_ceil(width) * (side.div_ceil(width) + 1) / 2 < 3 * threads {
         width -= 1;
     }
-    let range = |index: usize| index * width..((index + 1) * width).min(side);
     let count = side.div_ceil(width);
+    let range = |index: usize| index * width..((index + 1) * width).min(side);
     let mut squares: Vec<_> = (0..count)
         .flat_map(|row| (row..count).map(move |column| (row, column)))
-        .map(|(row, column)| (range(row), range(column)))
+        .map(|(row, column)| Square { rows: range(row), columns: range(column) })
         .collect();
-    squares.sort_by_key(|(rows, columns)| {
-        let all = rows.len() * columns.len();
-        std::cmp::Reverse(if rows == columns { all.div_ceil(2) } else { all })
-    });
+    squares.sort_by_key(|square| std::cmp::Reverse(square.blocks().count()));
     squares
 }
 
-#[inline]
-fn add_block(sums: &mut Block, product: &Block) {
-    for (sums, product) in sums.0.as_flattened_mut().iter_mut().zip(product.0.as_flattened()) {
-        *sums += product;
+vectorized! {
+    fn add_block(sums: &mut Block, product: &Block) {
+        for (sums, product) in sums.0.as_flattened_mut().iter_mut().zip(product.0.as_flattened()) {
+            *sums += product;
+        }
     }
 }
 
@@ -210,14 +224,9 @@ impl Packed {
     }
 
     /// The stretch of tiles of two neighbouring panels.
-    fn pair<'a>(
-        &self,
-        form: &'a [Tile],
-        block: usize,
-        stretch: std::ops::Range<usize>,
-    ) -> [&'a [Tile]; 2] {
+    fn pair<'a>(&self, form: &'a [Tile], block: usize, stretch: &Range<usize>) -> [&'a [Tile]; 2] {
         let first = &form[2 * block * self.tiles..];
-        [&first[stretch.clone()], &first[self.tiles..][stretch]]
+        [&first[stretch.clone()], &first[self.tiles..][stretch.clone()]]
     }
 }
 

@@ -4,21 +4,29 @@
 //! of additions in a fixed order, so that the result is the same bits on any number of threads and
 //! for any number of other rows.
 
-use std::cell::RefCell;
+use std::cell::Cell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::isa::Isa;
 use crate::shared::SharedSlice;
+use crate::simd::vectorized;
 use crate::tile::{Arithmetic, BLOCK, Block, PANEL, Session, Tile};
 
 pub use crate::tile::Precision;
 
 /// Summed tiles of one pass over a block of rows: two right panels of them (36 KiB) stay in the
 /// first-level cache while the rows go by.
-const TILES_PER_PASS: usize = 18;
+const TILES_PER_PASS: usize = 12;
 /// Most rows of one task: their left panels stay in the second-level cache beside the weight.
 const ROWS_PER_TASK: usize = 256;
+/// Blocks of 32 rows that go through all columns of a chunk together: enough to use each right panel
+/// several times while it is near, few enough that the rows of y are written along.
+const BLOCKS_PER_STRIP: usize = 2;
+const PAIRS_PER_GROUP: usize = 8;
+/// Weights of a chunk of columns, which stay in the second-level cache while the strips go by.
+const CHUNK_BYTES: usize = 700 << 10;
 /// Right panels (16 output features each) of one task, at least.
 const COLUMN_PANELS_PER_TASK: usize = 16;
 
@@ -111,7 +119,9 @@ impl PackedMatrix {
             let first_pair = task / row_tasks * pairs_per_task;
             let rows = first_row.min(rows)..(first_row + rows_per_task).min(rows);
             let pairs = first_pair.min(pairs)..(first_pair + pairs_per_task).min(pairs);
-            LEFT.with_borrow_mut(|left| self.task(x, rows, pairs, bias, &y, left));
+            let mut left = LEFT.take();
+            self.task(x, rows, pairs, bias, &y, &mut left);
+            LEFT.set(left);
         });
     }
 
@@ -119,17 +129,16 @@ impl PackedMatrix {
     fn task(
         &self,
         x: &[f32],
-        rows: std::ops::Range<usize>,
-        pairs: std::ops::Range<usize>,
+        rows: Range<usize>,
+        pairs: Range<usize>,
         bias: Option<&[f32]>,
         y: &SharedSlice<f32>,
-        scratch: &mut Scratch,
+        left: &mut Vec<Tile>,
     ) {
-        let row_blocks = rows.len().div_ceil(BLOCK);
-        scratch.left.resize(2 * row_blocks * self.tiles, Tile::ZERO);
-        scratch.products.resize(row_blocks, Block::ZERO);
+        let blocks = rows.len().div_ceil(BLOCK);
+        left.resize(2 * blocks * self.tiles, Tile::ZERO);
         if self.tiles > 0 {
-            for (index, panel) in scratch.left.chunks_mut(self.tiles).enumerate() {
+            for (index, panel) in left.chunks_mut(self.tiles).enumerate() {
                 let first = (rows.start + index * PANEL).min(rows.end);
                 let count = (rows.end - first).min(PANEL);
                 let x = &x[first * self.in_features..];
@@ -137,16 +146,29 @@ impl PackedMatrix {
             }
         }
         let session = self.arithmetic.begin();
-        for pair in pairs {
-            self.column_pair(&session, pair, &scratch.left, &mut scratch.products);
-            for (block, product) in scratch.products.iter().enumerate() {
-                let first = rows.start + block * BLOCK;
-                self.write(product, first..(first + BLOCK).min(rows.end), pair, bias, y);
+        let mut products = [Block::ZERO; BLOCKS_PER_STRIP * PAIRS_PER_GROUP];
+        let pairs_per_chunk = (CHUNK_BYTES / size_of::<Tile>() / 2 / self.tiles.max(1)).max(1);
+        for first in pairs.clone().step_by(pairs_per_chunk) {
+            let chunk = first..(first + pairs_per_chunk).min(pairs.end);
+            for strip in (0..blocks).step_by(BLOCKS_PER_STRIP) {
+                let first = rows.start + strip * BLOCK;
+                let rows = first..(first + BLOCKS_PER_STRIP * BLOCK).min(rows.end);
+                let left = &left[2 * strip * self.tiles..];
+                let blocks = rows.len().div_ceil(BLOCK);
+                for first in chunk.clone().step_by(PAIRS_PER_GROUP) {
+                    let group = first..(first + PAIRS_PER_GROUP).min(chunk.end);
+                    for (pair, products) in
+                        group.clone().zip(products.chunks_exact_mut(BLOCKS_PER_STRIP))
+                    {
+                        self.column_pair(&session, pair, left, &mut products[..blocks]);
+                    }
+                    self.write(&products, rows.clone(), group, bias, y);
+                }
             }
         }
     }
 
-    /// The products of all row blocks with one pair of right panels.
+    /// The products of a strip of row blocks with one pair of right panels.
     fn column_pair(&self, session: &Session, pair: usize, left: &[Tile], products: &mut [Block]) {
         let right = &self.panels[2 * pair * self.tiles..][..2 * self.tiles];
         let (right0, right1) = right.split_at(self.tiles);
@@ -169,36 +191,53 @@ impl PackedMatrix {
 
     fn write(
         &self,
-        product: &Block,
-        rows: std::ops::Range<usize>,
-        pair: usize,
+        products: &[Block],
+        rows: Range<usize>,
+        pairs: Range<usize>,
         bias: Option<&[f32]>,
         y: &SharedSlice<f32>,
     ) {
-        let first = pair * BLOCK;
-        let width = (self.out_features - first).min(BLOCK);
-        for (row, values) in rows.zip(&product.0) {
+        let columns = pairs.start * BLOCK..(pairs.end * BLOCK).min(self.out_features);
+        let bias = bias.map(|bias| &bias[columns.clone()]);
+        for (index, row) in rows.enumerate() {
+            let start = row * self.out_features + columns.start;
             // SAFETY: tasks differ in rows or in pairs of panels, so no two write one element.
-            let y = unsafe { y.slice_mut(row * self.out_features + first, width) };
-            match bias {
-                Some(bias) => {
-                    for ((y, value), bias) in y.iter_mut().zip(values).zip(&bias[first..]) {
-                        *y = value + bias;
+            let y = unsafe { y.slice_mut(start, columns.len()) };
+            let products = &products[index / BLOCK..];
+            write_row(self.arithmetic.isa(), products, index % BLOCK, bias, y);
+        }
+    }
+}
+
+vectorized! {
+    /// Writes one row of a group of blocks, and adds the bias.
+    fn write_row(products: &[Block], row: usize, bias: Option<&[f32]>, y: &mut [f32]) {
+        for (index, y) in y.chunks_mut(BLOCK).enumerate() {
+            let values = &products[index * BLOCKS_PER_STRIP].0[row];
+            let mut added = [0.0; BLOCK];
+            if let Some(bias) = bias {
+                let bias = &bias[index * BLOCK..];
+                let count = bias.len().min(BLOCK);
+                added[..count].copy_from_slice(&bias[..count]);
+            }
+            // Whole blocks have a loop of known length, which becomes a few vector instructions.
+            match y.first_chunk_mut::<BLOCK>() {
+                Some(y) => {
+                    for lane in 0..BLOCK {
+                        y[lane] = values[lane] + added[lane];
                     }
                 }
-                None => y.copy_from_slice(&values[..width]),
+                None => {
+                    for (lane, y) in y.iter_mut().enumerate() {
+                        *y = values[lane] + added[lane];
+                    }
+                }
             }
         }
     }
 }
 
-/// What a task works in; kept by its thread, because clearing fresh pages costs more than packing.
-#[derive(Default)]
-struct Scratch {
-    left: Vec<Tile>,
-    products: Vec<Block>,
-}
-
 thread_local! {
-    static LEFT: RefCell<Scratch> = RefCell::default();
+    /// The packed rows of a task; kept, because clearing fresh pages costs more than packing.
+    static LEFT: Cell<Vec<Tile>> = Cell::default();
 }

@@ -45,13 +45,22 @@ pub(crate) use vectorized;
 /// Partial sums that a long sum is kept in: the f32 lanes of the widest registers.
 pub(crate) const LANES: usize = 16;
 
-/// Adds partial sums pairwise, in a fixed order.
+/// Adds partial sums pairwise, in a fixed order; their number is a power of two.
 #[inline(always)]
-pub(crate) fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
+pub(crate) fn add_lanes<const N: usize>(lanes: [f32; N]) -> f32 {
+    reduce(lanes, |a, b| a + b)
+}
+
+/// Combines the upper half with the lower until one is left; their number is a power of two.
+#[inline(always)]
+pub(crate) fn reduce<const N: usize>(
+    mut lanes: [f32; N],
+    combine: impl Fn(f32, f32) -> f32,
+) -> f32 {
+    let mut width = N / 2;
     while width > 0 {
         for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
+            lanes[lane] = combine(lanes[lane], lanes[lane + width]);
         }
         width /= 2;
     }

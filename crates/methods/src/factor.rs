@@ -92,8 +92,9 @@ mod tests {
         let n = 23;
         let mut gram = vec![0.0_f32; n * n];
         for token in 0..200_usize {
-            let x: Vec<f32> =
-                (0..n).map(|i| ((token * (i + 3) * 7919 + i) % 1000) as f32 / 500.0 - 1.0).collect();
+            let x: Vec<f32> = (0..n)
+                .map(|i| ((token * (i + 3) * 7919 + i) % 1000) as f32 / 500.0 - 1.0)
+                .collect();
             for i in 0..n {
                 for j in 0..n {
                     gram[i * n + j] += x[i] * x[j];
@@ -144,7 +145,8 @@ mod tests {
         let mean = (0..n).map(|i| f64::from(gram[i * n + i])).sum::<f64>() / n as f64;
         let weight: Vec<f32> = (0..3 * n).map(|i| 3.0 * value(i, 5)).collect();
         let mut swept = weight.clone();
-        let losses = sweep(&mut swept, &factor.upper, &block_bounds(n, 1), &mut [Halves, Halves, Halves]);
+        let losses =
+            sweep(&mut swept, &factor.upper, &block_bounds(n, 1), &mut [Halves, Halves, Halves]);
         for (row, loss) in losses.iter().enumerate() {
             let at = |j: usize| f64::from(weight[row * n + j] - swept[row * n + j]);
             let mut error = 0.0;

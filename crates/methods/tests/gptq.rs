@@ -70,7 +70,8 @@ fn codes_are_those_of_the_paper() {
     let weight = random.gaussians(rows * cols);
     let statistics = gram(&random.correlated(600, cols, 0.97), cols);
     for bits in [2, 3, 4, 8] {
-        let encoded = encode(&*method("gptq", plain(bits, json!("row"))), &weight, cols, Some(&statistics));
+        let encoded =
+            encode(&*method("gptq", plain(bits, json!("row"))), &weight, cols, Some(&statistics));
         let reference = reference_codes(&weight, cols, &statistics, u32::from(bits));
         let same = codes(&encoded).iter().zip(&reference).filter(|(a, b)| a == b).count();
         // A value near the middle of two codes may fall the other way in f32, and its row after it.
@@ -93,7 +94,8 @@ fn a_diagonal_gram_matrix_gives_round_to_nearest_code_for_code() {
         changes["act_order"] = json!(act_order);
         changes["static_groups"] = json!(act_order);
         let gptq = encode(&*method("gptq", changes), &weight, cols, Some(&statistics));
-        let rtn = encode(&*method("rtn", json!({"bits": 3, "group_size": group})), &weight, cols, None);
+        let rtn =
+            encode(&*method("rtn", json!({"bits": 3, "group_size": group})), &weight, cols, None);
         assert_eq!(codes(&gptq), codes(&rtn));
     }
 }
@@ -133,7 +135,8 @@ fn every_grouping_order_and_width_is_encoded() {
                         "bits": 4, "group_size": group, "act_order": act_order,
                         "static_groups": is_static, "symmetric": symmetric, "scale": "mse",
                     });
-                    let encoded = encode(&*method("gptq", changes), &weight, cols, Some(&statistics));
+                    let encoded =
+                        encode(&*method("gptq", changes), &weight, cols, Some(&statistics));
                     if group == json!(5) {
                         let error = output_error(&encoded, &weight, &statistics);
                         assert!(error <= 1.5 * bound + 1e-6, "{error} {bound}");
@@ -152,11 +155,17 @@ fn a_dead_column_is_rounded_to_nearest_and_told_of() {
     let mut inputs = random.correlated(200, cols, 0.9);
     inputs.iter_mut().skip(3).step_by(cols).for_each(|value| *value = 0.0);
     let statistics = gram(&inputs, cols);
-    let encoded = encode(&*method("gptq", plain(4, json!("row"))), &weight, cols, Some(&statistics));
+    let encoded =
+        encode(&*method("gptq", plain(4, json!("row"))), &weight, cols, Some(&statistics));
     let rtn = encode(&*method("rtn", json!({"bits": 4, "group_size": "row"})), &weight, cols, None);
     let column = |codes: Vec<u8>| codes.into_iter().skip(3).step_by(cols).collect::<Vec<u8>>();
     assert_eq!(column(codes(&encoded)), column(codes(&rtn)));
-    assert!(encoded.notes.iter().any(|note| note.kind == NoteKind::Fact && note.what.starts_with("1 input")));
+    assert!(
+        encoded
+            .notes
+            .iter()
+            .any(|note| note.kind == NoteKind::Fact && note.what.starts_with("1 input"))
+    );
 }
 
 #[test]
@@ -172,12 +181,20 @@ fn degenerate_gram_matrices_never_make_it_worse_than_round_to_nearest() {
         .collect();
     let huge: Vec<f32> = random.gaussians(64 * cols).into_iter().map(|v| v * 1e12).collect();
     let tiny: Vec<f32> = random.gaussians(64 * cols).into_iter().map(|v| v * 1e-12).collect();
-    let cases = [("one row", one_row), ("duplicates", duplicated), ("huge", huge), ("tiny", tiny), ("nothing", vec![0.0; cols])];
+    let cases = [
+        ("one row", one_row),
+        ("duplicates", duplicated),
+        ("huge", huge),
+        ("tiny", tiny),
+        ("nothing", vec![0.0; cols]),
+    ];
     for (name, inputs) in cases {
         let statistics = gram(&inputs, cols);
-        let gptq = encode(&*method("gptq", json!({"group_size": 16})), &weight, cols, Some(&statistics));
+        let gptq =
+            encode(&*method("gptq", json!({"group_size": 16})), &weight, cols, Some(&statistics));
         let rtn = encode(&*method("rtn", json!({"group_size": 16})), &weight, cols, None);
-        let (gptq, rtn) = (output_error(&gptq, &weight, &statistics), output_error(&rtn, &weight, &statistics));
+        let (gptq, rtn) =
+            (output_error(&gptq, &weight, &statistics), output_error(&rtn, &weight, &statistics));
         assert!(gptq <= rtn * 1.001 + 1e-9, "{name}: {gptq} {rtn}");
     }
 }
@@ -190,8 +207,13 @@ fn a_matrix_that_cannot_be_factored_falls_back_and_says_so() {
     let mut gram = vec![1000.0; cols * cols];
     (0..cols).for_each(|i| gram[i * cols + i] = 1.0);
     let statistics = Statistics { gram, tokens: 10 };
-    let encoded = encode(&*method("gptq", json!({"group_size": "row"})), &weight, cols, Some(&statistics));
-    assert!(encoded.notes.iter().any(|note| note.kind == NoteKind::Fallback), "{:?}", encoded.notes);
+    let encoded =
+        encode(&*method("gptq", json!({"group_size": "row"})), &weight, cols, Some(&statistics));
+    assert!(
+        encoded.notes.iter().any(|note| note.kind == NoteKind::Fallback),
+        "{:?}",
+        encoded.notes
+    );
     let raised = Statistics { gram: vec![1.0, 1.05, 1.05, 1.0], tokens: 10 };
     let encoded = encode(&*method("gptq", json!({"group_size": "row"})), &weight, 2, Some(&raised));
     let note = &encoded.notes[0];
@@ -203,7 +225,11 @@ fn without_statistics_it_says_what_it_needs() {
     let entry = lapidary_methods::find("gptq").unwrap();
     let lapidary_methods::Method::Tensorwise(gptq) = (entry.build)(&(entry.defaults)()).unwrap();
     let site = lapidary_methods::Site {
-        name: "layer", rows: 1, cols: 2, weight: &[1.0, 2.0], statistics: None,
+        name: "layer",
+        rows: 1,
+        cols: 2,
+        weight: &[1.0, 2.0],
+        statistics: None,
         scale_type: lapidary_weight::FloatType::F16,
     };
     let error = gptq.encode(&site).unwrap_err().to_string();

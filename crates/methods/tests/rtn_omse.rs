@@ -45,7 +45,9 @@ fn every_grouping_of_any_width_is_encoded() {
     let mut random = Random::new(2);
     for (rows, cols) in [(1, 1), (3, 5), (2, 33), (7, 64)] {
         let weight = random.gaussians(rows * cols);
-        for group in [json!("tensor"), json!("row"), json!(-1), json!(1), json!(4), json!(32), json!(100)] {
+        for group in
+            [json!("tensor"), json!("row"), json!(-1), json!(1), json!(4), json!(32), json!(100)]
+        {
             for bits in 2..=8 {
                 let changes = json!({"bits": bits, "group_size": group, "symmetric": false});
                 let encoded = encode(&*method("rtn", changes), &weight, cols, None);
@@ -76,7 +78,12 @@ fn omse_has_the_errors_of_its_card_on_gaussians() {
             let scale = f64::from(reach) / f64::from((1_u32 << (bits - 1)) - 1);
             rtn += row.iter().map(|w| spans(scale, f64::from(*w))).sum::<f64>();
         }
-        let omse = encode(&*method("omse", json!({"bits": bits, "group_size": "row"})), &weight, cols, None);
+        let omse = encode(
+            &*method("omse", json!({"bits": bits, "group_size": "row"})),
+            &weight,
+            cols,
+            None,
+        );
         let error = weight_error(&omse, &weight);
         let per_weight = error / weight.len() as f64;
         assert!((per_weight / absolute - 1.0).abs() < 0.05, "{bits} bits: {per_weight}");
@@ -106,8 +113,19 @@ fn omse_is_never_worse_than_rtn() {
 fn degenerate_weights_are_encoded_as_they_are() {
     for weight in [vec![0.0; 64], vec![1.5; 64], vec![-2.0; 64], vec![f32::MIN_POSITIVE; 64]] {
         for id in ["rtn", "omse"] {
-            let encoded = encode(&*method(id, json!({"group_size": 16, "symmetric": false})), &weight, 32, None);
-            let worst = encoded.weight.decode().iter().zip(&weight).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let encoded = encode(
+                &*method(id, json!({"group_size": 16, "symmetric": false})),
+                &weight,
+                32,
+                None,
+            );
+            let worst = encoded
+                .weight
+                .decode()
+                .iter()
+                .zip(&weight)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
             assert!(worst <= 1e-6 * weight[0].abs() + 1e-30, "{id} {weight:?}: {worst}");
         }
     }

@@ -62,8 +62,7 @@ fn write_tensors(
         }
     }
     let shards = safetensors::plan(&plan.tensors, job.shard_bytes)?;
-    let mut writer =
-        ShardedWriter::create(&job.fs, staging, shards, BTreeMap::new())?;
+    let mut writer = ShardedWriter::create(&job.fs, staging, shards, BTreeMap::new())?;
     let order: Vec<String> = writer.plan().order().map(|tensor| tensor.name.clone()).collect();
     job.progress.begin("writing", order.len() as u64);
     let mut open: Option<(usize, Checkpoint)> = None;

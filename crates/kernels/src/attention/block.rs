@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Inputs;
 use super::online::{self, KEYS, Rows};
 use crate::shared::SharedSlice;
-use crate::tile::{Arithmetic, BLOCK, Block, PANEL, Session, Tile};
+use crate::tile::{BLOCK, Block, PANEL, Session, Tile};
 
 /// What a task works in; kept by its thread.
 #[derive(Default)]
@@ -128,14 +128,17 @@ impl Inputs<'_> {
         for first in (first_block..visible.end).step_by(KEYS) {
             let keys = first..(first + KEYS).min(visible.end);
             self.score(session, &keys, p, w);
-            let seen = |row: usize| {
+            let seen = std::array::from_fn(|row| {
                 let query = (queries.start + row).min(queries.end - 1);
                 let seen = self.shape.visible(query);
-                seen.start.clamp(first, keys.end) - first..seen.end.clamp(first, keys.end) - first
-            };
-            let seen = std::array::from_fn(seen);
-            let rounded = self.arithmetic.rounds();
-            online::softmax(self.isa, &mut w.scores, &seen, self.shape.scale, rounded, &mut w.rows);
+                let within = |key: usize| (key.clamp(first, keys.end) - first) as u32;
+                within(seen.start)..within(seen.end)
+            });
+            let tiles = self.arithmetic.tiles(BLOCK) * w.scores.len();
+            w.probabilities.resize(2 * tiles, Tile::ZERO);
+            let (scale, lane) = (self.shape.scale, self.arithmetic.lane());
+            let (scores, weights) = (&mut w.scores, &mut w.probabilities);
+            online::softmax(self.isa, lane, scores, &seen, scale, &mut w.rows, weights);
             if first > first_block {
                 online::rescale(self.isa, &mut w.output, &w.rows);
             }
@@ -165,7 +168,7 @@ impl Inputs<'_> {
         p: &Packing,
         w: &mut Workspace,
     ) {
-        let tiles = pack_probabilities(self.arithmetic, &w.scores, &mut w.probabilities);
+        let tiles = w.probabilities.len() / 2;
         let (left0, left1) = w.probabilities.split_at(tiles);
         let first = self.arithmetic.tiles(keys.start - p.keys.start);
         for (output, panels) in w.output.iter_mut().zip(w.values.chunks_exact(2 * p.key_tiles)) {
@@ -184,34 +187,12 @@ impl Inputs<'_> {
         out: &SharedSlice<f32>,
     ) {
         let dim = self.shape.head_dim;
-        for (row, query) in queries.clone().enumerate() {
-            let at = (sequence * self.shape.seq + query) * self.shape.heads * dim + head * dim;
+        let stride = self.shape.heads * dim;
+        let first = (sequence * self.shape.seq + queries.start) * stride + head * dim;
+        for row in 0..queries.len() {
             // SAFETY: tasks differ in sequence, head or queries, so no two write one element.
-            let out = unsafe { out.slice_mut(at, dim) };
-            let scale = 1.0 / w.rows.sum[row];
-            for (out, block) in out.chunks_mut(BLOCK).zip(&w.output) {
-                for (out, value) in out.iter_mut().zip(&block.0[row]) {
-                    *out = value * scale;
-                }
-            }
+            let out = unsafe { out.slice_mut(first + row * stride, dim) };
+            online::normalize(self.isa, &w.output, row, 1.0 / w.rows.sum[row], out);
         }
     }
-}
-
-/// Packs the probabilities, in the place of the scores, as two left panels; returns their length.
-fn pack_probabilities(
-    arithmetic: Arithmetic,
-    scores: &[Block],
-    probabilities: &mut Vec<Tile>,
-) -> usize {
-    let per_block = arithmetic.tiles(BLOCK);
-    let tiles = per_block * scores.len();
-    probabilities.resize(2 * tiles, Tile::ZERO);
-    for (half, panel) in probabilities.chunks_exact_mut(tiles).enumerate() {
-        for (block, tiles) in scores.iter().zip(panel.chunks_exact_mut(per_block)) {
-            let rows = &block.0[half * PANEL..][..PANEL];
-            arithmetic.pack_rows(rows.as_flattened(), BLOCK, PANEL, BLOCK, tiles);
-        }
-    }
-    tiles
 }

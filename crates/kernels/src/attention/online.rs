@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use crate::convert::round_to_bf16;
+use crate::isa::Isa;
 use crate::math::exp;
-use crate::simd::{LANES, add_lanes, vectorized};
-use crate::tile::{BLOCK, Block};
+use crate::simd::{add_lanes, reduce, vectorized};
+use crate::tile::{BLOCK, Block, Lane, PANEL, Tile, write_factors};
 
 /// Keys of a block of scores.
 pub(super) const KEYS: usize = 256;
@@ -27,37 +27,82 @@ impl Default for Rows {
     }
 }
 
-vectorized! {
-    /// Replaces products of queries and keys by `exp(scale · product - maximum)`, and by zero
-    /// outside the keys that a row has `seen`; rounded to bf16 if they will be multiplied so, and
-    /// then summed as rounded, so that the weights add up to one.
-    pub(super) fn softmax(
-        scores: &mut [Block],
-        seen: &[Range<usize>; BLOCK],
-        scale: f32,
-        rounded: bool,
-        rows: &mut Rows,
-    ) {
-        for (row, seen) in seen.iter().enumerate() {
-            let mut lanes = [f32::MIN; LANES];
-            for_each_seen(scores, row, seen, |lane, score| {
-                let score = *score * scale;
-                lanes[lane] = if score > lanes[lane] { score } else { lanes[lane] };
-            });
-            let before = rows.maximum[row];
-            let maximum = lanes.iter().fold(before, |a, b| if *b > a { *b } else { a });
-            let mut sums = [0.0; LANES];
-            for_each_seen(scores, row, seen, |lane, score| {
-                let weight = exp(*score * scale - maximum);
-                let weight = if rounded { round_to_bf16(weight) } else { weight };
-                sums[lane] += weight;
-                *score = weight;
-            });
-            let factor = exp(before - maximum);
-            rows.maximum[row] = maximum;
-            rows.factor[row] = factor;
-            rows.sum[row] = rows.sum[row] * factor + add_lanes(sums);
+/// Turns products of queries and keys into `exp(scale · product - maximum)`, and into zero outside
+/// the keys that a row has `seen`, packed as two left panels. The sums are of the packed values,
+/// rounded if these are, so that the weights add up to one.
+pub(super) fn softmax(
+    isa: Isa,
+    lane: Lane,
+    scores: &mut [Block],
+    seen: &[Range<u32>; BLOCK],
+    scale: f32,
+    rows: &mut Rows,
+    probabilities: &mut [Tile],
+) {
+    let kernel = match lane {
+        Lane::F32 => softmax_f32,
+        Lane::RoundedF32 => softmax_rounded,
+        Lane::Bf16Pair => softmax_pairs,
+    };
+    kernel(isa, scores, seen, scale, rows, probabilities);
+}
+
+macro_rules! softmax {
+    ($name:ident, $lane:expr) => {
+        vectorized! {
+            fn $name(
+                scores: &mut [Block],
+                seen: &[Range<u32>; BLOCK],
+                scale: f32,
+                rows: &mut Rows,
+                probabilities: &mut [Tile],
+            ) {
+                softmax_rows($lane, scores, seen, scale, rows, probabilities);
+            }
         }
+    };
+}
+
+softmax!(softmax_f32, Lane::F32);
+softmax!(softmax_rounded, Lane::RoundedF32);
+softmax!(softmax_pairs, Lane::Bf16Pair);
+
+#[inline(always)]
+fn softmax_rows(
+    lane: Lane,
+    scores: &mut [Block],
+    seen: &[Range<u32>; BLOCK],
+    scale: f32,
+    rows: &mut Rows,
+    probabilities: &mut [Tile],
+) {
+    // Lanes are reduced in loops of their own: a reduction beside them makes the compiler take the
+    // vectors apart.
+    let mut lanes = [[0.0; BLOCK]; BLOCK];
+    for ((row, seen), lanes) in seen.iter().enumerate().zip(&mut lanes) {
+        *lanes = scale_and_mask(scores, row, seen, scale);
+    }
+    let before = rows.maximum;
+    for (maximum, lanes) in rows.maximum.iter_mut().zip(&lanes) {
+        *maximum = larger(*maximum, reduce(*lanes, larger));
+    }
+    let (upper, lower) = probabilities.split_at_mut(probabilities.len() / 2);
+    for (row, lanes) in lanes.iter_mut().enumerate() {
+        let panel = if row < PANEL { &mut *upper } else { &mut *lower };
+        let tiles = panel.chunks_exact_mut(panel.len() / scores.len());
+        let mut sums = [0.0; BLOCK];
+        for (block, tiles) in scores.iter().zip(tiles) {
+            let weights = exponentials(&block.0[row], rows.maximum[row]);
+            let weights = write_factors(lane, weights, tiles, row % PANEL);
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum += weight;
+            }
+        }
+        *lanes = sums;
+    }
+    for row in 0..BLOCK {
+        rows.factor[row] = exp(before[row] - rows.maximum[row]);
+        rows.sum[row] = rows.sum[row] * rows.factor[row] + add_lanes(lanes[row]);
     }
 }
 
@@ -74,33 +119,58 @@ vectorized! {
     }
 }
 
-/// Calls `visit` with the lane and score of each key that the row has seen; the other scores of the
-/// row become zero.
-#[inline(always)]
-fn for_each_seen(
-    scores: &mut [Block],
-    row: usize,
-    seen: &Range<usize>,
-    mut visit: impl FnMut(usize, &mut f32),
-) {
-    for (index, block) in scores.iter_mut().enumerate() {
-        let first = index * BLOCK;
-        let chunks = block.0[row].as_chunks_mut::<LANES>().0;
-        for (half, chunk) in chunks.iter_mut().enumerate() {
-            let first = first + half * LANES;
-            if seen.start <= first && first + LANES <= seen.end {
-                for (lane, score) in chunk.iter_mut().enumerate() {
-                    visit(lane, score);
+vectorized! {
+    /// Writes a row of the output, times `scale`.
+    pub(super) fn normalize(output: &[Block], row: usize, scale: f32, out: &mut [f32]) {
+        for (out, block) in out.chunks_mut(BLOCK).zip(output) {
+            let values = &block.0[row];
+            match out.first_chunk_mut::<BLOCK>() {
+                Some(out) => {
+                    for lane in 0..BLOCK {
+                        out[lane] = values[lane] * scale;
+                    }
                 }
-            } else {
-                for (lane, score) in chunk.iter_mut().enumerate() {
-                    if seen.contains(&(first + lane)) {
-                        visit(lane, score);
-                    } else {
-                        *score = 0.0;
+                None => {
+                    for (lane, out) in out.iter_mut().enumerate() {
+                        *out = values[lane] * scale;
                     }
                 }
             }
         }
     }
+}
+
+/// Multiplies a row by `scale`, replaces what it has not seen by -∞, and returns the largest values
+/// of each lane.
+#[inline(always)]
+fn scale_and_mask(scores: &mut [Block], row: usize, seen: &Range<u32>, scale: f32) -> [f32; BLOCK] {
+    let mut largest = [f32::NEG_INFINITY; BLOCK];
+    let mut first = 0;
+    for block in scores {
+        let scores = &mut block.0[row];
+        for lane in 0..BLOCK {
+            let key = first + lane as u32;
+            let visible = key >= seen.start && key < seen.end;
+            let score = if visible { scores[lane] * scale } else { f32::NEG_INFINITY };
+            scores[lane] = score;
+            largest[lane] = larger(largest[lane], score);
+        }
+        first += BLOCK as u32;
+    }
+    largest
+}
+
+/// The larger number, or the first where the second is NaN.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+#[inline(always)]
+fn exponentials(scores: &[f32; BLOCK], maximum: f32) -> [f32; BLOCK] {
+    let mut weights = [0.0; BLOCK];
+    for (weight, score) in weights.iter_mut().zip(scores) {
+        *weight = exp(score - maximum);
+    }
+    weights
 }

@@ -20,6 +20,7 @@ mod pack;
 
 use std::marker::PhantomData;
 
+use crate::convert::round_to_bf16;
 use crate::isa::Isa;
 
 /// How the factors of a product are rounded before they are multiplied. Sums are always f32.
@@ -56,11 +57,39 @@ impl Block {
 
 /// What the lanes of a tile hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lane {
+pub(crate) enum Lane {
     F32,
     /// An f32 whose value is a bf16: the bf16 product where no instruction multiplies bf16.
     RoundedF32,
     Bf16Pair,
+}
+
+/// Writes 32 factors as a row of the tiles of a left panel, and returns them as they will be
+/// multiplied.
+#[inline(always)]
+pub(crate) fn write_factors(
+    lane: Lane,
+    mut factors: [f32; BLOCK],
+    tiles: &mut [Tile],
+    row: usize,
+) -> [f32; BLOCK] {
+    if lane != Lane::F32 {
+        for factor in &mut factors {
+            *factor = round_to_bf16(*factor);
+        }
+    }
+    if lane == Lane::Bf16Pair {
+        // Only x86 multiplies pairs, where the lower half of a lane is the first in memory.
+        let narrow: &mut [u16; BLOCK] = bytemuck::cast_mut(&mut tiles[0].0[row]);
+        for (narrow, factor) in narrow.iter_mut().zip(&factors) {
+            *narrow = (factor.to_bits() >> 16) as u16;
+        }
+    } else {
+        for (tile, factors) in tiles.iter_mut().zip(factors.as_chunks::<PANEL>().0) {
+            tile.0[row] = factors.map(f32::to_bits);
+        }
+    }
+    factors
 }
 
 /// One way to multiply: what is in the lanes, and which instructions multiply them.
@@ -81,9 +110,12 @@ impl Arithmetic {
         Self { isa, lane }
     }
 
-    /// Whether factors are rounded to bf16.
-    pub(crate) fn rounds(self) -> bool {
-        self.lane != Lane::F32
+    pub(crate) fn isa(self) -> Isa {
+        self.isa
+    }
+
+    pub(crate) fn lane(self) -> Lane {
+        self.lane
     }
 
     /// Positions of the sum in one tile: 16 or 32.
