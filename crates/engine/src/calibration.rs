@@ -5,7 +5,7 @@ use crate::EngineError;
 use crate::recipe::{BUILTIN_TEXT, Calibration};
 use lapidary_formats::Source;
 use lapidary_methods::Note;
-use lapidary_store::{Checkpoint, Dtype, Fs, Tokenizer, hash, json};
+use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo, Tokenizer, hash, json};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -75,7 +75,7 @@ pub fn rows(
         seq_len = context;
     }
     let path = Path::new(&calibration.text);
-    if path.extension().is_some_and(|extension| extension == "safetensors") {
+    if is_ready(path) {
         return ready_rows(fs, path, calibration.samples, notes);
     }
     let tokenizer = tokenizer(source)?;
@@ -206,6 +206,40 @@ fn read_text(fs: &Arc<dyn Fs>, path: &Path) -> Result<String, EngineError> {
     }
 }
 
+/// Rows and tokens of a row that a recipe will get; for rows made elsewhere the file says.
+///
+/// # Errors
+/// When that file cannot be read or holds nothing usable.
+pub(crate) fn shape(
+    fs: &Arc<dyn Fs>,
+    calibration: &Calibration,
+    context: usize,
+) -> Result<(usize, usize), EngineError> {
+    let path = Path::new(&calibration.text);
+    if !is_ready(path) {
+        return Ok((calibration.samples, calibration.seq_len.min(context)));
+    }
+    let (_, _, [rows, seq_len]) = open_ready(fs, path)?;
+    Ok((rows.min(calibration.samples), seq_len))
+}
+
+/// Whether a file holds rows of tokens, and not text.
+pub(crate) fn is_ready(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "safetensors")
+}
+
+/// The file of ready rows, its tensor, and the tensor's shape.
+fn open_ready(
+    fs: &Arc<dyn Fs>,
+    path: &Path,
+) -> Result<(Checkpoint, TensorInfo, [usize; 2]), EngineError> {
+    let file = Checkpoint::open(Arc::clone(fs), path)?;
+    let wrong = |what: &str| EngineError::BadInput(format!("{}: input_ids {what}", path.display()));
+    let info = file.get("input_ids").ok_or_else(|| wrong("is missing"))?.clone();
+    let &[rows, seq_len] = &info.shape[..] else { return Err(wrong("is not [rows, tokens]")) };
+    Ok((file, info, [rows, seq_len]))
+}
+
 /// Rows that were made elsewhere: a safetensors file with `input_ids`, `[rows, tokens]` of I64 or I32.
 fn ready_rows(
     fs: &Arc<dyn Fs>,
@@ -213,11 +247,9 @@ fn ready_rows(
     samples: usize,
     mut notes: Vec<Note>,
 ) -> Result<Rows, EngineError> {
-    let file = Checkpoint::open(Arc::clone(fs), path)?;
     let wrong = |what: &str| EngineError::BadInput(format!("{}: input_ids {what}", path.display()));
-    let info = file.get("input_ids").ok_or_else(|| wrong("is missing"))?;
-    let &[rows, seq_len] = &info.shape[..] else { return Err(wrong("is not [rows, tokens]")) };
-    let bytes = file.read(info)?;
+    let (file, info, [rows, seq_len]) = open_ready(fs, path)?;
+    let bytes = file.read(&info)?;
     let tokens: Option<Vec<u32>> = match info.dtype {
         Dtype::I64 => {
             bytes.as_chunks().0.iter().map(|b| u32::try_from(i64::from_le_bytes(*b)).ok()).collect()

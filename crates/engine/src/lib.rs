@@ -6,6 +6,7 @@
 
 mod calibration;
 mod card;
+mod cost;
 mod error;
 mod manifest;
 pub mod plan;
@@ -14,6 +15,7 @@ pub mod recipe;
 mod run;
 
 pub use calibration::{Rows, rows, tokenizer};
+pub use cost::{Cost, Costs};
 pub use error::{EngineError, Failure};
 pub use manifest::{FILE_NAME as MANIFEST, Manifest, SiteRecord, hash_folder};
 pub use plan::{Plan, SitePlan};

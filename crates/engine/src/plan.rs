@@ -6,15 +6,17 @@ pub(crate) use memory::CHUNK_TOKENS;
 pub use memory::{ActivationsIn, MemoryPlan};
 
 use crate::EngineError;
+use crate::calibration;
 use crate::recipe::{Calibration, Recipe};
 use lapidary_formats::{Format, LogicalTensor, Pattern, Source, find};
 use lapidary_methods::{Method, Needs, Note, Tensorwise};
 use lapidary_model::{LinearOp, Spec, spec};
-use lapidary_store::TensorSpec;
+use lapidary_store::{Fs, TensorSpec};
 use lapidary_weight::{FloatType, Grouping, Outline, Tensors};
 use memory::Shapes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 /// What will be done to a model.
 pub struct Plan {
@@ -73,7 +75,12 @@ impl Plan {
     /// # Errors
     /// When a pattern matches nothing, two steps want one layer, the format cannot hold what a
     /// method emits, a tensor is missing or of the wrong shape, or the memory does not suffice.
-    pub fn new(source: &Source, recipe: &Recipe, limits: Limits) -> Result<Self, EngineError> {
+    pub fn new(
+        fs: &Arc<dyn Fs>,
+        source: &Source,
+        recipe: &Recipe,
+        limits: Limits,
+    ) -> Result<Self, EngineError> {
         let spec = spec(source.config())?;
         check_tensors(&spec, source)?;
         let unknown = || EngineError::Refused(format!("there is no format {:?}", recipe.format));
@@ -94,8 +101,11 @@ impl Plan {
         notes.extend(requantized(source, &sites));
         let calibrated = sites.iter().any(|site| site.method.needs() != Needs::default());
         let calibration = calibrated.then(|| recipe.calibration.clone());
-        let seq_len = recipe.calibration.seq_len.min(spec.context);
-        let shapes = Shapes { spec: &spec, sites: &sites, seq_len };
+        let rows = match &calibration {
+            Some(calibration) => calibration::shape(fs, calibration, spec.context)?,
+            None => (0, 1),
+        };
+        let shapes = Shapes { source, spec: &spec, sites: &sites, rows };
         let memory = shapes.plan(calibration.as_ref(), limits)?;
         let mut plan = Self {
             plain: plain_modules(&spec, source, &sites),

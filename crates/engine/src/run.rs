@@ -6,12 +6,14 @@ mod publish;
 mod work;
 
 use crate::calibration::{self, Rows};
+use crate::cost::{Costs, Part};
 use crate::plan::{Limits, Plan};
 use crate::recipe::Recipe;
 use crate::{EngineError, Manifest, Progress};
 use block::BlockRunner;
 use lapidary_formats::Source;
 use lapidary_kernels::isa::Isa;
+use lapidary_kernels::memory::return_freed;
 use lapidary_model::{Executor, Fused, Precision};
 use lapidary_store::Fs;
 use serde_json::{Value, json};
@@ -55,6 +57,8 @@ pub struct Outcome {
     pub resumed: usize,
     /// The result was there already, complete, of the same job.
     pub was_complete: bool,
+    /// What this run cost, by part.
+    pub costs: Costs,
 }
 
 impl Job<'_> {
@@ -75,14 +79,17 @@ impl Job<'_> {
 /// When the plan refuses, an input is damaged, the disk fails, or a stop is asked for; nothing is
 /// visible under the output's name then, and what was committed stays.
 pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
-    let plan = Plan::new(job.source, job.recipe, job.limits)?;
+    let costs = Costs::default();
+    let plan = Plan::new(&job.fs, job.source, job.recipe, job.limits)?;
     for (site, note) in &plan.notes {
         announce(job, site, note)?;
     }
     let rows = rows(job, &plan)?;
-    let identity = identity(job, &plan, rows.as_ref())?;
+    // What the tokenizer took is not needed again.
+    return_freed();
+    let identity = costs.charge(Part::Hash, || identity(job, &plan, rows.as_ref()))?;
     if let Some(manifest) = already_complete(job, &identity)? {
-        return Ok(Outcome { manifest, resumed: 0, was_complete: true });
+        return Ok(Outcome { manifest, resumed: 0, was_complete: true, costs });
     }
     check_disk(job, &plan)?;
     let mut work = Work::open(job, &identity)?;
@@ -90,9 +97,10 @@ pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
     if resumed > 0 {
         job.progress.note(&format!("resuming: {resumed} blocks are done"));
     }
-    run_blocks(job, &plan, rows.as_ref(), &mut work)?;
-    let manifest = publish::publish(job, &plan, rows.as_ref(), &identity, work)?;
-    Ok(Outcome { manifest, resumed, was_complete: false })
+    run_blocks(job, &plan, rows.as_ref(), &mut work, &costs)?;
+    let manifest = costs
+        .charge(Part::Write, || publish::publish(job, &plan, rows.as_ref(), &identity, work))?;
+    Ok(Outcome { manifest, resumed, was_complete: false, costs })
 }
 
 /// Tells of a note; a fallback ends a strict job.
@@ -209,6 +217,7 @@ fn run_blocks(
     plan: &Plan,
     rows: Option<&Rows>,
     work: &mut Work,
+    costs: &Costs,
 ) -> Result<(), EngineError> {
     let stages = stages(plan);
     let first = work.committed();
@@ -221,7 +230,7 @@ fn run_blocks(
     };
     let executor = Executor::new(Fused { precision });
     let seq_len = rows.map_or(1, |rows| rows.seq_len);
-    let runner = BlockRunner { job, plan, executor: &executor, seq_len };
+    let runner = BlockRunner { job, plan, costs, executor: &executor, seq_len };
     job.progress.begin("compressing", stages.len() as u64);
     let mut activations = match rows {
         Some(rows) => Some(runner.restore(rows, &stages[..first], work)?),
@@ -235,10 +244,13 @@ fn run_blocks(
         for (site, note) in done.notes() {
             announce(job, site, note)?;
         }
-        work.commit(index, &done)?;
-        if let Some(activations) = activations.as_mut().filter(|_| !last) {
-            work.keep(activations, index + 1)?;
-        }
+        costs.charge(Part::Write, || -> Result<(), EngineError> {
+            work.commit(index, &done)?;
+            match activations.as_ref().filter(|_| !last) {
+                Some(activations) => work.keep(activations, index + 1),
+                None => Ok(()),
+            }
+        })?;
         job.progress.advance(index as u64 + 1, &stage.name(plan));
     }
     job.progress.end();

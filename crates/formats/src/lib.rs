@@ -11,7 +11,7 @@ mod pattern;
 mod source;
 
 pub use pattern::{Pattern, PatternError};
-pub use source::{LogicalTensor, Raw, Source, SourceFile};
+pub use source::{LogicalTensor, Source, SourceFile};
 
 use lapidary_store::{Category, Dtype, StoreError, TensorSpec};
 use lapidary_weight::{FloatType, Outline, Weight, WeightError};

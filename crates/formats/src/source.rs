@@ -15,6 +15,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Bytes of a tensor that are handed on at a time, about.
+const PIECE_BYTES: u64 = 4 << 20;
+
 /// An opened checkpoint.
 #[derive(Debug)]
 pub struct Source {
@@ -48,22 +51,13 @@ enum Storage {
     Paired(TensorInfo, usize),
 }
 
-/// Bytes of a tensor in a type that safetensors has.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Raw {
-    /// Type.
-    pub dtype: Dtype,
-    /// Shape.
-    pub shape: Vec<usize>,
-    /// Little-endian bytes.
-    pub bytes: Vec<u8>,
-}
-
 /// A file that goes with the weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceFile {
     /// Name relative to the folder.
     pub name: String,
+    /// Its length.
+    pub bytes: u64,
     /// Its content where it was made from a GGUF's metadata; `None` for a file of the folder.
     pub made: Option<Vec<u8>>,
 }
@@ -112,6 +106,7 @@ impl Source {
         }
         let file = |file: &lapidary_store::checkpoint::AuxiliaryFile| SourceFile {
             name: file.name.clone(),
+            bytes: file.bytes,
             made: None,
         };
         let files = checkpoint.auxiliary().iter().map(file).collect();
@@ -227,25 +222,52 @@ impl Source {
         }
     }
 
-    /// The bytes of a tensor, as they are where safetensors has the type; blocks of a GGUF and
-    /// compressed layers as floats.
+    /// Hands on the bytes of a tensor piece by piece, never more than a few megabytes of a plain one
+    /// at a time: as they are where safetensors has the type; blocks of a GGUF and compressed layers
+    /// as floats of the type [`raw_dtype`](Self::raw_dtype).
     ///
     /// # Errors
-    /// When the tensor is missing, unreadable, or not finite where it had to be decoded.
-    pub fn raw(&self, name: &str) -> Result<Raw, FormatError> {
+    /// When the tensor is missing, unreadable, or not finite where it had to be decoded, and when
+    /// `sink` refuses a piece.
+    pub fn raw<E: From<FormatError>>(
+        &self,
+        name: &str,
+        mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let logical = self.require(name)?;
-        let shape = logical.shape.clone();
-        if let Storage::Plain(info) = &logical.storage
-            && info.dtype.safetensors_name().is_some()
-        {
-            return Ok(Raw { dtype: info.dtype, shape, bytes: self.checkpoint.read(info)? });
-        }
         let float = logical.float_type();
-        let values = self.values(logical)?;
         // A value that overflows the type is no longer the value; blocks hold none that large.
-        let stored: Vec<f32> = values.iter().map(|value| float.round(*value)).collect();
-        check_finite(name, &stored)?;
-        Ok(Raw { dtype: float_dtype(float), shape, bytes: float.encode(&values) })
+        let as_floats = |values: &[f32]| -> Result<Vec<u8>, FormatError> {
+            check_finite(name, values)?;
+            let stored: Vec<f32> = values.iter().map(|value| float.round(*value)).collect();
+            check_finite(name, &stored)?;
+            Ok(float.encode(values))
+        };
+        let Storage::Plain(info) = &logical.storage else {
+            return sink(&as_floats(&self.values(logical)?)?);
+        };
+        let is_kept = info.dtype.safetensors_name().is_some();
+        // Blocks never cross a row of the innermost dimension.
+        let width = logical.shape.last().copied().unwrap_or(1);
+        let count: usize = logical.shape.iter().product();
+        let rows = count.checked_div(width).unwrap_or(0) as u64;
+        let row_bytes = info.span.len().checked_div(rows).unwrap_or(0);
+        let rows_per_piece = (PIECE_BYTES / row_bytes.max(1)).max(1);
+        let mut first = 0;
+        while first < rows {
+            let last = (first + rows_per_piece).min(rows);
+            let mut bytes = vec![0; ((last - first) * row_bytes) as usize];
+            let range = first * row_bytes..last * row_bytes;
+            self.checkpoint.read_range(info, range, &mut bytes).map_err(FormatError::from)?;
+            if is_kept {
+                sink(&bytes)?;
+            } else {
+                let values = to_f32(info, &bytes, (last - first) as usize * width)?;
+                sink(&as_floats(&values)?)?;
+            }
+            first = last;
+        }
+        Ok(())
     }
 
     /// Type that [`raw`](Self::raw) gives.

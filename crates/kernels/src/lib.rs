@@ -8,6 +8,7 @@ pub mod gram;
 pub mod grid;
 pub mod isa;
 pub mod matrix;
+pub mod memory;
 pub mod norm;
 pub mod pack;
 pub mod rope;

@@ -51,8 +51,23 @@ impl ParamError {
 
 /// Reads parameters, naming the one that is wrong.
 pub(crate) fn read<T: serde::de::DeserializeOwned>(value: &Value) -> Result<T, ParamError> {
-    serde_path_to_error::deserialize(value)
-        .map_err(|error| ParamError::new(error.path().to_string(), error.inner().to_string()))
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = match error.path().to_string() {
+            // Flattened structures hide the path; alone, the wrong parameter still fails.
+            path if path == "." => culprit::<T>(value).unwrap_or(path),
+            path => path,
+        };
+        ParamError::new(path, error.inner().to_string())
+    })
+}
+
+/// The parameter that cannot be read even alone; all others have defaults.
+fn culprit<T: serde::de::DeserializeOwned>(value: &Value) -> Option<String> {
+    let fails = |(key, value): &(&String, &Value)| {
+        let alone = Value::Object([((*key).clone(), (*value).clone())].into_iter().collect());
+        serde_json::from_value::<T>(alone).is_err()
+    };
+    value.as_object()?.iter().find(fails).map(|(key, _)| key.clone())
 }
 
 /// Parameters as JSON, for listings and manifests.

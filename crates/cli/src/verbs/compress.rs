@@ -8,12 +8,13 @@ use crate::progress::Shown;
 use crate::signal::stop_flag;
 use crate::table::{megabytes, table};
 use lapidary_engine::plan::Limits;
-use lapidary_engine::{Job, Outcome, SiteRecord, compress};
+use lapidary_engine::{Cost, Costs, Job, Outcome, SiteRecord, compress};
 use lapidary_formats::Source;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(crate) fn run(
     arguments: &CompressArguments,
@@ -61,8 +62,36 @@ fn to_json(outcome: &Outcome, folder: &Path) -> Value {
         "fallbacks": fallbacks,
         "resumed_blocks": outcome.resumed,
         "was_complete": outcome.was_complete,
+        "seconds": seconds(&outcome.costs, |cost| cost.wall),
+        "processor_seconds": seconds(&outcome.costs, |cost| cost.processor),
         "sites": manifest.sites,
     })
+}
+
+/// Seconds of each part.
+fn seconds(costs: &Costs, clock: impl Fn(&Cost) -> Duration) -> Value {
+    let part = |(name, cost): (&str, Cost)| (name.to_owned(), json!(clock(&cost).as_secs_f64()));
+    Value::Object(costs.by_part().into_iter().map(part).collect())
+}
+
+/// One line: what the run cost, the parts that matter first.
+fn cost_line(costs: &Costs) -> String {
+    let mut parts = costs.by_part();
+    parts.sort_by_key(|(_, cost)| std::cmp::Reverse(cost.wall));
+    let wall: Duration = parts.iter().map(|(_, cost)| cost.wall).sum();
+    let processor: Duration = parts.iter().map(|(_, cost)| cost.processor).sum();
+    let shares: Vec<String> = parts
+        .iter()
+        .map(|(name, cost)| (name, cost.wall.as_secs_f64() / wall.as_secs_f64().max(1e-9)))
+        .filter(|(_, share)| *share >= 0.05)
+        .map(|(name, share)| format!("{name} {:.0} %", 100.0 * share))
+        .collect();
+    format!(
+        "{:.1} s, {:.1} s of processor time ({})",
+        wall.as_secs_f64(),
+        processor.as_secs_f64(),
+        shares.join(", ")
+    )
 }
 
 fn describe(outcome: &Outcome, folder: &Path) -> String {
@@ -79,6 +108,9 @@ fn describe(outcome: &Outcome, folder: &Path) -> String {
         manifest.sites.len(),
         manifest.format
     );
+    if !outcome.was_complete {
+        let _ = writeln!(text, "{}", cost_line(&outcome.costs));
+    }
     let fallbacks = manifest.fallbacks().count();
     if fallbacks > 0 {
         let _ = writeln!(text, "{fallbacks} fallbacks, listed in lapidary.json");

@@ -15,7 +15,7 @@ pub(crate) fn run(arguments: &PlanArguments, output: &mut Output) -> Result<(), 
     let fs = disk();
     let source = open(&fs, &arguments.recipe.model)?;
     let recipe = recipe(&*fs, &arguments.recipe)?;
-    let plan = Plan::new(&source, &recipe, Limits { memory: arguments.recipe.memory })?;
+    let plan = Plan::new(&fs, &source, &recipe, Limits { memory: arguments.recipe.memory })?;
     output.result(|| to_json(&plan), || describe(&plan))
 }
 

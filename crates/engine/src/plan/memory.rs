@@ -2,9 +2,12 @@
 
 use super::{Limits, SitePlan};
 use crate::EngineError;
+use crate::calibration::is_ready;
 use crate::recipe::{Calibration, CalibrationPrecision};
+use lapidary_formats::Source;
 use lapidary_methods::Needs;
 use lapidary_model::{Graph, Op, Spec};
+use std::path::Path;
 
 /// Tokens that go through a block together: enough for matrix products to be fast, few enough for
 /// their intermediate values to be small beside a block.
@@ -41,9 +44,11 @@ pub struct MemoryPlan {
 
 /// What the prediction is made from.
 pub(super) struct Shapes<'a> {
+    pub(super) source: &'a Source,
     pub(super) spec: &'a Spec,
     pub(super) sites: &'a [SitePlan],
-    pub(super) seq_len: usize,
+    /// Calibration rows, and tokens of a row.
+    pub(super) rows: (usize, usize),
 }
 
 impl Shapes<'_> {
@@ -54,7 +59,7 @@ impl Shapes<'_> {
         limits: Limits,
     ) -> Result<MemoryPlan, EngineError> {
         let Some(calibration) = calibration else {
-            let peak = BASE + self.encoding();
+            let peak = BASE + self.tokenizer() + self.encoding();
             let plan = MemoryPlan {
                 peak,
                 activations: 0,
@@ -71,11 +76,12 @@ impl Shapes<'_> {
         };
         let block = largest(&self.spec.blocks, |graph| factor * weights(graph));
         let statistics = largest(&self.spec.blocks, |graph| self.statistics(graph));
-        let tokens = (calibration.samples * self.seq_len) as u64;
+        let tokens = (self.rows.0 * self.rows.1) as u64;
         let activations = 4 * tokens * self.spec.hidden_size as u64;
+        let reading = if is_ready(Path::new(&calibration.text)) { 0 } else { self.tokenizing() };
         let forward = largest(&self.spec.blocks, |graph| self.forward(graph));
         let working = forward.max(self.encoding());
-        let fixed = BASE + block + statistics + working;
+        let fixed = BASE + self.tokenizer() + reading + block + statistics + working;
         let in_memory = limits.memory.is_none_or(|limit| fixed + activations <= limit);
         let plan = MemoryPlan {
             peak: if in_memory { fixed + activations } else { fixed },
@@ -86,6 +92,18 @@ impl Shapes<'_> {
             statistics,
         };
         within(plan, limits)
+    }
+
+    /// The tokenizer that a GGUF source holds, as text and as the metadata it was made from.
+    fn tokenizer(&self) -> u64 {
+        let made = self.source.files().iter().filter_map(|file| file.made.as_ref());
+        made.map(|bytes| 5 * bytes.len() as u64).sum()
+    }
+
+    /// What is not given back of the tokenizer's tables, after the calibration text was read.
+    fn tokenizing(&self) -> u64 {
+        let bytes = self.source.files().iter().find(|file| file.name == "tokenizer.json");
+        7 * bytes.map_or(0, |file| file.bytes)
     }
 
     /// Gram matrices of the inputs that some site's method asks for.
@@ -101,8 +119,8 @@ impl Shapes<'_> {
 
     /// Intermediate values of a chunk: what is live at the widest node.
     fn forward(&self, graph: &Graph) -> u64 {
-        let rows = (CHUNK_TOKENS / self.seq_len.max(1)).max(1);
-        let tokens = (rows * self.seq_len) as u64;
+        let rows = (CHUNK_TOKENS / self.rows.1.max(1)).max(1);
+        let tokens = (rows * self.rows.1) as u64;
         let widest = graph.nodes.iter().map(|node| node.width).max().unwrap_or(0) as u64;
         let hidden = self.spec.hidden_size as u64;
         // Gate, up and the packed copy of an input; the residual stream twice.

@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn broken_yaml_is_an_error_with_a_line() {
-        for text in ["a: [1, 2", "a: 1\na: 2\n", "\t- x", "a: {b", "&a [*a, *a"] {
+        for text in ["a: [1, 2", "a: 1\na: 2\n", "a: 1\n b: 2", "a: {b", "&a [*a, *a"] {
             let (place, what) = Node::parse(text).unwrap_err();
             assert!(place.line >= 1 && !what.is_empty(), "{text:?}: {place}: {what}");
         }

@@ -5,11 +5,13 @@ use super::work::Work;
 use super::{Job, Stage};
 use crate::EngineError;
 use crate::calibration::Rows;
+use crate::cost::{Costs, Part};
 use crate::manifest::SiteRecord;
 use crate::plan::{ActivationsIn, CHUNK_TOKENS, Plan, SitePlan};
 use lapidary_formats::FormatError;
 use lapidary_kernels::gram::Gram;
 use lapidary_kernels::matrix::{PackedMatrix, Precision};
+use lapidary_kernels::memory::return_freed;
 use lapidary_methods::{Encoded, Needs, Note, Site, Statistics};
 use lapidary_model::{Batch, Executor, Graph, GraphWeights};
 use lapidary_store::TensorSpec;
@@ -20,6 +22,7 @@ use std::collections::BTreeMap;
 pub(super) struct BlockRunner<'a> {
     pub(super) job: &'a Job<'a>,
     pub(super) plan: &'a Plan,
+    pub(super) costs: &'a Costs,
     pub(super) executor: &'a Executor,
     /// Tokens of a calibration row.
     pub(super) seq_len: usize,
@@ -138,12 +141,14 @@ impl BlockRunner<'_> {
         };
         let (graph, mut weights) = self.load_stage(stage)?;
         let statistics = self.observe(graph, &weights, activations, stage, index)?;
+        return_freed();
         let (done, stored) = self.encode(stage, &statistics)?;
         if !last {
             for (site, weight) in self.plan.sites_in(stage.block()).zip(&stored) {
                 weights.replace(&site.linear, &weight.decode(), self.executor.backend())?;
             }
             drop((statistics, stored));
+            return_freed();
             self.advance(graph, &weights, activations, work, index)?;
         }
         Ok(done)
@@ -172,18 +177,22 @@ impl BlockRunner<'_> {
         for (start, batch) in self.chunks(activations) {
             self.job.check_stop(index)?;
             let input = activations.read(start, batch.tokens())?;
-            self.executor.observe(graph, weights, batch, input, &mut |tap| {
-                let linears = &tap.group.linears;
-                let is_wanted =
-                    |site: &&SitePlan| linears.iter().any(|l| l.module == site.linear.module);
-                if wanted.iter().any(is_wanted) {
-                    let columns = linears[0].in_features;
-                    let gram = grams
-                        .entry(linears[0].module.clone())
-                        .or_insert_with(|| Gram::new(columns, precision));
-                    gram.accumulate(tap.input, batch.tokens());
-                }
-                Ok(())
+            self.costs.charge(Part::Forward, || {
+                self.executor.observe(graph, weights, batch, input, &mut |tap| {
+                    let linears = &tap.group.linears;
+                    let is_wanted =
+                        |site: &&SitePlan| linears.iter().any(|l| l.module == site.linear.module);
+                    if wanted.iter().any(is_wanted) {
+                        let columns = linears[0].in_features;
+                        let gram = grams
+                            .entry(linears[0].module.clone())
+                            .or_insert_with(|| Gram::new(columns, precision));
+                        self.costs.charge(Part::Statistics, || {
+                            gram.accumulate(tap.input, batch.tokens())
+                        });
+                    }
+                    Ok(())
+                })
             })?;
         }
         let mut by_module = BTreeMap::new();
@@ -242,7 +251,8 @@ impl BlockRunner<'_> {
             statistics,
             scale_type: plan.format.scale_type(plan.float_type),
         };
-        let Encoded { weight: encoded, notes } = site.method.encode(&view)?;
+        let Encoded { weight: encoded, notes } =
+            self.costs.charge(Part::Solve, || site.method.encode(&view))?;
         if encoded.outline() != site.outline {
             let what =
                 format!("{} is not what {} promised", encoded.outline().describe(), site.method_id);
@@ -252,7 +262,8 @@ impl BlockRunner<'_> {
         let bytes = plan.format.encode(&encoded, plan.float_type)?;
         let tensors: Vec<(TensorSpec, Vec<u8>)> = specs.into_iter().zip(bytes).collect();
         let stored = read_back(site, plan, &tensors)?;
-        let record = record(site, &weight, &stored, statistics, notes);
+        let record =
+            self.costs.charge(Part::Measure, || record(site, &weight, &stored, statistics, notes));
         Ok((record, tensors, stored))
     }
 
@@ -269,7 +280,9 @@ impl BlockRunner<'_> {
         for (start, batch) in self.chunks(activations) {
             self.job.check_stop(index)?;
             let input = activations.read(start, batch.tokens())?;
-            let output = self.executor.run(graph, weights, batch, input, None)?;
+            let output = self
+                .costs
+                .charge(Part::Forward, || self.executor.run(graph, weights, batch, input, None))?;
             if let Some(at) = output.iter().position(|value| !value.is_finite()) {
                 let row = start / self.seq_len + at / (self.plan.spec.hidden_size * batch.seq_len);
                 let what = format!("row {row} of the calibration text is not finite");

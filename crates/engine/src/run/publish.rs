@@ -13,11 +13,15 @@ use crate::{EngineError, card};
 use lapidary_formats::{Layout, Source};
 use lapidary_store::Checkpoint;
 use lapidary_store::atomic::{publish_dir, write};
+use lapidary_store::hash::Sha256;
 use lapidary_store::safetensors::{self, ShardedWriter};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
+
+/// SHA-256 of tensors, by name.
+type Hashes = HashMap<String, String>;
 
 /// Name under which a model card of the source is kept.
 const SOURCE_CARD: &str = "README.source.md";
@@ -34,26 +38,27 @@ pub(super) fn publish(
         job.fs.remove_dir_all(&staging)?;
     }
     job.fs.create_dir_all(&staging)?;
-    let shards = write_tensors(job, plan, &work, &staging)?;
+    let (shards, copied) = write_tensors(job, plan, &work, &staging)?;
     write_files(job, &staging)?;
     write_config(job, plan, &staging)?;
     let mut manifest = manifest(job, plan, rows, identity, &work, shards);
     write(&job.fs, &staging.join("README.md"), card::card(job, plan, &manifest).as_bytes())?;
     manifest.files = hash_folder(&*job.fs, &staging)?;
     write(&job.fs, &staging.join(FILE_NAME), &manifest.to_bytes()?)?;
-    check(job, plan, &work, &staging)?;
+    check(job, plan, &work, &staging, &copied)?;
     publish_dir(&*job.fs, &staging, job.output)?;
     work.remove()?;
     Ok(manifest)
 }
 
-/// Streams every tensor into the shards; returns the bytes of the weight files.
+/// Streams every tensor into the shards; returns the bytes of the weight files, and the hash of each
+/// tensor that was copied.
 fn write_tensors(
     job: &Job<'_>,
     plan: &Plan,
     work: &Work,
     staging: &Path,
-) -> Result<u64, EngineError> {
+) -> Result<(u64, Hashes), EngineError> {
     let mut stage_of: HashMap<String, usize> = HashMap::new();
     for (index, stage) in stages(plan).into_iter().enumerate() {
         for site in plan.sites_in(stage.block()) {
@@ -66,9 +71,15 @@ fn write_tensors(
     let order: Vec<String> = writer.plan().order().map(|tensor| tensor.name.clone()).collect();
     job.progress.begin("writing", order.len() as u64);
     let mut open: Option<(usize, Checkpoint)> = None;
+    let mut copied = Hashes::new();
     for (done, name) in order.into_iter().enumerate() {
         let Some(stage) = stage_of.get(&name) else {
-            writer.append(&name, &job.source.raw(&name)?.bytes)?;
+            let mut hash = Sha256::new();
+            job.source.raw(&name, |bytes| -> Result<(), EngineError> {
+                hash.update(bytes);
+                Ok(writer.append(&name, bytes)?)
+            })?;
+            copied.insert(name, hash.finish());
             continue;
         };
         if open.as_ref().is_none_or(|(index, _)| index != stage) {
@@ -81,7 +92,7 @@ fn write_tensors(
     }
     let index = writer.finish()?;
     job.progress.end();
-    Ok(index.shards.iter().map(|shard| shard.bytes).sum())
+    Ok((index.shards.iter().map(|shard| shard.bytes).sum(), copied))
 }
 
 /// Copies every file that goes with the weights, byte for byte.
@@ -159,7 +170,13 @@ fn manifest(
 }
 
 /// Opens the folder as any reader would and compares it with what was committed and copied.
-fn check(job: &Job<'_>, plan: &Plan, work: &Work, staging: &Path) -> Result<(), EngineError> {
+fn check(
+    job: &Job<'_>,
+    plan: &Plan,
+    work: &Work,
+    staging: &Path,
+    copied: &Hashes,
+) -> Result<(), EngineError> {
     let written = Source::open(Arc::clone(&job.fs), staging)?;
     let differs = |name: &str| EngineError::Verification {
         path: staging.to_owned(),
@@ -176,7 +193,12 @@ fn check(job: &Job<'_>, plan: &Plan, work: &Work, staging: &Path) -> Result<(), 
         }
     }
     for name in &plan.copied {
-        if written.raw(name)? != job.source.raw(name)? {
+        let mut hash = Sha256::new();
+        written.raw(name, |bytes| -> Result<(), EngineError> {
+            hash.update(bytes);
+            Ok(())
+        })?;
+        if copied.get(name) != Some(&hash.finish()) {
             return Err(differs(name));
         }
     }

@@ -47,7 +47,8 @@ impl Source {
             let mut bytes = serde_json::to_vec_pretty(&value)
                 .map_err(|error| FormatError::malformed(name, error.to_string()))?;
             bytes.push(b'\n');
-            made.push(SourceFile { name: name.to_owned(), made: Some(bytes) });
+            let length = bytes.len() as u64;
+            made.push(SourceFile { name: name.to_owned(), bytes: length, made: Some(bytes) });
         }
         Ok(Self::assemble(checkpoint, config, None, tensors, consumed, made))
     }

@@ -1,0 +1,137 @@
+//! Jobs that die at any moment, are asked to stop, or meet another job in their place.
+
+use crate::support::{Setup, entries, files, real, scratch};
+use lapidary_engine::{EngineError, Failure, Progress};
+use lapidary_store::fs::{Calls, Fault, FaultFs};
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const STEP: &str = "method: gptq, bits: 4, group_size: 16";
+
+fn setup(folder: &Path) -> Setup {
+    Setup::new("llama-head-dim", STEP, folder, "compressed-tensors")
+}
+
+/// The disk goes away at every call that changes it, one after the other; nothing is visible then,
+/// and the next run gives the bytes of an undisturbed one.
+#[test]
+fn a_job_that_dies_anywhere_resumes_to_the_same_bytes() {
+    let undisturbed = scratch();
+    let mut job = setup(undisturbed.path());
+    let counting = FaultFs::counting(real());
+    job.fs = Arc::new(counting.clone());
+    job.run(&undisturbed.path().join("out")).unwrap();
+    let wanted = files(&undisturbed.path().join("out"));
+    let calls = counting.count(Calls::Mutating);
+    assert!(calls > 50, "{calls} calls");
+    for on_disk in [false, true] {
+        for at in 1..=calls {
+            let scratch = scratch();
+            let output = scratch.path().join("out");
+            let mut job = setup(scratch.path());
+            if on_disk {
+                job.limits.memory = Some(tight(&job));
+            }
+            let fault =
+                Fault { calls: Calls::Mutating, at, kind: ErrorKind::StorageFull, forever: true };
+            job.fs = Arc::new(FaultFs::new(real(), fault));
+            let Err(error) = job.run(&output) else {
+                // The last calls tidy up after the result has its name.
+                assert_eq!(files(&output), wanted, "call {at}");
+                continue;
+            };
+            assert_eq!(error.failure(), Failure::InputOutput, "call {at}: {error}");
+            if output.exists() {
+                assert_eq!(files(&output), wanted, "call {at}: a result with a name is whole");
+            }
+            job.fs = real();
+            job.run(&output).unwrap_or_else(|error| panic!("after call {at}: {error}"));
+            assert_eq!(files(&output), wanted, "after call {at}");
+        }
+    }
+}
+
+/// The least memory that the job accepts, with its activations on the disk.
+fn tight(job: &Setup) -> u64 {
+    let source = lapidary_formats::Source::open(real(), &job.model).unwrap();
+    let recipe = lapidary_engine::recipe::Recipe::parse(&job.recipe).unwrap();
+    let plan = lapidary_engine::Plan::new(&real(), &source, &recipe, job.limits).unwrap();
+    plan.memory.peak - 1
+}
+
+/// Asks for a stop when the first block is done.
+struct StopAfterOne<'a>(&'a AtomicBool);
+
+impl Progress for StopAfterOne<'_> {
+    fn advance(&self, done: u64, detail: &str) {
+        if done == 1 && detail.starts_with("block 1") {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+#[test]
+fn a_job_asked_to_stop_says_where_it_goes_on() {
+    let scratch = scratch();
+    let output = scratch.path().join("out");
+    let job = setup(scratch.path());
+    let stop = AtomicBool::new(false);
+    let error = job.run_with(&output, &stop, &StopAfterOne(&stop)).unwrap_err();
+    assert_eq!(error.failure(), Failure::Interrupted);
+    assert!(error.to_string().contains("go on from block 1"), "{error}");
+    assert!(!output.exists());
+    let outcome = job.run(&output).unwrap();
+    assert_eq!((outcome.resumed, outcome.was_complete), (1, false));
+    assert_eq!(entries(scratch.path()), ["out", "rows.safetensors"]);
+}
+
+#[test]
+fn a_finished_job_is_not_done_again_and_another_is_refused() {
+    let scratch = scratch();
+    let output = scratch.path().join("out");
+    let mut job = setup(scratch.path());
+    job.run(&output).unwrap();
+    assert!(job.run(&output).unwrap().was_complete);
+    job.recipe = job.recipe.replace("bits: 4", "bits: 3");
+    let error = job.run(&output).unwrap_err();
+    assert_eq!(error.failure(), Failure::Refused);
+    assert!(error.to_string().contains("its recipe differ"), "{error}");
+    let other = scratch.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let error = job.run(&other).unwrap_err();
+    assert!(error.to_string().contains("is not a result of this program"), "{error}");
+}
+
+#[test]
+fn an_unfinished_job_is_not_mixed_with_another() {
+    let scratch = scratch();
+    let output = scratch.path().join("out");
+    let mut job = setup(scratch.path());
+    let stop = AtomicBool::new(false);
+    job.run_with(&output, &stop, &StopAfterOne(&stop)).unwrap_err();
+    let recipe = std::mem::replace(&mut job.recipe, String::new());
+    job.recipe = recipe.replace("bits: 4", "bits: 5");
+    let error = job.run(&output).unwrap_err();
+    assert!(matches!(error, EngineError::Refused(_)), "{error}");
+    assert!(error.to_string().contains("unfinished job"), "{error}");
+    job.recipe = recipe;
+    assert_eq!(job.run(&output).unwrap().resumed, 1);
+}
+
+#[test]
+fn a_damaged_commit_is_done_again() {
+    let (undisturbed, scratch) = (scratch(), scratch());
+    setup(undisturbed.path()).run(&undisturbed.path().join("out")).unwrap();
+    let output = scratch.path().join("out");
+    let job = setup(scratch.path());
+    let stop = AtomicBool::new(false);
+    job.run_with(&output, &stop, &StopAfterOne(&stop)).unwrap_err();
+    let committed = scratch.path().join(".out.lapidary/stage-00000.safetensors");
+    let mut bytes = std::fs::read(&committed).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&committed, bytes).unwrap();
+    assert_eq!(job.run(&output).unwrap().resumed, 0);
+    assert_eq!(files(&output), files(&undisturbed.path().join("out")));
+}

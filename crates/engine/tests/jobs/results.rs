@@ -1,0 +1,174 @@
+//! What is written.
+
+use crate::support::{Setup, entries, files, model, real, scratch};
+use lapidary_engine::plan::{ActivationsIn, Limits};
+use lapidary_engine::recipe::presets;
+use lapidary_engine::{MANIFEST, Manifest, Plan, hash_folder, recipe::Recipe};
+use lapidary_formats::Source;
+use lapidary_weight::Tensors;
+
+/// Every family, tied and untied, biased and not, with the widths that groups do not divide.
+const MODELS: [&str; 8] = [
+    "llama-tied",
+    "llama-biases",
+    "llama-head-dim",
+    "llama-sharded",
+    "mistral",
+    "qwen2-tied",
+    "qwen3",
+    "bert-model",
+];
+
+#[test]
+fn every_family_is_written_whole_in_every_format() {
+    for name in MODELS {
+        for format in ["compressed-tensors", "native", "dense"] {
+            let scratch = scratch();
+            let output = scratch.path().join("out");
+            let step = "method: gptq, bits: 4, group_size: 32";
+            let setup = Setup::new(name, step, scratch.path(), format);
+            let outcome = setup.run(&output).unwrap_or_else(|e| panic!("{name} {format}: {e}"));
+            check(name, &output, &outcome.manifest);
+            assert_eq!(
+                entries(scratch.path()),
+                ["out", "rows.safetensors"],
+                "nothing is left over"
+            );
+        }
+    }
+}
+
+/// The folder reads back, every tensor of the source is in one of the lists, every file is hashed.
+fn check(name: &str, output: &std::path::Path, manifest: &Manifest) {
+    let source = Source::open(real(), &model(name)).unwrap();
+    let written = Source::open(real(), output).unwrap();
+    let lists = &manifest.tensors;
+    let dropped = lists.dropped.iter().map(|(name, _)| name).filter(|n| !n.starts_with("file "));
+    let mut listed: Vec<&String> =
+        lists.compressed.iter().chain(&lists.copied).chain(dropped).collect();
+    let mut all: Vec<&String> = source.tensors().iter().map(|tensor| &tensor.name).collect();
+    listed.sort();
+    all.sort();
+    assert_eq!(listed, all, "{name}: every tensor in one list");
+    for tensor in source.tensors() {
+        assert_eq!(written.shape(&tensor.name).as_ref(), Some(&tensor.shape), "{}", tensor.name);
+        let (before, after) = (source.read(&tensor.name), written.read(&tensor.name));
+        let (before, after) = (before.unwrap(), after.unwrap());
+        let difference: f64 =
+            before.iter().zip(&after).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let energy: f64 = before.iter().map(|a| f64::from(*a).powi(2)).sum();
+        if lists.copied.contains(&tensor.name) {
+            assert_eq!(before, after, "{name}: {} was copied", tensor.name);
+        } else {
+            assert!(difference > 0.0 && difference < 0.25 * energy, "{name}: {}", tensor.name);
+        }
+    }
+    assert_eq!(manifest.sites.len(), lists.compressed.len());
+    for site in &manifest.sites {
+        let output_error = site.output_error.unwrap();
+        assert!(output_error > 0.0 && output_error < 0.05, "{}: {output_error}", site.name);
+    }
+    assert_eq!(hash_folder(&*real(), output).unwrap(), manifest.files);
+    let text = std::fs::read_to_string(output.join(MANIFEST)).unwrap();
+    let parent = output.parent().unwrap().display().to_string();
+    assert!(!text.contains(&parent), "no path in the manifest");
+    let card = std::fs::read_to_string(output.join("README.md")).unwrap();
+    assert!(card.starts_with("---\n") && card.contains("base_model: tiny"));
+    assert!(!card.contains(&parent), "no path in the card");
+}
+
+#[test]
+fn every_preset_runs() {
+    for preset in presets() {
+        let scratch = scratch();
+        let mut setup = Setup::new("llama-untied", "method: rtn", scratch.path(), "native");
+        let rows = scratch.path().join("rows.safetensors").display().to_string();
+        let mut recipe = preset.recipe().unwrap().to_json();
+        recipe["calibration"]["text"] = rows.into();
+        setup.recipe = recipe.to_string();
+        let outcome = setup.run(&scratch.path().join("out")).unwrap();
+        let bits: f64 = preset.name[1..2].parse().unwrap();
+        let stored = outcome.manifest.bits_per_weight;
+        // 16-bit scales of rows this short weigh much.
+        assert!(stored >= bits && stored < bits + 2.0, "{}: {stored}", preset.name);
+    }
+}
+
+#[test]
+fn errors_fall_with_bits_and_gptq_beats_rounding() {
+    let error = |step: &str| {
+        let scratch = scratch();
+        let setup = Setup::new("llama-untied", step, scratch.path(), "native");
+        let manifest = setup.run(&scratch.path().join("out")).unwrap().manifest;
+        let errors = manifest.sites.iter().map(|site| (site.weight_error, site.output_error));
+        errors.fold((0.0, 0.0), |sum, (weight, output)| {
+            (sum.0 + weight, sum.1 + output.unwrap_or_default())
+        })
+    };
+    let mut before = f64::INFINITY;
+    for bits in [2, 3, 4, 6, 8] {
+        let (weight, _) = error(&format!("method: rtn, bits: {bits}, group_size: 16"));
+        let (omse, _) = error(&format!("method: omse, bits: {bits}, group_size: 16"));
+        assert!(weight < before && omse <= weight, "{bits} bits: {weight} {omse}");
+        before = weight;
+        let plain = "dampening_frac: 0.01, scale: min-max";
+        let (gptq_weight, gptq) =
+            error(&format!("method: gptq, bits: {bits}, group_size: 16, {plain}"));
+        assert!(gptq_weight > weight, "GPTQ trades the weights' error for the outputs'");
+        assert!(gptq > 0.0);
+    }
+}
+
+#[test]
+fn shards_and_one_file_hold_the_same() {
+    let scratch = scratch();
+    let step = "method: rtn, bits: 8, group_size: row";
+    let mut setup = Setup::new("llama-untied", step, scratch.path(), "compressed-tensors");
+    let (one, many) = (scratch.path().join("one"), scratch.path().join("many"));
+    setup.run(&one).unwrap();
+    setup.shard_bytes = 16 << 10;
+    setup.run(&many).unwrap();
+    assert!(files(&many).len() > files(&one).len() + 2);
+    let (one, many) = (Source::open(real(), &one).unwrap(), Source::open(real(), &many).unwrap());
+    assert_eq!(one.tensors().len(), many.tensors().len());
+    for tensor in one.tensors() {
+        assert_eq!(one.read(&tensor.name).unwrap(), many.read(&tensor.name).unwrap());
+    }
+}
+
+#[test]
+fn threads_and_the_place_of_the_activations_change_no_byte() {
+    let scratch = scratch();
+    let step = "method: gptq, bits: 3, group_size: 32";
+    let mut setup = Setup::new("qwen3", step, scratch.path(), "native");
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let (one, four, disk) =
+        (scratch.path().join("a"), scratch.path().join("b"), scratch.path().join("c"));
+    pool(1).install(|| setup.run(&one)).unwrap();
+    pool(4).install(|| setup.run(&four)).unwrap();
+    let source = Source::open(real(), &setup.model).unwrap();
+    let recipe = Recipe::parse(&setup.recipe).unwrap();
+    let plan = |limits| Plan::new(&real(), &source, &recipe, limits);
+    let roomy = plan(Limits::default()).unwrap().memory;
+    assert_eq!(roomy.activations_in, ActivationsIn::Memory);
+    setup.limits.memory = Some(roomy.peak - 1);
+    let tight = plan(setup.limits).unwrap().memory;
+    assert_eq!(tight.activations_in, ActivationsIn::Disk);
+    assert_eq!(tight.peak + tight.activations, roomy.peak);
+    setup.run(&disk).unwrap();
+    assert_eq!(files(&one), files(&four));
+    assert_eq!(files(&one), files(&disk));
+}
+
+#[test]
+fn what_is_compressed_already_can_be_compressed_again_and_says_so() {
+    let scratch = scratch();
+    let step = "method: rtn, bits: 8, group_size: 16";
+    let mut setup = Setup::new("llama-tied", step, scratch.path(), "compressed-tensors");
+    let first = scratch.path().join("first");
+    setup.run(&first).unwrap();
+    setup.model = first;
+    let outcome = setup.run(&scratch.path().join("second")).unwrap();
+    let notes: Vec<&str> = outcome.manifest.notes.iter().map(|n| n.note.what.as_str()).collect();
+    assert!(notes.iter().any(|note| note.contains("compressed already")), "{notes:?}");
+}
