@@ -2,8 +2,9 @@
 
     python random_model.py FOLDER --layers 120 --rows 8 --length 128
 
-FOLDER gets config.json and float16 weights in shards of 30 layers; beside it FOLDER.rows.safetensors
-gets calibration rows, `input_ids` I64 [rows, length], since such a model has no tokenizer.
+FOLDER gets config.json and float16 weights in shards of 30 layers; beside it
+FOLDER.rows.safetensors gets calibration rows, `input_ids` I64 [rows, length], since such a model
+has no tokenizer.
 """
 import argparse
 import json
@@ -15,10 +16,12 @@ from safetensors.numpy import save_file
 SEED = 20261122
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 576, 1536, 9, 3, 64, 1024
 SHARD_LAYERS = 30
+QUERIES, KEYS = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
 LINEAR = {
-    "self_attn.q_proj": (HEADS * HEAD_DIM, HIDDEN), "self_attn.k_proj": (KV_HEADS * HEAD_DIM, HIDDEN),
-    "self_attn.v_proj": (KV_HEADS * HEAD_DIM, HIDDEN), "self_attn.o_proj": (HIDDEN, HEADS * HEAD_DIM),
-    "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER),
+    "self_attn.q_proj": (QUERIES, HIDDEN), "self_attn.k_proj": (KEYS, HIDDEN),
+    "self_attn.v_proj": (KEYS, HIDDEN), "self_attn.o_proj": (HIDDEN, QUERIES),
+    "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INNER),
 }
 
 
@@ -34,7 +37,8 @@ def main() -> None:
     write_config(options.folder, options.layers)
     size = write_weights(options.folder, options.layers, rng)
     ids = rng.integers(0, VOCABULARY, (options.rows, options.length))
-    save_file({"input_ids": ids}, options.folder.with_name(f"{options.folder.name}.rows.safetensors"))
+    rows = options.folder.with_name(f"{options.folder.name}.rows.safetensors")
+    save_file({"input_ids": ids}, rows)
     print(json.dumps({"folder": str(options.folder), "layers": options.layers, "bytes": size}))
 
 

@@ -164,7 +164,7 @@ struct Texts {
 
 impl Texts {
     /// WikiText-2 where `LAPIDARY_WIKITEXT` says it is, else the texts of the repository: for
-    /// evaluation the demo's held-out text, with headings as WikiText has them, so that it has pages.
+    /// evaluation the demo's held-out text, with headings as WikiText has them, which make pages.
     fn find(root: &Path, scratch: &Path) -> Result<Self, Error> {
         if let Some(folder) = std::env::var_os("LAPIDARY_WIKITEXT") {
             let folder = PathBuf::from(folder);

@@ -2,8 +2,8 @@
 //! packages, `cargo xtask compare` measures it beside llm-compressor.
 //!
 //! Both fetch what they need into a cache outside the tree: `LAPIDARY_CACHE`, else `lapidary` in
-//! the user's cache folder. With `LAPIDARY_WIKITEXT`, a folder with WikiText-2's `wiki.test.raw` and
-//! `wiki.valid.tokens`, they run on that text; without it on the texts of this repository.
+//! the user's cache folder. With `LAPIDARY_WIKITEXT`, a folder with WikiText-2's `wiki.test.raw`
+//! and `wiki.valid.tokens`, they run on that text; without it on the texts of this repository.
 
 mod check;
 mod checks;

@@ -10,7 +10,7 @@ use std::path::Path;
 
 pub(crate) const CHECK: Check = Check {
     name: "load",
-    summary: "folders that we write load in transformers, and have there the perplexity they have here",
+    summary: "what we write loads in transformers, and has there the perplexity it has here",
     models: &["smollm2"],
     run,
 };
@@ -27,7 +27,7 @@ fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
     let model = context.model("offgrid")?;
     let packed = context.compressed(&model, &w4a16(context))?;
     loads(context, report, "W4A16, pack-quantized", &packed.folder)?;
-    agrees(context, report, "W4A16, pack-quantized", &packed.folder)?;
+    agrees(context, report, "W4A16, pack-quantized", &packed.folder, "2")?;
     let written = tokens::theirs(context, &packed.folder, &context.text)?;
     let source = tokens::ours(context, &model, &context.text)?;
     let figures = format!("{} ids there, {} with us", written.len(), source.len());
@@ -36,7 +36,7 @@ fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
     let dense = ["--recipe", "W8A16-rtn", "--group-size", "64", "--format", "dense"];
     let dense = context.compressed(&model, &dense.map(str::to_owned))?;
     loads(context, report, "W8A16, dense", &dense.folder)?;
-    agrees(context, report, "W8A16, dense", &dense.folder)
+    agrees(context, report, "W8A16, dense", &dense.folder, "1")
 }
 
 /// Loads by the Auto classes with nothing missing, left over or complained about.
@@ -63,10 +63,16 @@ pub(crate) fn loads(
     Ok(())
 }
 
-fn agrees(context: &Context, report: &mut Report, what: &str, folder: &Path) -> Result<(), Error> {
+fn agrees(
+    context: &Context,
+    report: &mut Report,
+    what: &str,
+    folder: &Path,
+    windows: &str,
+) -> Result<(), Error> {
     let perplexity = |value: &Value| number(value, "perplexity");
-    let ours = perplexity::ours(context, folder, "windows", "2")?;
-    let theirs = perplexity::theirs(context, folder, &["--windows", "2"])?;
+    let ours = perplexity::ours(context, folder, &["--windows", windows])?;
+    let theirs = perplexity::theirs(context, folder, &["--windows", windows])?;
     let (ours, theirs) = (perplexity(&ours)?, perplexity(&theirs)?);
     report.close(&format!("{what}, perplexity"), ours, theirs, TOLERANCE);
     Ok(())

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 pub(crate) const CHECK: Check = Check {
     name: "minilm",
-    summary: "all-MiniLM-L6-v2's hidden states against transformers', to 1e-4; compressed, it loads",
+    summary: "all-MiniLM-L6-v2's hidden states against transformers', to 1e-4; compressed, loads",
     models: &["minilm"],
     run,
 };

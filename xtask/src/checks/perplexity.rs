@@ -16,25 +16,52 @@ pub(crate) const CHECK: Check = Check {
 
 const TOLERANCE: f64 = 0.002;
 
-/// Protocol, the option of `reference.py` that limits it, the limit, figures to compare.
-const PROTOCOLS: [(&str, &str, &str, &[&str]); 3] = [
-    ("windows", "--windows", "2", &["perplexity"]),
-    ("llama.cpp", "--chunks", "8", &["perplexity"]),
-    ("word", "--pages", "2", &["word_perplexity", "byte_perplexity"]),
+/// A protocol, and how much of the text is scored by it.
+struct Part {
+    protocol: &'static str,
+    /// Options of `lapidary eval`.
+    ours: &'static [&'static str],
+    /// The same for `reference.py`.
+    theirs: &'static [&'static str],
+    /// What is compared.
+    figures: &'static [&'static str],
+}
+
+const PARTS: [Part; 3] = [
+    Part {
+        protocol: "windows",
+        ours: &["--windows", "2"],
+        theirs: &["--windows", "2"],
+        figures: &["perplexity"],
+    },
+    Part {
+        protocol: "llama.cpp",
+        ours: &["--windows", "6"],
+        theirs: &["--chunks", "6"],
+        figures: &["perplexity"],
+    },
+    // Windows shorter than the page, so that one follows on another.
+    Part {
+        protocol: "word",
+        ours: &["--windows", "1", "--context", "512"],
+        theirs: &["--pages", "1", "--max-length", "512"],
+        figures: &["word_perplexity", "byte_perplexity"],
+    },
 ];
 
 fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
     let model = context.model("smollm2")?;
-    for (protocol, limit, count, figures) in PROTOCOLS {
-        let ours = ours(context, &model, protocol, count)?;
-        let theirs = theirs(context, &model, &["--protocol", protocol, limit, count])?;
+    for Part { protocol, ours, theirs, figures } in PARTS {
+        let name = ["--protocol", protocol];
+        let options = theirs.join(" ");
+        let ours = self::ours(context, &model, &[&name, ours].concat())?;
+        let theirs = self::theirs(context, &model, &[&name, theirs].concat())?;
         for figure in figures {
-            let what = format!("{protocol}, first {count} {}, {figure}", &limit[2..]);
             let (ours, theirs) = (number(&ours, figure)?, number(&theirs, figure)?);
-            report.close(&what, ours, theirs, TOLERANCE);
+            report.close(&format!("{protocol} {options}, {figure}"), ours, theirs, TOLERANCE);
         }
         let counted = (number(&ours, "tokens")?, number(&theirs, "tokens")?);
-        let what = format!("{protocol}, predictions scored");
+        let what = format!("{protocol} {options}, predictions scored");
         let figures = format!("{} against {}", counted.0, counted.1);
         report.line((counted.0 - counted.1).abs() < 0.5, &what, &figures);
     }
@@ -42,15 +69,8 @@ fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
 }
 
 /// What `lapidary eval` says of a model.
-pub(crate) fn ours(
-    context: &Context,
-    model: &Path,
-    protocol: &str,
-    windows: &str,
-) -> Result<Value, Error> {
-    let mut eval = context.lapidary("eval");
-    eval.arg(model).args(["--protocol", protocol, "--windows", windows]);
-    json(eval.arg("--text").arg(&context.text))
+pub(crate) fn ours(context: &Context, model: &Path, options: &[&str]) -> Result<Value, Error> {
+    json(context.lapidary("eval").arg(model).arg("--text").arg(&context.text).args(options))
 }
 
 /// What `reference.py` says of it.

@@ -1,4 +1,5 @@
-//! A job killed at random moments ends with the bytes of one that was not, on any number of threads.
+//! A job killed at random moments ends with the bytes of one that was not, on any number of
+//! threads.
 
 use super::load::w4a16;
 use crate::check::{Check, Report};
