@@ -120,10 +120,12 @@ def measure(command: list) -> tuple[dict, str]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{command[0]} ended with {process.returncode}")
-    return {
+    figures = {
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1), "wall_seconds": round(wall, 1),
         "peak_rss_bytes": usage.ru_maxrss * 1024,
-    }, output
+    }
+    print("took", figures, file=sys.stderr, flush=True)
+    return figures, output
 
 
 def evaluate(options, folder: Path, text: Path) -> dict:
