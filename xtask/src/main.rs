@@ -1,3 +1,50 @@
-//! Development tasks.
+//! Tasks that are not the product: `cargo xtask real` checks it on real models against other
+//! packages, `cargo xtask compare` measures it beside llm-compressor.
+//!
+//! Both fetch what they need into a cache outside the tree: `LAPIDARY_CACHE`, else `lapidary` in
+//! the user's cache folder. With `LAPIDARY_WIKITEXT`, a folder with WikiText-2's `wiki.test.raw`
+//! and `wiki.valid.tokens`, they run on that text; without it on the texts of this repository.
 
-fn main() {}
+mod check;
+mod checks;
+mod compare;
+mod context;
+mod error;
+mod process;
+mod random;
+mod real;
+mod setup;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Tasks that are not the product.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Check `lapidary` on real models, against transformers and compressed-tensors
+    Real(real::Options),
+    /// Measure our GPTQ and llm-compressor's on the same model, rows and settings
+    Compare(compare::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Real(options) => real::run(&options),
+        Task::Compare(options) => compare::run(&options),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

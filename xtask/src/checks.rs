@@ -1,0 +1,22 @@
+//! The checks, one file each, in the order in which they run.
+
+mod load;
+mod memory;
+mod minilm;
+mod ordering;
+mod perplexity;
+mod resume;
+mod tokens;
+
+use crate::check::Check;
+
+/// All checks.
+pub(crate) const CHECKS: &[Check] = &[
+    tokens::CHECK,
+    perplexity::CHECK,
+    load::CHECK,
+    minilm::CHECK,
+    ordering::CHECK,
+    resume::CHECK,
+    memory::CHECK,
+];
