@@ -407,7 +407,7 @@ fn grouping(shape: &[usize], rows: usize, cols: usize) -> Option<Grouping> {
         [1] | [] => Some(Grouping::Tensor),
         [r, 1] if r == rows => Some(Grouping::Row),
         [1, 1] => Some(Grouping::Tensor),
-        [r, groups] if r == rows && groups > 0 && cols % groups == 0 => {
+        [r, groups] if r == rows && groups > 0 && cols.is_multiple_of(groups) => {
             NonZeroUsize::new(cols / groups).map(Grouping::Columns)
         }
         _ => None,
