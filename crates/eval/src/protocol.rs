@@ -74,6 +74,14 @@ impl Protocol {
         limit: Option<usize>,
     ) -> Result<Cut, EvalError> {
         let length = self.length(context);
+        // Half a chunk of three predicts one token; a window of two does.
+        let least = if self == Self::LlamaCpp { 3 } else { 2 };
+        if length < least {
+            let what = format!(
+                "a context of {length} tokens leaves nothing to predict; use {least} at least"
+            );
+            return Err(EvalError::Unusable(what));
+        }
         let limit = limit.unwrap_or(usize::MAX);
         let cut = match self {
             Self::Windows => {

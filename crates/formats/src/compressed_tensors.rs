@@ -279,8 +279,7 @@ fn decode(module: &str, outline: &Outline, read: ReadTensor<'_>) -> Result<Weigh
         let words = bytes_to_words(&get(part)?);
         let (streams, per_stream) = if along_rows { (columns, rows) } else { (rows, columns) };
         let length = words.len().checked_div(streams).unwrap_or(0);
-        let layout = pack::Layout::of(per_stream, u32::from(bits), length);
-        let layout = layout.ok_or_else(|| wrong_length(part))?;
+        let layout = layout(per_stream, bits, length).ok_or_else(|| wrong_length(part))?;
         let mut codes = vec![0; rows * columns];
         let unpack = if along_rows { pack::unpack_columns } else { pack::unpack_rows };
         unpack(&words, layout, columns, u32::from(bits), &mut codes)
@@ -311,24 +310,12 @@ impl PackedReader {
                         with actorder: weight";
             return Err(FormatError::malformed(place("weight_g_idx"), what));
         }
-        let missing = |part: &str| FormatError::malformed(place(part), "is missing");
-        let shape = tensors.read(&place("weight_shape"))?;
-        let shape: Vec<u64> = shape.as_chunks().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
-        let (packed_type, packed) =
-            tensors.spec(&place("weight_packed")).ok_or_else(|| missing("weight_packed"))?;
-        let [rows, cols] = shape[..] else {
-            return Err(FormatError::malformed(place("weight_shape"), "does not hold two numbers"));
+        let spec = |part: &str| {
+            let missing = || FormatError::malformed(place(part), "is missing");
+            tensors.spec(&place(part)).ok_or_else(missing)
         };
-        // A row of codes takes at least a bit each, so the packed tensor bounds both sizes.
-        let fits = packed.first() == usize::try_from(rows).ok().as_ref()
-            && packed.get(1).is_some_and(|words| cols <= 32 * *words as u64);
-        if packed_type != Dtype::I32 || !fits {
-            let what = format!("{packed_type:?} {packed:?} cannot hold [{rows}, {cols}]");
-            return Err(FormatError::malformed(place("weight_packed"), what));
-        }
-        let (rows, cols) = (rows as usize, cols as usize);
-        let (scale_type, scale_shape) =
-            tensors.spec(&place("weight_scale")).ok_or_else(|| missing("weight_scale"))?;
+        let (rows, cols) = self.shape(name, group.bits, tensors)?;
+        let (scale_type, scale_shape) = spec("weight_scale")?;
         let grouping = grouping(&scale_shape, rows, cols).ok_or_else(|| {
             let what = format!("{scale_shape:?} fits no grouping of [{rows}, {cols}]");
             FormatError::malformed(place("weight_scale"), what)
@@ -346,6 +333,19 @@ impl PackedReader {
             TermOutline::Affine { bits: group.bits, grouping, symmetric: group.symmetric, scales };
         let mut parts = vec!["weight_packed", "weight_scale", "weight_shape"];
         if !group.symmetric {
+            let (dtype, packed) = spec("weight_zero_point")?;
+            let groups = grouping.per_row(cols);
+            let fits = match packed[..] {
+                [words, have] => have == groups && layout(rows, group.bits, words).is_some(),
+                _ => false,
+            };
+            if dtype != Dtype::I32 || !fits {
+                let what = format!(
+                    "{dtype:?} {packed:?} cannot hold {}-bit zero points of {groups} groups a row",
+                    group.bits
+                );
+                return Err(FormatError::malformed(place("weight_zero_point"), what));
+            }
             parts.push("weight_zero_point");
         }
         Ok(Module {
@@ -356,13 +356,58 @@ impl PackedReader {
     }
 }
 
+impl PackedReader {
+    /// Rows and columns of a module. Both are bounded by what the file holds: its packed tensor has
+    /// a word at least for each row and 32 columns.
+    fn shape(
+        &self,
+        name: &str,
+        bits: u8,
+        tensors: &dyn TensorIndex,
+    ) -> Result<(usize, usize), FormatError> {
+        let place = |part: &str| format!("{name}.{part}");
+        let wrong = |part: &str, what: String| Err(FormatError::malformed(place(part), what));
+        match tensors.spec(&place("weight_shape")) {
+            Some((Dtype::I64, shape)) if shape == [2] => {}
+            Some(have) => {
+                return wrong("weight_shape", format!("is {have:?}, where two I64 are needed"));
+            }
+            None => return wrong("weight_shape", "is missing".to_owned()),
+        }
+        let bytes = tensors.read(&place("weight_shape"))?;
+        let sizes: Vec<i64> = bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
+        let size = |index: usize| {
+            let size = sizes.get(index).and_then(|size| usize::try_from(*size).ok());
+            size.filter(|size| *size > 0)
+        };
+        let (Some(rows), Some(cols)) = (size(0), size(1)) else {
+            return wrong("weight_shape", format!("holds {sizes:?}, where two sizes are needed"));
+        };
+        let (dtype, packed) = tensors.spec(&place("weight_packed")).unwrap_or((Dtype::I32, vec![]));
+        let fits = match packed[..] {
+            [have, words] => have == rows && layout(cols, bits, words).is_some(),
+            _ => false,
+        };
+        if dtype == Dtype::I32 && fits {
+            return Ok((rows, cols));
+        }
+        let what = format!("{dtype:?} {packed:?} cannot hold [{rows}, {cols}] in {bits}-bit codes");
+        wrong("weight_packed", what)
+    }
+}
+
+/// How a stream of codes lies in so many words.
+fn layout(codes: usize, bits: u8, words: usize) -> Option<pack::Layout> {
+    pack::Layout::of(codes, u32::from(bits), words)
+}
+
 /// The grouping that an array of scales of this shape stands for.
 fn grouping(shape: &[usize], rows: usize, cols: usize) -> Option<Grouping> {
     match *shape {
         [1] | [] => Some(Grouping::Tensor),
         [r, 1] if r == rows => Some(Grouping::Row),
         [1, 1] => Some(Grouping::Tensor),
-        [r, groups] if r == rows && groups > 0 && cols % groups == 0 => {
+        [r, groups] if r == rows && groups > 0 && cols.is_multiple_of(groups) => {
             NonZeroUsize::new(cols / groups).map(Grouping::Columns)
         }
         _ => None,

@@ -152,6 +152,7 @@ impl NativeReader {
             let outline: Outline = serde_json::from_value(outline.clone()).map_err(|error| {
                 FormatError::malformed(format!("{place}.{name}"), error.to_string())
             })?;
+            outline.check().map_err(|error| FormatError::Weight { module: name.clone(), error })?;
             let tensors = Native.tensors(name, &outline, FloatType::F32);
             let tensors = tensors.into_iter().map(|tensor| tensor.name).collect();
             Ok(Module { name: name.clone(), outline, tensors })

@@ -87,6 +87,6 @@ activation!(relu, relu_multiply, |x: f32| if x < 0.0 { 0.0 } else { x });
 /// `½ (1 + tanh z) = sigmoid(2 z)`, with `z = √(2/π) (x + 0.044715 x³)`.
 #[inline(always)]
 fn twice_tanh_argument(x: f32) -> f32 {
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
     TWICE_SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)
 }

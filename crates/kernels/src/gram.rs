@@ -105,9 +105,9 @@ impl Gram {
         };
         full.par_chunks_mut(BLOCK * n).enumerate().for_each(|(block_row, rows)| {
             for (row, values) in rows.chunks_exact_mut(n).enumerate() {
-                for column in 0..n {
+                for (column, value) in values.iter_mut().enumerate() {
                     let (block_column, lane) = (column / BLOCK, column % BLOCK);
-                    values[column] = if block_column >= block_row {
+                    *value = if block_column >= block_row {
                         self.blocks[place(row_blocks, block_row, block_column)].0[row][lane]
                     } else {
                         self.blocks[place(row_blocks, block_column, block_row)].0[lane][row]

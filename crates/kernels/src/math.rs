@@ -14,7 +14,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     // 1.5 × 2²³: adding it rounds to an integer, which is then in the low bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts: `n` times the upper one is exact.
-    const LN_2_UPPER: f32 = 0.693_359_375;
+    const LN_2_UPPER: f32 = 355.0 / 512.0;
     const LN_2_LOWER: f32 = -2.121_944_4e-4;
     // The logarithms of the smallest normal and the largest number.
     const LOWEST: f32 = -87.336_54;

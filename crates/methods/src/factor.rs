@@ -159,4 +159,57 @@ mod tests {
             assert!((error / loss - 1.0).abs() < 1e-3, "row {row}: {error} {loss}");
         }
     }
+
+    /// Card of GPTQ, must show 1: the second weight moves to 0.76 and is rounded up.
+    #[test]
+    fn two_correlated_columns_make_up_for_each_other() {
+        use lapidary_kernels::sweep::{RowQuantizer, block_bounds, sweep};
+        #[derive(Default)]
+        struct Whole(Vec<f32>);
+        impl RowQuantizer for Whole {
+            fn quantize(&mut self, _column: usize, rest: &[f32]) -> f32 {
+                self.0.push(rest[0]);
+                rest[0].round_ties_even()
+            }
+        }
+        let factor = inverse_factor(&[1.0, 0.9, 0.9, 1.0], &[0, 1], 0.0).unwrap();
+        let (mut weight, mut rounded) = ([0.4, 0.4], [Whole::default()]);
+        let losses = sweep(&mut weight, &factor.upper, &block_bounds(2, 1), &mut rounded);
+        assert_eq!(weight, [0.0, 1.0]);
+        assert!((rounded[0].0[1] - 0.76).abs() < 1e-6, "{:?}", rounded[0].0);
+        assert!((losses[0] - 0.088).abs() < 1e-6, "{losses:?}");
+    }
+
+    #[test]
+    fn damping_is_raised_tenfold_until_it_helps() {
+        // Its least eigenvalue is −0.05, of a mean diagonal of 1.
+        let gram = [1.0, 1.05, 1.05, 1.0];
+        for (asked, needed) in [(0.0, 0.1), (0.01, 0.1), (0.1, 0.1), (0.06, 0.06), (0.5, 0.5)] {
+            let factor = inverse_factor(&gram, &[0, 1], asked).unwrap();
+            assert!((factor.damping - needed).abs() < 1e-12, "{asked}: {}", factor.damping);
+        }
+        // −2 is more than the mean diagonal can make up for.
+        assert!(inverse_factor(&[1.0, 3.0, 3.0, 1.0], &[0, 1], 0.01).is_none());
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert!(inverse_factor(&[bad, 0.0, 0.0, 1.0], &[0, 1], 0.01).is_none());
+            assert!(inverse_factor(&[1.0, bad, bad, 1.0], &[0, 1], 0.01).is_none());
+        }
+    }
+
+    #[test]
+    fn dead_columns_stand_apart_and_change_nothing_for_the_others() {
+        let gram = [4.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 2.0];
+        let order = [2, 1, 0];
+        let factor = inverse_factor(&gram, &order, 0.0).unwrap();
+        assert_eq!(factor.dead, [1]);
+        assert_eq!((factor.upper[1], factor.upper[5]), (0.0, 0.0));
+        let alone = inverse_factor(&[4.0, 1.0, 1.0, 2.0], &[1, 0], 0.0).unwrap();
+        for (whole, part) in [(0, 0), (2, 1), (8, 3)] {
+            assert!((factor.upper[whole] - alone.upper[part]).abs() < 1e-7);
+        }
+        // Without any input every column is rounded to nearest.
+        let nothing = inverse_factor(&[0.0; 9], &order, 0.01).unwrap();
+        assert_eq!(nothing.dead, [0, 1, 2]);
+        assert_eq!(nothing.upper, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
+    }
 }

@@ -106,6 +106,7 @@ impl Tensorwise for Gptq {
             what: "the Gram matrix of its inputs",
         };
         let gram = &site.statistics.ok_or_else(missing)?.gram;
+        site.check_finite()?;
         let order = self.order(gram, site.cols);
         let Some(factor) = inverse_factor(gram, &order, self.0.dampening_frac) else {
             return self.round_to_nearest(site);

@@ -132,6 +132,7 @@ impl GridParams {
         fit: impl Fn(&[f32]) -> Grid + Sync,
     ) -> Result<Encoded, MethodError> {
         use rayon::prelude::*;
+        site.check_finite()?;
         let grouping = self.grouping(site.cols);
         let (group, per_row) = match grouping {
             Grouping::Tensor => (site.rows * site.cols, 1),
@@ -162,6 +163,12 @@ impl GridParams {
         grids: &[Grid],
         notes: Vec<Note>,
     ) -> Result<Encoded, MethodError> {
+        // Values near the end of f32's range have no grid of finite numbers around them.
+        let reach = |grid: &Grid| grid.scale * f32::from(self.levels().highest());
+        if grids.iter().any(|grid| !reach(grid).is_finite()) {
+            let what = "its values are too large for a grid of finite numbers".to_owned();
+            return Err(MethodError::Numerical { site: site.name.to_owned(), what });
+        }
         let zeros = || grids.iter().map(|grid| grid.zero).collect();
         let affine = Affine {
             bits: self.bits,

@@ -1,5 +1,6 @@
 //! What a method is given, and what it gives back.
 
+use crate::MethodError;
 use lapidary_weight::{FloatType, Weight};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,28 @@ pub struct Site<'a> {
     pub statistics: Option<&'a Statistics>,
     /// Type that scales are stored in.
     pub scale_type: FloatType,
+}
+
+impl Site<'_> {
+    /// Refuses a weight or statistics that are not finite: rounding would turn them into numbers
+    /// that look like any other.
+    pub(crate) fn check_finite(&self) -> Result<(), MethodError> {
+        let wrong = |what| Err(MethodError::Numerical { site: self.name.to_owned(), what });
+        let place = |values: &[f32]| {
+            let index = values.iter().position(|value| !value.is_finite())?;
+            Some((index / self.cols.max(1), index % self.cols.max(1)))
+        };
+        if let Some((row, column)) = place(self.weight) {
+            return wrong(format!("its weight is not finite at row {row}, column {column}"));
+        }
+        if let Some((row, column)) = self.statistics.and_then(|known| place(&known.gram)) {
+            return wrong(format!(
+                "the Gram matrix of its inputs is not finite at row {row}, column {column}; the \
+                 model's activations overflow on the calibration text"
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// An encoded weight, with what happened on the way.

@@ -6,6 +6,9 @@ use serde_json::Value;
 /// Sizes above this are a corrupt or hostile configuration, not a model.
 const LARGEST_SIZE: u64 = 1 << 24;
 
+/// More layers than any model has.
+const MOST_LAYERS: usize = 1 << 12;
+
 /// A `config.json`, or an object inside it.
 #[derive(Debug, Clone, Copy)]
 pub struct Config<'a> {
@@ -47,6 +50,21 @@ impl<'a> Config<'a> {
             _ => Err(wrong(
                 key,
                 format!("is {value}, where a whole number from 1 to {LARGEST_SIZE} is needed"),
+            )),
+        }
+    }
+
+    /// The number of layers under `key`, which must be there. A layer is a graph in memory, so that
+    /// its bound is narrower than that of a size.
+    ///
+    /// # Errors
+    /// When it is missing, not a whole number, zero, or absurd.
+    pub fn layers(&self, key: &str) -> Result<usize, ModelError> {
+        match self.size(key)? {
+            layers if layers <= MOST_LAYERS => Ok(layers),
+            layers => Err(wrong(
+                key,
+                format!("is {layers}, where a whole number from 1 to {MOST_LAYERS} is needed"),
             )),
         }
     }

@@ -76,9 +76,11 @@ impl Graph {
         }
     }
 
-    /// The linear layer that makes `value`, when nothing else than one node reads it.
+    /// The linear layer that makes `value`, when one node reads it, once.
     fn rows(&self, value: Value, repeat: usize, head_dim: usize) -> Option<Absorber<'_>> {
-        let alone = self.consumers(value).count() == 1 && value != self.output;
+        // Read once, by one node: a node that reads it twice uses it in another place too.
+        let reads = self.nodes.iter().flat_map(|node| &node.inputs).filter(|v| **v == value);
+        let alone = reads.count() == 1 && value != self.output;
         match &self.producer(value)?.op {
             Op::Linear(linear) if alone => Some(Absorber::Rows { linear, repeat, head_dim }),
             _ => None,

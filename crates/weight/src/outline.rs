@@ -165,7 +165,46 @@ pub struct Outline {
     pub terms: Vec<TermOutline>,
 }
 
+/// Sizes above this are a corrupt or hostile outline, not a weight. Below it no count of elements,
+/// bytes or bits overflows.
+const LARGEST_SIZE: usize = 1 << 24;
+
+/// More terms than any sum has.
+const MOST_TERMS: usize = 256;
+
 impl Outline {
+    /// Refuses widths and sizes that no weight has: what must be done with an outline from outside
+    /// before anything is computed from it.
+    ///
+    /// # Errors
+    /// When there are too many terms, a dimension or rank exceeds 2^24, a code is not of 1 to 8
+    /// bits, or there are more nonzeros than elements.
+    pub fn check(&self) -> Result<(), WeightError> {
+        let refuse = |term, what| Err(WeightError::Outline { term, what });
+        if self.rows > LARGEST_SIZE || self.cols > LARGEST_SIZE || self.terms.len() > MOST_TERMS {
+            let (rows, cols, terms) = (self.rows, self.cols, self.terms.len());
+            return refuse(
+                "any",
+                format!("{terms} terms of [{rows}, {cols}] are beyond all sense"),
+            );
+        }
+        for term in &self.terms {
+            term.validate()?;
+            match *term {
+                TermOutline::LowRank { rank, .. } if rank > LARGEST_SIZE => {
+                    return refuse(term.kind(), format!("a rank of {rank} is beyond all sense"));
+                }
+                TermOutline::Sparse { nonzeros, .. } if nonzeros > self.rows * self.cols => {
+                    let (rows, cols) = (self.rows, self.cols);
+                    let what = format!("{nonzeros} values do not fit [{rows}, {cols}]");
+                    return refuse(term.kind(), what);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Exact size in bits of everything stored.
     pub fn bits(&self) -> u64 {
         self.terms.iter().map(|term| term.bits(self.rows, self.cols)).sum()

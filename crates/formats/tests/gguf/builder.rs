@@ -1,5 +1,7 @@
 //! Builds GGUF files in memory and has the store read them.
 
+#![allow(dead_code, reason = "each test binary uses some of it")]
+
 use std::path::Path;
 
 use lapidary_store::StoreError;
@@ -70,7 +72,15 @@ impl From<Vec<f32>> for Value {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Builder {
     entries: Vec<(String, Value)>,
-    tensors: Vec<(String, Vec<usize>)>,
+    tensors: Vec<Tensor>,
+}
+
+#[derive(Clone, Debug)]
+struct Tensor {
+    name: String,
+    shape: Vec<usize>,
+    kind: u32,
+    bytes: Vec<u8>,
 }
 
 impl Builder {
@@ -87,8 +97,21 @@ impl Builder {
     }
 
     /// Adds a tensor of zeros, its shape outermost dimension first.
-    pub(crate) fn tensor(mut self, name: &str, shape: &[usize]) -> Self {
-        self.tensors.push((name.to_owned(), shape.to_vec()));
+    pub(crate) fn tensor(self, name: &str, shape: &[usize]) -> Self {
+        let bytes = vec![0; 4 * shape.iter().product::<usize>()];
+        self.tensor_of(name, shape, 0, bytes)
+    }
+
+    /// Adds a tensor of any of ggml's types.
+    pub(crate) fn tensor_of(
+        mut self,
+        name: &str,
+        shape: &[usize],
+        kind: u32,
+        bytes: Vec<u8>,
+    ) -> Self {
+        let (name, shape) = (name.to_owned(), shape.to_vec());
+        self.tensors.push(Tensor { name, shape, kind, bytes });
         self
     }
 
@@ -97,7 +120,8 @@ impl Builder {
         read_gguf(&Bytes(self.bytes())).unwrap()
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    /// The whole file.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut bytes = b"GGUF".to_vec();
         bytes.extend(3u32.to_le_bytes());
         bytes.extend((self.tensors.len() as u64).to_le_bytes());
@@ -106,19 +130,20 @@ impl Builder {
             put_string(&mut bytes, key);
             put_value(&mut bytes, value);
         }
-        let mut offset = 0;
-        for (name, shape) in &self.tensors {
+        let mut data = vec![];
+        for Tensor { name, shape, kind, bytes: content } in &self.tensors {
             put_string(&mut bytes, name);
             bytes.extend((shape.len() as u32).to_le_bytes());
             for &dimension in shape.iter().rev() {
                 bytes.extend((dimension as u64).to_le_bytes());
             }
-            bytes.extend(0u32.to_le_bytes());
-            bytes.extend((offset as u64).to_le_bytes());
-            offset += (4 * shape.iter().product::<usize>()).next_multiple_of(32);
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend((data.len() as u64).to_le_bytes());
+            data.extend(content);
+            data.resize(data.len().next_multiple_of(32), 0);
         }
-        let data = bytes.len().next_multiple_of(32);
-        bytes.resize(data + offset, 0);
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        bytes.extend(data);
         bytes
     }
 }

@@ -40,14 +40,14 @@ macro_rules! multiply {
                         // SAFETY: no type of 512 bits has invalid values.
                         let (columns0, columns1) = unsafe {
                             (
-                                transmute::<_, $lanes>(load_lanes(&right0.0[step])),
-                                transmute::<_, $lanes>(load_lanes(&right1.0[step])),
+                                transmute::<__m512i, $lanes>(load_lanes(&right0.0[step])),
+                                transmute::<__m512i, $lanes>(load_lanes(&right1.0[step])),
                             )
                         };
                         for (factors, sums) in factors.iter().zip(&mut sums) {
                             let lanes = _mm512_set1_epi32(factors[step].cast_signed());
                             // SAFETY: as above.
-                            let factor = unsafe { transmute::<_, $lanes>(lanes) };
+                            let factor = unsafe { transmute::<__m512i, $lanes>(lanes) };
                             $multiply_add!(sums[0], factor, columns0);
                             $multiply_add!(sums[1], factor, columns1);
                         }

@@ -51,7 +51,7 @@ fn blocks<const ROWS: usize, const PANELS: usize, const WIDTH: usize, const FUSE
     add: bool,
     product: &mut Block,
 ) {
-    for half in 0..2 {
+    for (half, left) in left.into_iter().enumerate() {
         for group in 0..PANEL / ROWS {
             for first_panel in (0..2).step_by(PANELS) {
                 for part in 0..PANEL / WIDTH {
@@ -64,9 +64,7 @@ fn blocks<const ROWS: usize, const PANELS: usize, const WIDTH: usize, const FUSE
                     }
                     let right: [&[Tile]; PANELS] =
                         std::array::from_fn(|panel| right[first_panel + panel]);
-                    accumulate::<ROWS, PANELS, WIDTH, FUSED>(
-                        &mut sums, left[half], right, group, part,
-                    );
+                    accumulate::<ROWS, PANELS, WIDTH, FUSED>(&mut sums, left, right, group, part);
                     store(&sums, rows, column);
                 }
             }
@@ -85,6 +83,7 @@ fn accumulate<const ROWS: usize, const PANELS: usize, const WIDTH: usize, const 
     for (index, tile) in left.iter().enumerate() {
         let rows = &tile.0.as_chunks::<ROWS>().0[group];
         let tiles: [&Tile; PANELS] = std::array::from_fn(|panel| &right[panel][index]);
+        #[expect(clippy::needless_range_loop, reason = "two arrays are walked by the same index")]
         for step in 0..PANEL {
             let lanes: [&[u32; WIDTH]; PANELS] =
                 std::array::from_fn(|panel| &tiles[panel].0[step].as_chunks().0[part]);

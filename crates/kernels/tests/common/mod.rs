@@ -1,5 +1,6 @@
 //! What the tests of the kernels share: numbers, thread pools, the rounding of bf16.
 #![allow(dead_code, reason = "each test binary uses some of it")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 /// Numbers spread evenly over (-1, 1), the same for the same seed (SplitMix64).
 pub(crate) fn numbers(count: usize, seed: u64) -> Vec<f32> {

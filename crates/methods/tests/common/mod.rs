@@ -1,5 +1,8 @@
 //! Seeded matrices, and the errors of encoded weights in f64.
 
+#![allow(dead_code, reason = "each test binary uses some of it")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
 use lapidary_methods::{Encoded, Method, Site, Statistics, Tensorwise, find};
 use lapidary_weight::{FloatType, Term};
 use serde_json::Value;
@@ -86,6 +89,19 @@ pub(crate) fn encode(
     assert_eq!(encoded.weight.outline(), method.outline(rows, cols, scale_type));
     assert!(encoded.weight.decode().iter().all(|value| value.is_finite()));
     encoded
+}
+
+/// What encoding `[rows, cols]` complains of.
+pub(crate) fn error(
+    id: &str,
+    weight: &[f32],
+    cols: usize,
+    statistics: Option<&Statistics>,
+) -> String {
+    let (rows, scale_type) = (weight.len() / cols, FloatType::F32);
+    let site = Site { name: "site", rows, cols, weight, statistics, scale_type };
+    let method = method(id, serde_json::json!({"group_size": 16}));
+    method.encode(&site).unwrap_err().to_string()
 }
 
 pub(crate) fn codes(encoded: &Encoded) -> Vec<u8> {

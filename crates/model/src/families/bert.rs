@@ -30,7 +30,7 @@ pub(super) fn spec(config: &Config<'_>) -> Result<Spec, ModelError> {
     let sizes = Sizes::read(config)?;
     let context = config.size("max_position_embeddings")?;
     let types = config.optional_size("type_vocab_size")?.unwrap_or(2);
-    let layers = config.size("num_hidden_layers")?;
+    let layers = config.layers("num_hidden_layers")?;
     Ok(Spec {
         family: "bert",
         vocab_size: sizes.vocab_size,

@@ -62,7 +62,7 @@ impl Decoder {
         let sizes = Sizes::read(config)?;
         let vocab_size = config.size("vocab_size")?;
         let tied = config.flag("tie_word_embeddings", false)?;
-        let layers = config.size("num_hidden_layers")?;
+        let layers = config.layers("num_hidden_layers")?;
         let mut embed = GraphBuilder::new("model", 0);
         let tokens = embed.embedding("embed_tokens", vocab_size, sizes.hidden);
         Ok(Spec {

@@ -1,0 +1,13 @@
+//! Weights through each format and back, and the folders that are made of them.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+#[path = "../gguf/builder.rs"]
+mod builder;
+mod compressed_tensors;
+mod dense;
+mod golden;
+mod hostile;
+mod native;
+mod source;
+mod support;
