@@ -147,6 +147,7 @@ fn a_text_shorter_than_a_window_is_refused() {
 #[test]
 fn a_shorter_context_makes_shorter_windows() {
     let (model, tokenizer, text) = (model("llama-untied"), tokenizer(false), text(1000, 5));
+    let stop = AtomicBool::new(false);
     let evaluation = |context| Evaluation {
         model: (&model.source, &model.spec),
         reference: None,
@@ -156,7 +157,7 @@ fn a_shorter_context_makes_shorter_windows() {
         limit: None,
         context: Some(context),
         precision: Precision::F32,
-        stop: &AtomicBool::new(false),
+        stop: &stop,
     };
     let report = evaluate(&evaluation(64), &mut |_, _| {}).unwrap();
     assert_eq!((report.length, report.windows, report.scored.tokens), (64, 15, 15 * 63));

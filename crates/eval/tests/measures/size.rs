@@ -2,7 +2,7 @@
 
 use crate::support::{folder, model};
 use lapidary_eval::size;
-use lapidary_formats::{Format, Layout, Source};
+use lapidary_formats::{Format, FormatError, Layout, Source};
 use lapidary_model::{Graph, spec};
 use lapidary_store::safetensors::Writer;
 use lapidary_store::{Fs, RealFs, TensorSpec};
@@ -59,8 +59,14 @@ fn compressed_layers_count_everything_that_is_stored() {
     }
     for tensor in model.source.tensors() {
         if !layers.contains_key(&tensor.name) {
-            let raw = model.source.raw(&tensor.name).unwrap();
-            tensors.push((TensorSpec::new(&tensor.name, raw.dtype, raw.shape), raw.bytes));
+            let mut bytes = vec![];
+            let gathered = model.source.raw(&tensor.name, |piece| -> Result<(), FormatError> {
+                bytes.extend_from_slice(piece);
+                Ok(())
+            });
+            gathered.unwrap();
+            let dtype = model.source.raw_dtype(tensor);
+            tensors.push((TensorSpec::new(&tensor.name, dtype, tensor.shape.clone()), bytes));
         }
     }
     let written = write(format, &model.source, &compressed, &tensors);
