@@ -122,7 +122,7 @@ pub(crate) fn binary(root: &Path, given: Option<&Path>) -> Result<PathBuf, Error
     let cargo = var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
     build.current_dir(root).args(["build", "--release", "--package", "lapidary"]);
-    build.args(["--bin", "lapidary", "--message-format", "json"]);
+    build.args(["--bin", "lapidary", "--message-format", "json-render-diagnostics"]);
     let messages = run(&mut build)?.stdout;
     let executable = messages.split(|byte| *byte == b'\n').rev().find_map(|line| {
         let message: Value = serde_json::from_slice(line).ok()?;
