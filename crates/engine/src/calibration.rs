@@ -87,7 +87,7 @@ pub fn rows(
         return Err(EngineError::Refused(what));
     }
     let tokens = if calibration.text == BUILTIN_TEXT {
-        tokenizer.encode(BUILTIN, false)?
+        tokens_of(BUILTIN, &tokenizer)?
     } else {
         tokens_of_file(fs, path, &tokenizer)?
     };
@@ -159,6 +159,30 @@ impl Frame {
     }
 }
 
+/// Tokens of a text, piece by piece: a tokenizer takes a hundred bytes for each of a text until it is
+/// done with it. Pieces end where a line does and the next begins with no space, where hardly any
+/// tokenizer has a token across.
+fn tokens_of(text: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>, EngineError> {
+    let mut tokens = vec![];
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (piece, next) = rest.split_at(piece_end(rest));
+        tokens.extend(tokenizer.encode(piece, false)?);
+        rest = next;
+    }
+    Ok(tokens)
+}
+
+/// Bytes of a piece of text, at least.
+const PIECE_BYTES: usize = 1 << 16;
+
+/// Where the first piece of a text ends.
+fn piece_end(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let ends_line = |at: &usize| bytes[at - 1] == b'\n' && !bytes[*at].is_ascii_whitespace();
+    (PIECE_BYTES..bytes.len()).find(ends_line).unwrap_or(bytes.len())
+}
+
 /// Tokens of a text file, or of the texts of a JSONL file one after another.
 fn tokens_of_file(
     fs: &Arc<dyn Fs>,
@@ -168,7 +192,7 @@ fn tokens_of_file(
     let text = read_text(fs, path)?;
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     if !["jsonl", "ndjson"].contains(&extension) {
-        return Ok(tokenizer.encode(&text, false)?);
+        return tokens_of(&text, tokenizer);
     }
     let mut tokens = vec![];
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
@@ -275,6 +299,20 @@ fn ready_rows(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_end_with_a_line_and_make_up_the_text() {
+        let text = "word word\n\n  word é\nword ".repeat(20_000);
+        let (mut rest, mut pieces) = (text.as_str(), vec![]);
+        while !rest.is_empty() {
+            let (piece, next) = rest.split_at(piece_end(rest));
+            pieces.push(piece);
+            rest = next;
+        }
+        assert!(pieces.len() > 4 && pieces.concat() == text);
+        assert!(pieces[1..].iter().all(|piece| piece.starts_with("word ")));
+        assert_eq!(piece_end("one line without an end"), 23);
+    }
 
     #[test]
     fn rows_are_spread_over_the_text_and_never_leave_it() {

@@ -1,7 +1,7 @@
 //! Perplexity of a language model, and its divergence from a reference on the same predictions.
 
 use crate::EvalError;
-use crate::protocol::{Protocol, Segment};
+use crate::protocol::{Protocol, Segment, named_prefix};
 use crate::runner::Runner;
 use crate::score::Sums;
 use lapidary_formats::Source;
@@ -95,6 +95,7 @@ pub fn evaluate(
     let cut = evaluation.protocol.cut(
         evaluation.text,
         evaluation.tokenizer,
+        named_prefix(source, evaluation.tokenizer),
         context,
         evaluation.limit,
     )?;

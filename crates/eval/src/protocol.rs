@@ -9,8 +9,10 @@
 //!   predicted once from at most `max_length` before it; normalised by words and bytes of the raw page.
 
 use crate::EvalError;
-use lapidary_store::{Fs, Tokenizer};
+use lapidary_formats::Source;
+use lapidary_store::{Fs, Tokenizer, json};
 use regex::Regex;
+use serde_json::Value;
 use std::path::Path;
 
 /// A way to measure perplexity.
@@ -65,11 +67,13 @@ impl Protocol {
         }
     }
 
-    /// Cuts a text; at most `limit` windows, chunks or pages.
+    /// Cuts a text; at most `limit` windows, chunks or pages. `named` is the token that the
+    /// tokenizer's configuration names as the first of a text, whether it puts it there or not.
     pub(crate) fn cut(
         self,
         text: &str,
         tokenizer: &Tokenizer,
+        named: Option<u32>,
         context: usize,
         limit: Option<usize>,
     ) -> Result<Cut, EvalError> {
@@ -95,7 +99,7 @@ impl Protocol {
                 Cut { segments: windows.map(segment).collect(), ..Cut::default() }
             }
             Self::LlamaCpp => llama_cpp(text, tokenizer, length, limit)?,
-            Self::Word => pages(text, tokenizer, length, limit)?,
+            Self::Word => pages(text, tokenizer, named, length, limit)?,
         };
         if cut.segments.is_empty() {
             let what = format!("the text is too short for one window of {length} tokens");
@@ -150,11 +154,17 @@ fn llama_cpp(
     Ok(Cut { segments, ..Cut::default() })
 }
 
-fn pages(text: &str, tokenizer: &Tokenizer, length: usize, limit: usize) -> Result<Cut, EvalError> {
+fn pages(
+    text: &str,
+    tokenizer: &Tokenizer,
+    named: Option<u32>,
+    length: usize,
+    limit: usize,
+) -> Result<Cut, EvalError> {
     let text = with_unix_newlines(text);
     let detokenizer = Detokenizer::new()?;
     let beginning = beginning(tokenizer)?;
-    let prefix = beginning.or_else(|| end_of_text(tokenizer)).ok_or_else(|| {
+    let prefix = named.or(beginning).or_else(|| end_of_text(tokenizer)).ok_or_else(|| {
         let what =
             "the tokenizer has no token that begins or ends a text, which the protocol word needs";
         EvalError::Unusable(what.to_owned())
@@ -177,6 +187,22 @@ fn pages(text: &str, tokenizer: &Tokenizer, length: usize, limit: usize) -> Resu
         cut.octets += page.len() as u64;
     }
     Ok(cut)
+}
+
+/// The token that a tokenizer's configuration names as the first of a text, or else as its last:
+/// what lm-evaluation-harness predicts a first token from.
+pub(crate) fn named_prefix(source: &Source, tokenizer: &Tokenizer) -> Option<u32> {
+    let files = ["tokenizer_config.json", "special_tokens_map.json"];
+    let read = |name: &str| json::parse(&source.read_file(name).ok()?, Path::new(name)).ok();
+    let files: Vec<Value> = files.into_iter().filter_map(read).collect();
+    let named = |key: &str| {
+        files.iter().find_map(|file| {
+            let token = file.get(key)?;
+            let token = token.get("content").unwrap_or(token).as_str()?;
+            tokenizer.token_to_id(token)
+        })
+    };
+    named("bos_token").or_else(|| named("eos_token"))
 }
 
 /// The token that ends a text, under the names it has in known vocabularies.
