@@ -1,5 +1,7 @@
 //! Comparisons of rows of logits against f64.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
 mod common;
 
 use common::numbers;

@@ -271,7 +271,7 @@ impl RowQuantizer for Row<'_> {
     fn quantize(&mut self, column: usize, rest: &[f32]) -> f32 {
         let original = self.job.order[column];
         let group = original / self.group;
-        if !self.job.is_static && column % self.group == 0 {
+        if !self.job.is_static && column.is_multiple_of(self.group) {
             let width = self.group.min(rest.len());
             let costs = &self.job.costs[column..][..width];
             self.grids[group] = self.job.fit(&rest[..width], costs);

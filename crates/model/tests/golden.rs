@@ -1,6 +1,12 @@
 //! Every tiny model of `testdata/models` against the outputs that `transformers` gave for it, with
 //! both spellings of its configuration and both arithmetics.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on should panic"
+)]
+
 use lapidary_formats::Source;
 use lapidary_model::{
     Backend, Batch, Composed, Executor, Fused, GraphWeights, Precision, Spec, Tokens, spec,

@@ -173,6 +173,7 @@ fn a_shorter_context_makes_shorter_windows() {
 #[test]
 fn progress_counts_every_window() {
     let (model, tokenizer, text) = (model("llama-untied"), tokenizer(false), text(600 * 64, 6));
+    let (going, stopped) = (AtomicBool::new(false), AtomicBool::new(true));
     let evaluation = Evaluation {
         model: (&model.source, &model.spec),
         reference: None,
@@ -182,13 +183,13 @@ fn progress_counts_every_window() {
         limit: None,
         context: Some(64),
         precision: Precision::F32,
-        stop: &AtomicBool::new(false),
+        stop: &going,
     };
     let mut seen = vec![];
     let report = evaluate(&evaluation, &mut |done, all| seen.push((done, all))).unwrap();
     assert!(seen.len() > 1 && seen.windows(2).all(|pair| pair[0].0 < pair[1].0), "{seen:?}");
     assert_eq!(seen.last(), Some(&(report.windows, report.windows)));
-    let stopped = Evaluation { stop: &AtomicBool::new(true), ..evaluation };
+    let stopped = Evaluation { stop: &stopped, ..evaluation };
     assert!(matches!(evaluate(&stopped, &mut |_, _| {}), Err(EvalError::Interrupted)));
 }
 

@@ -65,10 +65,15 @@ pub(crate) fn tokenizer(begins: bool) -> Tokenizer {
 }
 
 /// A text of so many characters, without much sense.
-pub(crate) fn text(characters: usize, seed: usize) -> String {
+pub(crate) fn text(characters: usize, seed: u64) -> String {
     let alphabet: Vec<char> = CHARACTERS.chars().filter(|c| *c != '\r').collect();
-    let at = |i: usize| alphabet[(i * i + 31 * i * seed + i / 7 + seed) % alphabet.len()];
-    (0..characters).map(at).collect()
+    let mut state = seed;
+    let mut next = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        alphabet[(state >> 33) as usize % alphabet.len()]
+    };
+    (0..characters).map(|_| next()).collect()
 }
 
 /// Log-probabilities of the next token after each of `tokens`.

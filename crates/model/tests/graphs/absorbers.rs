@@ -89,7 +89,9 @@ fn absorbers(graph: &Graph) -> Vec<String> {
     };
     let groups = graph.shared_inputs().into_iter();
     groups
-        .map(|group| graph.absorber(group.value).map_or("none".to_owned(), |a| describe(&a)))
+        .map(|group| {
+            graph.absorber(group.value).map_or_else(|| "none".to_owned(), |a| describe(&a))
+        })
         .collect()
 }
 
