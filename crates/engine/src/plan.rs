@@ -147,6 +147,20 @@ impl Plan {
         self.output_bytes() + committed + self.memory.disk_activations
     }
 
+    /// The notes as people read them, those that are alike in one line.
+    pub fn summaries(&self) -> Vec<String> {
+        let mut alike: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (site, note) in &self.notes {
+            alike.entry(note.what.as_str()).or_default().push(site);
+        }
+        let line = |(what, sites): (&str, Vec<&str>)| match sites[..] {
+            [""] => what.to_owned(),
+            [site] => format!("{site}: {what}"),
+            _ => format!("{} layers: {what}", sites.len()),
+        };
+        alike.into_iter().map(line).collect()
+    }
+
     fn site_bytes(&self, site: &SitePlan) -> u64 {
         let tensors = self.format.tensors(&site.linear.module, &site.outline, self.float_type);
         tensors.iter().map(|tensor| tensor.byte_len().unwrap_or(0)).sum()

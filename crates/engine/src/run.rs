@@ -81,8 +81,11 @@ impl Job<'_> {
 pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
     let costs = Costs::default();
     let plan = Plan::new(&job.fs, job.source, job.recipe, job.limits)?;
+    for summary in plan.summaries() {
+        job.progress.note(&summary);
+    }
     for (site, note) in &plan.notes {
-        announce(job, site, note)?;
+        allow(job, site, note)?;
     }
     let rows = rows(job, &plan)?;
     // What the tokenizer took is not needed again.
@@ -107,6 +110,11 @@ pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
 fn announce(job: &Job<'_>, site: &str, note: &lapidary_methods::Note) -> Result<(), EngineError> {
     let what = if site.is_empty() { note.what.clone() } else { format!("{site}: {}", note.what) };
     job.progress.note(&what);
+    allow(job, site, note)
+}
+
+/// A fallback ends a strict job.
+fn allow(job: &Job<'_>, site: &str, note: &lapidary_methods::Note) -> Result<(), EngineError> {
     match note.kind {
         lapidary_methods::NoteKind::Fallback if job.strict => {
             let site = if site.is_empty() { "the job" } else { site };

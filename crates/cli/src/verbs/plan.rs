@@ -96,20 +96,8 @@ fn describe(plan: &Plan) -> String {
     for (name, why) in &plan.dropped {
         let _ = writeln!(text, "  dropped {name}: {why}");
     }
-    text.push_str(&notes(plan));
-    text
-}
-
-/// Notes, alike ones together.
-fn notes(plan: &Plan) -> String {
-    let mut alike: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (site, note) in &plan.notes {
-        alike.entry(note.what.as_str()).or_default().push(site);
+    for note in plan.summaries() {
+        let _ = writeln!(text, "note: {note}");
     }
-    let line = |(what, sites): (&str, Vec<&str>)| match sites[..] {
-        [""] => format!("note: {what}\n"),
-        [site] => format!("note: {site}: {what}\n"),
-        _ => format!("note: {} layers: {what}\n", sites.len()),
-    };
-    alike.into_iter().map(line).collect()
+    text
 }
