@@ -81,9 +81,8 @@ impl Job<'_> {
 pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
     let costs = Costs::default();
     let plan = Plan::new(&job.fs, job.source, job.recipe, job.limits)?;
-    for (site, note) in &plan.notes {
-        announce(job, site, note)?;
-    }
+    check_place(job)?;
+    announce_plan(job, &plan)?;
     let rows = rows(job, &plan)?;
     // What the tokenizer took is not needed again.
     return_freed();
@@ -101,6 +100,37 @@ pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
     let manifest = costs
         .charge(Part::Write, || publish::publish(job, &plan, rows.as_ref(), &identity, work))?;
     Ok(Outcome { manifest, resumed, was_complete: false, costs })
+}
+
+/// A result within the source's folder would be part of the source the next time.
+fn check_place(job: &Job<'_>) -> Result<(), EngineError> {
+    let source = job.fs.canonicalize(job.source.path())?;
+    let output = std::path::absolute(job.output).unwrap_or_else(|_| job.output.to_owned());
+    // The output does not exist yet: the nearest folder above it that does, decides.
+    let above = output.ancestors().skip(1).find_map(|above| job.fs.canonicalize(above).ok());
+    if above.is_some_and(|above| above.starts_with(&source)) {
+        return Err(EngineError::Refused(format!(
+            "{} is in the model's own folder {}; choose another -o",
+            job.output.display(),
+            job.source.path().display()
+        )));
+    }
+    Ok(())
+}
+
+/// Tells of the plan's notes, alike ones together.
+fn announce_plan(job: &Job<'_>, plan: &Plan) -> Result<(), EngineError> {
+    let mut alike: Vec<(&str, &lapidary_methods::Note, usize)> = vec![];
+    for (site, note) in &plan.notes {
+        match alike.iter_mut().find(|(_, other, _)| *other == note) {
+            Some((_, _, count)) => *count += 1,
+            None => alike.push((site, note, 1)),
+        }
+    }
+    alike.into_iter().try_for_each(|(site, note, count)| match count {
+        1 => announce(job, site, note),
+        _ => announce(job, &format!("{count} layers"), note),
+    })
 }
 
 /// Tells of a note; a fallback ends a strict job.
@@ -204,8 +234,8 @@ fn check_disk(job: &Job<'_>, plan: &Plan) -> Result<(), EngineError> {
         let what = format!(
             "{} has {} MB free and the job needs {} MB; free some, or choose another -o",
             folder.display(),
-            free >> 20,
-            need >> 20
+            free / 1_000_000,
+            need.div_ceil(1_000_000)
         );
         return Err(EngineError::Refused(what));
     }
