@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lapidary_engine::recipe::Overrides;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Cuts language models to size.
@@ -17,8 +18,8 @@ pub(crate) struct Cli {
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
     /// Threads; all processors by default. Results do not depend on it
-    #[arg(long, global = true, value_parser = clap::value_parser!(usize))]
-    pub(crate) threads: Option<usize>,
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -167,7 +168,7 @@ pub(crate) struct EvalArguments {
     pub(crate) protocol: ProtocolName,
     /// Only the first N windows, chunks or pages
     #[arg(long, value_name = "N")]
-    pub(crate) windows: Option<usize>,
+    pub(crate) windows: Option<NonZeroUsize>,
     /// Tokens of a window, where they are to be fewer than the protocol's
     #[arg(long, value_name = "TOKENS")]
     pub(crate) context: Option<usize>,

@@ -14,17 +14,25 @@ pub(crate) enum CliError {
     #[error("{0}")]
     Engine(#[from] EngineError),
     /// A recipe, with the file it stands in.
-    #[error("{file}: {error}")]
+    #[error("{}{error}", standing_in(file, error))]
     Recipe { file: String, error: RecipeError },
     /// An evaluation.
     #[error("{0}")]
     Eval(#[from] EvalError),
     /// Standard output.
-    #[error("standard output: {0}; what was computed is lost, nothing that was written is")]
+    #[error(
+        "cannot write to standard output: {0}; files that were written are whole, run the command \
+         again to see the result"
+    )]
     Output(#[from] std::io::Error),
     /// A folder that does not verify.
     #[error("{0}")]
     Unverified(String),
+}
+
+/// The file, for errors that have a place in it; the others come from the command line.
+fn standing_in(file: &str, error: &RecipeError) -> String {
+    if error.place.line == 0 { String::new() } else { format!("{file}: ") }
 }
 
 impl CliError {

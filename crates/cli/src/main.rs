@@ -28,16 +28,17 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("error: {error}");
+            output::tell(&format!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
     }
 }
 
 fn run(cli: &Cli) -> Result<(), CliError> {
+    lapidary_kernels::process::survive_file_size_limit();
     if let Some(threads) = cli.threads {
         // Fails only when a pool exists already, and none does before this line.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global();
     }
     let mut output = Output::new(cli.json);
     match &cli.verb {

@@ -4,6 +4,11 @@ use crate::error::CliError;
 use serde_json::Value;
 use std::io::{BufWriter, Stdout, Write};
 
+/// A line on standard error. Nobody may be there to read it, and then the work goes on.
+pub(crate) fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
 /// Where results go.
 pub(crate) struct Output {
     json: bool,

@@ -1,5 +1,6 @@
 //! Progress on standard error: a bar with the time left on a terminal, plain lines elsewhere.
 
+use crate::output::tell;
 use indicatif::{ProgressBar, ProgressStyle};
 use lapidary_engine::Progress;
 use std::io::IsTerminal;
@@ -42,7 +43,7 @@ impl Progress for Shown {
             let now = Instant::now();
             let bar = self.is_terminal.then(|| bar(phase, steps));
             if bar.is_none() {
-                eprintln!("{phase}");
+                tell(phase);
             }
             *slot = Some(Phase { name: phase.to_owned(), steps, began: now, last_line: now, bar });
         });
@@ -56,7 +57,7 @@ impl Progress for Shown {
                 bar.set_message(detail.to_owned());
             } else if phase.last_line.elapsed() >= EVERY {
                 phase.last_line = Instant::now();
-                eprintln!("{}", line(phase, done, detail));
+                tell(&line(phase, done, detail));
             }
         });
     }
@@ -71,8 +72,8 @@ impl Progress for Shown {
 
     fn note(&self, what: &str) {
         self.with_phase(|slot| match slot {
-            Some(Phase { bar: Some(bar), .. }) => bar.suspend(|| eprintln!("note: {what}")),
-            _ => eprintln!("note: {what}"),
+            Some(Phase { bar: Some(bar), .. }) => bar.suspend(|| tell(&format!("note: {what}"))),
+            _ => tell(&format!("note: {what}")),
         });
     }
 }

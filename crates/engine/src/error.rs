@@ -93,14 +93,14 @@ impl EngineError {
     pub fn failure(&self) -> Failure {
         match self {
             Self::Recipe(_) => Failure::Usage,
-            Self::Refused(_) => Failure::Refused,
+            Self::Refused(_) | Self::Strict { .. } => Failure::Refused,
             Self::BadInput(_) => Failure::BadInput,
             Self::Store(error) => of_category(error.category()),
             Self::Format(error) => of_category(error.category()),
             Self::Model(error) => of_model(error),
             Self::Method(MethodError::Numerical { .. }) => Failure::Numerical,
             Self::Method(_) | Self::Internal(_) => Failure::Internal,
-            Self::Strict { .. } | Self::NotFinite { .. } => Failure::Numerical,
+            Self::NotFinite { .. } => Failure::Numerical,
             Self::Interrupted { .. } => Failure::Interrupted,
             Self::Verification { .. } => Failure::InputOutput,
         }

@@ -111,7 +111,7 @@ impl Default for Calibration {
 
 /// What is wrong with a recipe, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{place}: {what}")]
+#[error("{place}{what}")]
 pub struct RecipeError {
     /// Where it stands.
     pub place: Place,
@@ -333,7 +333,7 @@ pub(crate) fn check_known(field: &Field, of: &str, known: &[&str]) -> Result<(),
         return Ok(());
     }
     let near = nearest(&field.key, known)
-        .map_or_else(String::new, |near| format!("; did you mean {near}?"));
+        .map_or_else(|| ";".to_owned(), |near| format!("; did you mean {near}?"));
     let what = format!("unknown key {:?} {of}{near} known keys: {}", field.key, known.join(", "));
     Err(RecipeError::new(field.place, what))
 }

@@ -14,6 +14,7 @@ use block::BlockRunner;
 use lapidary_formats::Source;
 use lapidary_kernels::isa::Isa;
 use lapidary_kernels::memory::return_freed;
+use lapidary_methods::{Note, NoteKind};
 use lapidary_model::{Executor, Fused, Precision};
 use lapidary_store::Fs;
 use serde_json::{Value, json};
@@ -81,17 +82,15 @@ impl Job<'_> {
 pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
     let costs = Costs::default();
     let plan = Plan::new(&job.fs, job.source, job.recipe, job.limits)?;
-    for summary in plan.summaries() {
-        job.progress.note(&summary);
-    }
-    for (site, note) in &plan.notes {
-        allow(job, site, note)?;
-    }
+    check_place(job)?;
+    announce_plan(job, &plan)?;
     let rows = rows(job, &plan)?;
     // What the tokenizer took is not needed again.
     return_freed();
     let identity = costs.charge(Part::Hash, || identity(job, &plan, rows.as_ref()))?;
     if let Some(manifest) = already_complete(job, &identity)? {
+        // A run that ended between naming the result and tidying up has left its work behind.
+        work::discard(job)?;
         return Ok(Outcome { manifest, resumed: 0, was_complete: true, costs });
     }
     check_disk(job, &plan)?;
@@ -106,17 +105,48 @@ pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
     Ok(Outcome { manifest, resumed, was_complete: false, costs })
 }
 
+/// A result within the source's folder would be part of the source the next time.
+fn check_place(job: &Job<'_>) -> Result<(), EngineError> {
+    let source = job.fs.canonicalize(job.source.path())?;
+    let output = std::path::absolute(job.output).unwrap_or_else(|_| job.output.to_owned());
+    // The output does not exist yet: the nearest folder above it that does, decides.
+    let above = output.ancestors().skip(1).find_map(|above| job.fs.canonicalize(above).ok());
+    if above.is_some_and(|above| above.starts_with(&source)) {
+        return Err(EngineError::Refused(format!(
+            "{} is in the model's own folder {}; choose another -o",
+            job.output.display(),
+            job.source.path().display()
+        )));
+    }
+    Ok(())
+}
+
+/// Tells of the plan's notes, alike ones together; a fallback ends a strict job.
+fn announce_plan(job: &Job<'_>, plan: &Plan) -> Result<(), EngineError> {
+    for summary in plan.summaries() {
+        job.progress.note(&summary);
+    }
+    let is_fallback = |note: &Note| note.kind == NoteKind::Fallback;
+    match plan.notes.iter().find(|(_, note)| is_fallback(note)) {
+        Some((site, note)) => match plan.notes.iter().filter(|(_, other)| other == note).count() {
+            1 => allow(job, site, note),
+            count => allow(job, &format!("{count} layers"), note),
+        },
+        None => Ok(()),
+    }
+}
+
 /// Tells of a note; a fallback ends a strict job.
-fn announce(job: &Job<'_>, site: &str, note: &lapidary_methods::Note) -> Result<(), EngineError> {
+fn announce(job: &Job<'_>, site: &str, note: &Note) -> Result<(), EngineError> {
     let what = if site.is_empty() { note.what.clone() } else { format!("{site}: {}", note.what) };
     job.progress.note(&what);
     allow(job, site, note)
 }
 
 /// A fallback ends a strict job.
-fn allow(job: &Job<'_>, site: &str, note: &lapidary_methods::Note) -> Result<(), EngineError> {
+fn allow(job: &Job<'_>, site: &str, note: &Note) -> Result<(), EngineError> {
     match note.kind {
-        lapidary_methods::NoteKind::Fallback if job.strict => {
+        NoteKind::Fallback if job.strict => {
             let site = if site.is_empty() { "the job" } else { site };
             Err(EngineError::Strict { site: site.to_owned(), what: note.what.clone() })
         }
@@ -212,8 +242,8 @@ fn check_disk(job: &Job<'_>, plan: &Plan) -> Result<(), EngineError> {
         let what = format!(
             "{} has {} MB free and the job needs {} MB; free some, or choose another -o",
             folder.display(),
-            free >> 20,
-            need >> 20
+            free / 1_000_000,
+            need.div_ceil(1_000_000)
         );
         return Err(EngineError::Refused(what));
     }

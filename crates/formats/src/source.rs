@@ -125,6 +125,11 @@ impl Source {
         Self { checkpoint, config, reader, tensors, by_name, consumed, files }
     }
 
+    /// The folder or file that was opened.
+    pub fn path(&self) -> &Path {
+        self.checkpoint.path()
+    }
+
     /// `config.json`, reconstructed for a GGUF.
     pub fn config(&self) -> &Value {
         &self.config

@@ -11,6 +11,7 @@ pub mod matrix;
 pub mod memory;
 pub mod norm;
 pub mod pack;
+pub mod process;
 pub mod rope;
 pub mod softmax;
 pub mod sweep;

@@ -288,8 +288,11 @@ impl StoreError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 Self::DiskFull { action, path }
             }
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-                not_found(format!("cannot {action} it, check the path"))
+            // What is to be made need not exist; then the trouble is the place it is to be made in.
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                if !action.starts_with("create") =>
+            {
+                not_found("check the path".to_owned())
             }
             _ => Self::Io { action, path, cause },
         }

@@ -41,7 +41,7 @@ pub(crate) fn run(
         progress: &Shown::new(quiet),
     })?;
     let folder = &arguments.output;
-    output.result(|| to_json(&outcome, folder), || describe(&outcome, folder))
+    output.result(|| to_json(&outcome, folder), || describe(&outcome, folder, model))
 }
 
 fn to_json(outcome: &Outcome, folder: &Path) -> Value {
@@ -94,7 +94,7 @@ fn cost_line(costs: &Costs) -> String {
     )
 }
 
-fn describe(outcome: &Outcome, folder: &Path) -> String {
+fn describe(outcome: &Outcome, folder: &Path, model: &str) -> String {
     let manifest = &outcome.manifest;
     let mut text = String::new();
     let done = if outcome.was_complete { "was complete already" } else { "written" };
@@ -116,7 +116,7 @@ fn describe(outcome: &Outcome, folder: &Path) -> String {
         let _ = writeln!(text, "{fallbacks} fallbacks, listed in lapidary.json");
     }
     let _ = write!(text, "\n{}", worst(&manifest.sites));
-    let _ = write!(text, "\nnext: lapidary eval {} --reference MODEL", folder.display());
+    let _ = write!(text, "\n\nnext: lapidary eval {} --reference {model}", folder.display());
     text
 }
 

@@ -16,6 +16,7 @@ use lapidary_formats::Source;
 use lapidary_model::{Precision, Spec, spec};
 use serde_json::{Value, json};
 use std::fmt::Write;
+use std::num::NonZeroUsize;
 
 /// Held-out text of the demo model's kind.
 pub(crate) const HELD_OUT: &str = include_str!("../../../../assets/demo/evaluation.txt");
@@ -49,7 +50,7 @@ pub(crate) fn run(
         tokenizer: &tokenizer,
         text: &text,
         protocol: protocol(arguments.protocol),
-        limit: arguments.windows,
+        limit: arguments.windows.map(NonZeroUsize::get),
         context: arguments.context,
         precision: precision(arguments.precision),
         stop: &stop_flag(),
@@ -91,7 +92,7 @@ fn encoders(
     let length = arguments.context.unwrap_or(128).min(model.1.context);
     let paragraphs = text.split("\n\n").filter(|paragraph| !paragraph.trim().is_empty());
     let mut rows = vec![];
-    for paragraph in paragraphs.take(arguments.windows.unwrap_or(64)) {
+    for paragraph in paragraphs.take(arguments.windows.map_or(64, NonZeroUsize::get)) {
         let mut row = tokenizer.encode(paragraph, true)?;
         row.truncate(length);
         rows.push(row);

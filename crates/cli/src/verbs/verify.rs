@@ -10,6 +10,7 @@ use lapidary_model::spec;
 use lapidary_store::Fs;
 use lapidary_weight::Tensors;
 use serde_json::json;
+use std::path::Path;
 use std::sync::Arc;
 
 pub(crate) fn run(arguments: &VerifyArguments, output: &mut Output) -> Result<(), CliError> {
@@ -23,15 +24,11 @@ pub(crate) fn run(arguments: &VerifyArguments, output: &mut Output) -> Result<()
         files = manifest.files.len();
         problems.extend(hash_problems(&*fs, &manifest, arguments)?);
     }
+    // A changed file is best named as such, before its content is tried.
+    refuse(folder, &problems)?;
     let source = Source::open(Arc::clone(&fs), folder)?;
     let checked = structure_problems(&source, &mut problems)?;
-    if let Some(first) = problems.first() {
-        let more = match problems.len() - 1 {
-            0 => String::new(),
-            more => format!(" (and {more} more)"),
-        };
-        return Err(CliError::Unverified(format!("{}: {first}{more}", folder.display())));
-    }
+    refuse(folder, &problems)?;
     let hashes = if has_manifest {
         format!("{files} files match their hashes")
     } else {
@@ -41,6 +38,16 @@ pub(crate) fn run(arguments: &VerifyArguments, output: &mut Output) -> Result<()
         || json!({ "verified": true, "manifest": has_manifest, "files": files, "tensors": checked }),
         || format!("{}: {hashes}; {checked} tensors are there and finite", folder.display()),
     )
+}
+
+/// An error that names the first problem, if there is one.
+fn refuse(folder: &Path, problems: &[String]) -> Result<(), CliError> {
+    let Some(first) = problems.first() else { return Ok(()) };
+    let more = match problems.len() - 1 {
+        0 => String::new(),
+        more => format!(" (and {more} more)"),
+    };
+    Err(CliError::Unverified(format!("{}: {first}{more}", folder.display())))
 }
 
 /// Files that are missing, changed, or not in the manifest.

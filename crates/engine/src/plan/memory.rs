@@ -147,8 +147,8 @@ fn within(plan: MemoryPlan, limits: Limits) -> Result<MemoryPlan, EngineError> {
         Some(limit) if plan.peak > limit => Err(EngineError::Refused(format!(
             "the job needs {} MB even with activations on the disk, and the limit is {} MB; raise \
              --memory or use shorter rows (--seq-len)",
-            plan.peak >> 20,
-            limit >> 20
+            plan.peak.div_ceil(1_000_000),
+            limit / 1_000_000
         ))),
         _ => Ok(plan),
     }

@@ -15,11 +15,12 @@ pub struct Place {
     pub column: u64,
 }
 
+/// Ready to stand before a message: nothing for a value from the command line.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
-            0 => write!(f, "command line"),
-            line => write!(f, "line {line}, column {}", self.column),
+            0 => Ok(()),
+            line => write!(f, "line {line}, column {}: ", self.column),
         }
     }
 }
@@ -253,7 +254,7 @@ mod tests {
     fn broken_yaml_is_an_error_with_a_line() {
         for text in ["a: [1, 2", "a: 1\na: 2\n", "a: 1\n b: 2", "a: {b", "&a [*a, *a"] {
             let (place, what) = Node::parse(text).unwrap_err();
-            assert!(place.line >= 1 && !what.is_empty(), "{text:?}: {place}: {what}");
+            assert!(place.line >= 1 && !what.is_empty(), "{text:?}: {place}{what}");
         }
     }
 }

@@ -72,6 +72,22 @@ pub(super) fn folder(output: &Path) -> Result<PathBuf, EngineError> {
     Ok(parent(output).join(format!(".{}.lapidary", name.to_string_lossy())))
 }
 
+/// Removes the work folder of a job whose result is complete, if there is one.
+///
+/// # Errors
+/// When another process works there, or the disk refuses.
+pub(super) fn discard(job: &Job<'_>) -> Result<(), EngineError> {
+    let folder = folder(job.output)?;
+    match job.fs.metadata(&folder) {
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(_) => {
+            let _lock = job.fs.lock(&folder.join("lock"))?;
+            Ok(job.fs.remove_dir_all(&folder)?)
+        }
+    }
+}
+
 impl Work {
     /// Opens the work folder of a job, or starts one.
     ///
