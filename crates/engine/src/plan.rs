@@ -93,7 +93,7 @@ impl Plan {
             let step = &recipe.steps[step];
             let Method::Tensorwise(method) = step.build()?;
             let scales = format.scale_type(float_type);
-            let (method, outline, note) = fit(method, &linear, scales, format)?;
+            let Fitted { method, outline, note } = fit(method, &linear, scales, format)?;
             notes.extend(note.map(|note| (linear.module.clone(), note)));
             let (step, method_id) = (step.name.clone(), step.method.id);
             sites.push(SitePlan { linear, block, step, method_id, method, outline });
@@ -272,6 +272,14 @@ fn kind(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
 }
 
+/// A method that a format can hold the output of.
+struct Fitted {
+    method: Box<dyn Tensorwise>,
+    outline: Outline,
+    /// What departs from the recipe.
+    note: Option<Note>,
+}
+
 /// The method as asked for where the format can hold its output, else with the widest smaller
 /// groups that it can, else with a scale a row; the change is noted.
 fn fit(
@@ -279,10 +287,12 @@ fn fit(
     linear: &LinearOp,
     scales: FloatType,
     format: &'static dyn Format,
-) -> Result<(Box<dyn Tensorwise>, Outline, Option<Note>), EngineError> {
+) -> Result<Fitted, EngineError> {
     let (rows, cols) = (linear.out_features, linear.in_features);
     let outline = method.outline(rows, cols, scales);
-    let Err(reason) = format.accepts(&outline) else { return Ok((method, outline, None)) };
+    let Err(reason) = format.accepts(&outline) else {
+        return Ok(Fitted { method, outline, note: None });
+    };
     let asked = outline.terms.iter().find_map(|term| match term {
         lapidary_weight::TermOutline::Affine { grouping: Grouping::Columns(width), .. } => {
             Some(width.get())
@@ -298,7 +308,8 @@ fn fit(
         let outline = other.outline(rows, cols, scales);
         if format.accepts(&outline).is_ok() {
             let what = format!("{}: {reason}; used {} instead", format.id(), outline.describe());
-            return Ok((other, outline, Some(Note::fallback(what))));
+            let note = Some(Note::fallback(what));
+            return Ok(Fitted { method: other, outline, note });
         }
     }
     let what = format!("{}: format {} cannot hold it: {reason}", linear.module, format.id());

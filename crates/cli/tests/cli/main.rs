@@ -1,5 +1,7 @@
 //! The real binary, from its arguments to what it writes, says and returns.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
 mod bad_input;
 mod damage;
 mod devices;

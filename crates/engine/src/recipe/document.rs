@@ -156,7 +156,7 @@ impl From<Spanned<Content>> for Node {
 }
 
 fn place(location: serde_saphyr::Location) -> Place {
-    Place { line: location.line().into(), column: location.column().into() }
+    Place { line: location.line(), column: location.column() }
 }
 
 impl<'de> Deserialize<'de> for Content {

@@ -28,10 +28,13 @@ pub(super) struct BlockRunner<'a> {
     pub(super) seq_len: usize,
 }
 
+/// A tensor in the output's format, with its bytes.
+pub(super) type StoredTensor = (TensorSpec, Vec<u8>);
+
 /// A stage that is encoded and not yet committed.
 pub(super) struct Done {
     /// Tensors in the output's format, with their bytes.
-    pub(super) tensors: Vec<(TensorSpec, Vec<u8>)>,
+    pub(super) tensors: Vec<StoredTensor>,
     /// What happened to each site.
     pub(super) sites: Vec<SiteRecord>,
 }
@@ -239,7 +242,7 @@ impl BlockRunner<'_> {
         &self,
         site: &SitePlan,
         statistics: Option<&Statistics>,
-    ) -> Result<(SiteRecord, Vec<(TensorSpec, Vec<u8>)>, Weight), EngineError> {
+    ) -> Result<(SiteRecord, Vec<StoredTensor>, Weight), EngineError> {
         let (plan, linear) = (self.plan, &site.linear);
         let weight =
             self.job.source.read(&linear.weight).map_err(lapidary_model::ModelError::from)?;
@@ -260,7 +263,7 @@ impl BlockRunner<'_> {
         }
         let specs = plan.format.tensors(&linear.module, &site.outline, plan.float_type);
         let bytes = plan.format.encode(&encoded, plan.float_type)?;
-        let tensors: Vec<(TensorSpec, Vec<u8>)> = specs.into_iter().zip(bytes).collect();
+        let tensors: Vec<StoredTensor> = specs.into_iter().zip(bytes).collect();
         let stored = read_back(site, plan, &tensors)?;
         let record =
             self.costs.charge(Part::Measure, || record(site, &weight, &stored, statistics, notes));
@@ -311,7 +314,7 @@ fn chunk_rows(seq_len: usize) -> usize {
 fn read_back(
     site: &SitePlan,
     plan: &Plan,
-    tensors: &[(TensorSpec, Vec<u8>)],
+    tensors: &[StoredTensor],
 ) -> Result<Weight, EngineError> {
     let read = |name: &str| match tensors.iter().find(|(spec, _)| spec.name == name) {
         Some((_, bytes)) => Ok(bytes.clone()),

@@ -1,5 +1,7 @@
 //! Whole jobs on tiny models: what they write, that they survive interruption, what they refuse.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
 mod interruption;
 mod refusals;
 mod results;
