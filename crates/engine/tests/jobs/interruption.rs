@@ -109,7 +109,7 @@ fn an_unfinished_job_is_not_mixed_with_another() {
     let mut job = setup(scratch.path());
     let stop = AtomicBool::new(false);
     job.run_with(&output, &stop, &StopAfterOne(&stop)).unwrap_err();
-    let recipe = std::mem::replace(&mut job.recipe, String::new());
+    let recipe = std::mem::take(&mut job.recipe);
     job.recipe = recipe.replace("bits: 4", "bits: 5");
     let error = job.run(&output).unwrap_err();
     assert!(matches!(error, EngineError::Refused(_)), "{error}");
