@@ -41,6 +41,9 @@ pub(crate) fn base_model(model: &str, path: &Path) -> String {
     if is_local && model.matches('/').count() == 1 && !Path::new(model).exists() {
         return model.split('@').next().unwrap_or(model).to_owned();
     }
+    // `.` and `..` have no name of their own.
+    let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let path = if path.file_name().is_some() { path } else { &whole };
     let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }

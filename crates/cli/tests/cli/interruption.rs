@@ -7,10 +7,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// A job of some seconds, in steps that a test can hit.
-const JOB: &str = "compress model --recipe W3A16 --group-size 64 --samples 96 --seq-len 256 -q";
+const JOB: &str = "compress model --recipe W3A16 --group-size 64 --samples 48 --seq-len 256 -q";
 
 /// The same in less time.
-const SHORT: &str = "compress model --recipe W3A16 --group-size 64 --samples 32 --seq-len 128 -q";
+const SHORT: &str = "compress model --recipe W3A16 --group-size 64 --samples 24 --seq-len 128 -q";
 
 fn start(folder: &Path, line: &str) -> Child {
     let mut command = Command::new(LAPIDARY);

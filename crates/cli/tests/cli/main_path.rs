@@ -40,6 +40,13 @@ fn what_is_written_can_be_told_apart_and_holds_no_path_and_no_clock() {
     for field in ["base_model: model\n", "base_model_relation: quantized\n", "tags:\n- "] {
         assert!(card.split("\n---\n").next().unwrap().contains(field), "{card}");
     }
+    let inside = run(&here.join("model"), &format!("compress . -o ../inside {SMALL}"));
+    assert!(
+        inside.err.contains("note: 24 layers: compressed-tensors: groups of 128"),
+        "{inside:?}"
+    );
+    inside.ok();
+    assert_eq!(files(&here.join("inside")), files(&output), "however the model is named");
     let manifest = read_json(&output.join("lapidary.json"));
     let lists = &manifest["tensors"];
     let count = |list: &str| lists[list].as_array().unwrap().len();
