@@ -63,6 +63,12 @@ pub(crate) fn run(
         progress.advance(done as u64, "");
     })?;
     progress.end();
+    if let Some(context) = arguments.context.filter(|context| *context > report.length) {
+        progress.note(&format!(
+            "windows have {} tokens, the model's context, instead of {context}",
+            report.length
+        ));
+    }
     output.result(|| to_json(&report, &size), || describe(&report, &size))
 }
 

@@ -26,6 +26,8 @@ fn a_model_is_planned_compressed_inspected_verified_and_evaluated() {
     assert!(run(here, "verify out").ok().contains("5 files match their hashes; 38 tensors"));
     let eval = run(here, "eval out --reference model --windows 2 --context 64").ok();
     assert!(eval.contains("(protocol windows, 2 windows of 64, 126 tokens)"), "{eval}");
+    let long = run(here, "eval out --windows 1 --context 4096");
+    assert!(long.err.contains("windows have 512 tokens, the model's context, instead of 4096"));
     assert!(eval.contains("KL divergence") && eval.contains("4.253 bits a weight"), "{eval}");
 }
 
