@@ -36,6 +36,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<(), CliError> {
     lapidary_kernels::process::survive_file_size_limit();
+    lapidary_kernels::memory::keep_large_blocks_apart();
     if let Some(threads) = cli.threads {
         // Fails only when a pool exists already, and none does before this line.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global();

@@ -25,7 +25,7 @@ const BLOCK: usize = 128;
 const STRIP: usize = 16;
 
 /// Rows whose later columns are updated by one product: bounds the memory it takes.
-const UPDATE_ROWS: usize = 1024;
+const UPDATE_ROWS: usize = 256;
 
 /// Decides one row's values as the sweep reaches them.
 pub trait RowQuantizer {

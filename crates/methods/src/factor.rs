@@ -40,7 +40,7 @@ pub(crate) fn inverse_factor(gram: &[f32], order: &[usize], damping: f64) -> Opt
         // With rows and columns reversed, the lower factor of `H` is the upper one of this order,
         // and its inverse is `U`: one factorization instead of two and an inverse.
         let at = |i: usize, j: usize| (order[n - 1 - i], order[n - 1 - j]);
-        let mut reversed = Mat::<f64>::from_fn(n, n, |i, j| {
+        let reversed = Mat::<f64>::from_fn(n, n, |i, j| {
             let (row, column) = at(i, j);
             let value = f64::from(gram[row * n + column]);
             let on_diagonal = if i != j {
@@ -52,7 +52,7 @@ pub(crate) fn inverse_factor(gram: &[f32], order: &[usize], damping: f64) -> Opt
             };
             value + on_diagonal
         });
-        if let Some(upper) = invert_cholesky(&mut reversed) {
+        if let Some(upper) = invert_cholesky(reversed) {
             return Some(InverseFactor { upper, damping, dead });
         }
         if damping >= MOST_DAMPING {
@@ -63,7 +63,7 @@ pub(crate) fn inverse_factor(gram: &[f32], order: &[usize], damping: f64) -> Opt
 }
 
 /// `(J L J)⁻¹` row-major, where `L Lᵀ` is the matrix and `J` reverses: an upper triangle.
-fn invert_cholesky(matrix: &mut Mat<f64>) -> Option<Vec<f32>> {
+fn invert_cholesky(mut matrix: Mat<f64>) -> Option<Vec<f32>> {
     let n = matrix.nrows();
     // Sequential on purpose: the result must not depend on the number of threads.
     let (par, params) = (Par::Seq, Spec::<LltParams, f64>::default());
@@ -73,6 +73,7 @@ fn invert_cholesky(matrix: &mut Mat<f64>) -> Option<Vec<f32>> {
     cholesky_in_place(matrix.as_mut(), regularization, par, stack, params).ok()?;
     let mut inverse = Mat::<f64>::zeros(n, n);
     invert_lower_triangular(inverse.as_mut(), matrix.as_ref(), par);
+    drop(matrix);
     let mut upper = vec![0.0_f32; n * n];
     for i in 0..n {
         for j in i..n {
