@@ -61,7 +61,7 @@ fn options_that_make_no_sense() {
         assert_eq!(entries(here), ["model"], "{option}");
     }
     run(here, &format!("compress model -q -o out {SMALL} --strict"))
-        .failed(3, &["model.layers.0.", "groups of 128 do not divide", "--strict"]);
+        .failed(3, &["24 layers: ", "groups of 128 do not divide", "--strict"]);
     assert_eq!(entries(here), ["model"]);
     // What the parser of the command line refuses, it explains in its own way.
     for line in ["", "polish model", "plan", "plan model --memory 1XB", "plan model --threads 0"] {
