@@ -5,7 +5,7 @@ use crate::EngineError;
 use crate::recipe::{BUILTIN_TEXT, Calibration};
 use lapidary_formats::Source;
 use lapidary_methods::Note;
-use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo, Tokenizer, hash, json};
+use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo, Tokenizer, hash};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -174,7 +174,7 @@ fn tokens_of(text: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>, EngineError>
 }
 
 /// Bytes of a piece of text, at least.
-const PIECE_BYTES: usize = 1 << 16;
+const PIECE_BYTES: usize = 1 << 15;
 
 /// Where the first piece of a text ends.
 fn piece_end(text: &str) -> usize {
@@ -199,8 +199,8 @@ fn tokens_of_file(
         let wrong = |what: &str| {
             EngineError::BadInput(format!("{}: line {}: {what}", path.display(), number + 1))
         };
-        let value =
-            json::parse(line.as_bytes(), path).map_err(|error| wrong(&error.to_string()))?;
+        let value: serde_json::Value = serde_json::from_str(line)
+            .map_err(|error| wrong(&format!("column {}: this is not JSON", error.column())))?;
         let text = value.get("text").and_then(serde_json::Value::as_str);
         let text = text.ok_or_else(|| wrong("each line is an object with a string under text"))?;
         tokens.extend(tokenizer.encode(text, false)?);

@@ -84,8 +84,9 @@ pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
     let plan = Plan::new(&job.fs, job.source, job.recipe, job.limits)?;
     check_place(job)?;
     announce_plan(job, &plan)?;
+    // What opening the source took, and then what the tokenizer took, is not needed again.
+    return_freed();
     let rows = rows(job, &plan)?;
-    // What the tokenizer took is not needed again.
     return_freed();
     let identity = costs.charge(Part::Hash, || identity(job, &plan, rows.as_ref()))?;
     if let Some(manifest) = already_complete(job, &identity)? {

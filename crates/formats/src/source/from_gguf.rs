@@ -8,11 +8,11 @@ use serde_json::Value;
 
 impl Source {
     /// Sees an opened GGUF as the folder that it was made from.
-    pub(super) fn from_gguf(checkpoint: Checkpoint) -> Result<Self, FormatError> {
+    pub(super) fn from_gguf(mut checkpoint: Checkpoint) -> Result<Self, FormatError> {
         let file = checkpoint.path().display().to_string();
         let wrong = |error: GgufError| FormatError::malformed(&file, error.to_string());
         let missing = || FormatError::malformed(&file, "has no metadata");
-        let metadata = checkpoint.gguf().ok_or_else(missing)?;
+        let metadata = &checkpoint.take_gguf().ok_or_else(missing)?;
         let names = Names::new(metadata).map_err(wrong)?;
         let (mut tensors, mut consumed, mut rope_factors) = (vec![], vec![], None);
         for info in checkpoint.tensors() {

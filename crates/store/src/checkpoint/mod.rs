@@ -217,6 +217,12 @@ impl Checkpoint {
         self.gguf.as_ref()
     }
 
+    /// Hands out the metadata of a GGUF checkpoint, whose vocabulary can be large: for whoever is
+    /// done with it before the tensors are read.
+    pub fn take_gguf(&mut self) -> Option<Metadata> {
+        self.gguf.take()
+    }
+
     /// The files that go with the weights, such as `tokenizer.json` or `1_Pooling/config.json`,
     /// sorted by name; not the weights, their index, or `config.json`.
     pub fn auxiliary(&self) -> &[AuxiliaryFile] {
