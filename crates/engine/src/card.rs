@@ -4,6 +4,7 @@ use crate::manifest::Manifest;
 use crate::plan::Plan;
 use crate::run::Job;
 use lapidary_formats::Source;
+use lapidary_weight::TermOutline;
 use std::fmt::Write;
 
 /// `README.md` of the result.
@@ -68,7 +69,11 @@ fn front_matter(job: &Job<'_>, plan: &Plan) -> String {
 /// The scheme of a site as users name it, for instance `w4a16`.
 fn scheme(site: &crate::SitePlan) -> String {
     match site.outline.terms.first() {
-        Some(lapidary_weight::TermOutline::Affine { bits, .. }) => format!("w{bits}a16"),
+        Some(
+            TermOutline::Affine { bits, .. }
+            | TermOutline::Lookup { bits, .. }
+            | TermOutline::Planes { planes: bits, .. },
+        ) => format!("w{bits}a16"),
         _ => "mixed".to_owned(),
     }
 }

@@ -312,7 +312,11 @@ fn fit(
             return Ok(Fitted { method: other, outline, note });
         }
     }
-    let what = format!("{}: format {} cannot hold it: {reason}", linear.module, format.id());
+    let what = format!(
+        "{}: format {} cannot hold it: {reason}; add --format native, which holds any sum of terms",
+        linear.module,
+        format.id()
+    );
     Err(EngineError::Refused(what))
 }
 

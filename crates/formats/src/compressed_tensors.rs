@@ -11,7 +11,10 @@ use crate::{
 };
 use lapidary_kernels::pack;
 use lapidary_store::{Dtype, TensorSpec};
-use lapidary_weight::{Affine, FloatType, Grouping, Outline, Term, TermOutline, Weight};
+use lapidary_weight::{
+    Affine, FloatType, GroupFloats, GroupType, Grouping, Outline, Term, TermOutline, Weight,
+    ZeroType, Zeros,
+};
 use serde_json::{Map, Value, json};
 use std::num::NonZeroUsize;
 
@@ -25,12 +28,23 @@ struct Scheme {
     bits: u8,
     grouping: Grouping,
     symmetric: bool,
+    scale_type: FloatType,
 }
 
 /// The scheme of an outline, or why there is none.
 fn scheme(outline: &Outline) -> Result<Scheme, String> {
-    let [TermOutline::Affine { bits, grouping, symmetric, .. }] = outline.terms[..] else {
+    let [TermOutline::Affine { bits, grouping, zeros, scales }] = outline.terms[..] else {
         return Err(format!("it holds one affine term, not {}", outline.describe()));
+    };
+    let symmetric = match zeros {
+        ZeroType::Middle => true,
+        ZeroType::Codes => false,
+        ZeroType::Floats(_) | ZeroType::Minima(_) => {
+            return Err(format!("its zero points are integers, not {}", outline.describe()));
+        }
+    };
+    let GroupType::Plain(scale_type) = scales else {
+        return Err(format!("its scales are plain floats, not {}", outline.describe()));
     };
     if let Grouping::Columns(width) = grouping
         && outline.cols % width != 0
@@ -41,7 +55,7 @@ fn scheme(outline: &Outline) -> Result<Scheme, String> {
     if grouping == Grouping::Tensor && !symmetric {
         return Err("it has no zero point for a whole matrix; use rows or groups".to_owned());
     }
-    Ok(Scheme { bits, grouping, symmetric })
+    Ok(Scheme { bits, grouping, symmetric, scale_type })
 }
 
 impl Format for CompressedTensors {
@@ -69,17 +83,17 @@ impl Format for CompressedTensors {
 
     fn tensors(&self, module: &str, outline: &Outline, _dtype: FloatType) -> Vec<TensorSpec> {
         let Outline { rows, cols, .. } = *outline;
-        let (Ok(scheme), [TermOutline::Affine { scales, .. }]) =
-            (scheme(outline), &outline.terms[..])
-        else {
-            return vec![];
-        };
+        let Ok(scheme) = scheme(outline) else { return vec![] };
         let (bits, groups) = (u32::from(scheme.bits), scheme.grouping.per_row(cols));
         let words = |codes| pack::Layout::Dense.words(codes, bits);
         let spec = |part, dtype, shape| TensorSpec::new(format!("{module}.{part}"), dtype, shape);
         let mut tensors = vec![
             spec("weight_packed", Dtype::I32, vec![rows, words(cols)]),
-            spec("weight_scale", float_dtype(*scales), scheme.grouping.scale_shape(rows, cols)),
+            spec(
+                "weight_scale",
+                float_dtype(scheme.scale_type),
+                scheme.grouping.scale_shape(rows, cols),
+            ),
             spec("weight_shape", Dtype::I64, vec![2]),
         ];
         if !scheme.symmetric {
@@ -100,10 +114,10 @@ impl Format for CompressedTensors {
         let shape = [rows as u64, cols as u64];
         let mut tensors = vec![
             words_to_bytes(&packed),
-            affine.scale_type.encode(&affine.scales),
+            scheme.scale_type.encode(&affine.scales),
             shape.iter().flat_map(|size| size.to_le_bytes()).collect(),
         ];
-        if let Some(zeros) = &affine.zeros {
+        if let Zeros::Codes(zeros) = &affine.zeros {
             let groups = scheme.grouping.per_row(cols);
             let mut packed = vec![0; words(rows) * groups];
             pack::pack_columns(zeros, groups, bits, &mut packed).map_err(|_| unsupported())?;
@@ -267,8 +281,10 @@ impl Reader for PackedReader {
 /// The weight of a module from its tensors.
 fn decode(module: &str, outline: &Outline, read: ReadTensor<'_>) -> Result<Weight, FormatError> {
     let Outline { rows, cols, ref terms } = *outline;
-    let [TermOutline::Affine { bits, grouping, symmetric, scales }] = terms[..] else {
-        return Err(FormatError::malformed(module, "is not one affine term"));
+    let [TermOutline::Affine { bits, grouping, zeros, scales: GroupType::Plain(scale_type) }] =
+        terms[..]
+    else {
+        return Err(FormatError::malformed(module, "is not one affine term with plain scales"));
     };
     let get = |part: &str| read(&format!("{module}.{part}"));
     let wrong_length = |part: &str| {
@@ -290,11 +306,10 @@ fn decode(module: &str, outline: &Outline, read: ReadTensor<'_>) -> Result<Weigh
         bits,
         grouping,
         codes: codes("weight_packed", false, cols)?,
-        scales: scales.decode(&get("weight_scale")?),
-        scale_type: scales,
-        zeros: match symmetric {
-            true => None,
-            false => Some(codes("weight_zero_point", true, grouping.per_row(cols))?),
+        scales: GroupFloats::plain(scale_type.decode(&get("weight_scale")?), scale_type),
+        zeros: match zeros == ZeroType::Middle {
+            true => Zeros::Middle,
+            false => Zeros::Codes(codes("weight_zero_point", true, grouping.per_row(cols))?),
         },
     };
     Weight::new(rows, cols, vec![Term::Affine(affine)])
@@ -329,8 +344,8 @@ impl PackedReader {
                 return Err(FormatError::malformed(place("weight_scale"), what));
             }
         };
-        let term =
-            TermOutline::Affine { bits: group.bits, grouping, symmetric: group.symmetric, scales };
+        let zeros = if group.symmetric { ZeroType::Middle } else { ZeroType::Codes };
+        let term = TermOutline::Affine { bits: group.bits, grouping, zeros, scales: scales.into() };
         let mut parts = vec!["weight_packed", "weight_scale", "weight_shape"];
         if !group.symmetric {
             let (dtype, packed) = spec("weight_zero_point")?;

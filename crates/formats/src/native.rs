@@ -5,7 +5,10 @@
 
 use crate::{Format, FormatError, Layout, Module, ReadTensor, Reader, TensorIndex, float_dtype};
 use lapidary_store::{Dtype, TensorSpec};
-use lapidary_weight::{FloatType, Grouping, Outline, Part, Term, TermOutline, Weight};
+use lapidary_weight::{
+    FloatType, GroupNames, GroupType, Grouping, Outline, Part, PartType, Term, TermOutline, Weight,
+    ZeroType,
+};
 use serde_json::{Map, Value, json};
 
 const METHOD: &str = "lapidary";
@@ -101,29 +104,49 @@ fn part_shapes(
         // As the packer counts rows: a matrix without columns has none.
         vec![if columns == 0 { 0 } else { rows }, width]
     };
-    let scales = |grouping: Grouping| grouping.scale_shape(rows, cols);
+    let floats = |kind: GroupType, names: GroupNames, grouping: Grouping| {
+        kind.parts(names, grouping, rows, cols).into_iter().map(|(part, dtype, shape)| {
+            let dtype = match dtype {
+                PartType::U32 => Dtype::U32,
+                PartType::Float(float) => float_dtype(float),
+            };
+            (part, dtype, shape)
+        })
+    };
     match *term {
         TermOutline::Dense { values } => vec![("values", float_dtype(values), vec![rows, cols])],
-        TermOutline::Affine { bits, grouping, symmetric, scales: float } => {
-            let mut parts = vec![
-                ("codes", Dtype::U32, words(cols, bits)),
-                ("scales", float_dtype(float), scales(grouping)),
-            ];
-            if !symmetric {
-                let per_row = grouping.per_row(cols);
-                let mut shape = words(per_row, bits);
-                shape[0] = grouping.count(rows, cols).checked_div(per_row).unwrap_or(0);
-                parts.push(("zeros", Dtype::U32, shape));
+        TermOutline::Affine { bits, grouping, zeros, scales } => {
+            let mut parts = vec![("codes", Dtype::U32, words(cols, bits))];
+            parts.extend(floats(scales, GroupNames::SCALES, grouping));
+            match zeros {
+                ZeroType::Middle => {}
+                ZeroType::Codes => {
+                    let per_row = grouping.per_row(cols);
+                    let mut shape = words(per_row, bits);
+                    shape[0] = grouping.count(rows, cols).checked_div(per_row).unwrap_or(0);
+                    parts.push(("zeros", Dtype::U32, shape));
+                }
+                ZeroType::Floats(kind) => parts.extend(floats(kind, GroupNames::ZEROS, grouping)),
+                ZeroType::Minima(kind) => parts.extend(floats(kind, GroupNames::MINIMA, grouping)),
             }
             parts
         }
-        TermOutline::Lookup { bits, grouping, book_per_row, scales: float } => {
-            let books = if book_per_row { rows } else { 1 };
+        TermOutline::Lookup { bits, grouping, book_per_row, books, scales } => {
+            let count = if book_per_row { rows } else { 1 };
             let mut parts = vec![
                 ("codes", Dtype::U32, words(cols, bits)),
-                ("books", float_dtype(float), vec![books, 1 << bits]),
+                ("books", float_dtype(books), vec![count, 1 << bits]),
             ];
-            parts.extend(grouping.map(|g| ("scales", float_dtype(float), scales(g))));
+            parts.extend(grouping.into_iter().flat_map(|g| floats(scales, GroupNames::SCALES, g)));
+            parts
+        }
+        TermOutline::Planes { planes, grouping, offsets, scales } => {
+            let (mut signs, groups) = (words(cols, 1), grouping.scale_shape(rows, cols));
+            signs[0] *= usize::from(planes);
+            let alphas = [vec![usize::from(planes)], groups.clone()].concat();
+            let mut parts =
+                vec![("signs", Dtype::U32, signs), ("alphas", float_dtype(scales), alphas)];
+            parts.extend(offsets.then(|| ("offsets", float_dtype(scales), groups)));
             parts
         }
         TermOutline::Sparse { nonzeros, values } => vec![

@@ -389,10 +389,8 @@ impl LogicalTensor {
                 _ => FloatType::F16,
             },
             Storage::Compressed(module) => match module.outline.terms.first() {
-                Some(
-                    TermOutline::Affine { scales: float, .. }
-                    | TermOutline::Dense { values: float },
-                ) => *float,
+                Some(TermOutline::Affine { scales, .. }) => scales.float(),
+                Some(TermOutline::Dense { values: float }) => *float,
                 _ => FloatType::F16,
             },
         }

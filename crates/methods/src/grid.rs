@@ -2,7 +2,9 @@
 
 use crate::{Encoded, MethodError, Note, ParamError, Site};
 use lapidary_kernels::grid::{Grid, Levels};
-use lapidary_weight::{Affine, FloatType, Grouping, Outline, Term, TermOutline, Weight};
+use lapidary_weight::{
+    Affine, FloatType, GroupFloats, Grouping, Outline, Term, TermOutline, Weight, ZeroType, Zeros,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
@@ -119,8 +121,8 @@ impl GridParams {
         let term = TermOutline::Affine {
             bits: self.bits,
             grouping: self.grouping(cols),
-            symmetric: self.symmetric,
-            scales,
+            zeros: if self.symmetric { ZeroType::Middle } else { ZeroType::Codes },
+            scales: scales.into(),
         };
         Outline { rows, cols, terms: vec![term] }
     }
@@ -169,14 +171,14 @@ impl GridParams {
             let what = "its values are too large for a grid of finite numbers".to_owned();
             return Err(MethodError::Numerical { site: site.name.to_owned(), what });
         }
-        let zeros = || grids.iter().map(|grid| grid.zero).collect();
+        let zeros = || Zeros::Codes(grids.iter().map(|grid| grid.zero).collect());
+        let scales = grids.iter().map(|grid| grid.scale).collect();
         let affine = Affine {
             bits: self.bits,
             grouping: self.grouping(site.cols),
             codes,
-            scales: grids.iter().map(|grid| grid.scale).collect(),
-            scale_type: site.scale_type,
-            zeros: (!self.symmetric).then(zeros),
+            scales: GroupFloats::plain(scales, site.scale_type),
+            zeros: if self.symmetric { Zeros::Middle } else { zeros() },
         };
         let weight = Weight::new(site.rows, site.cols, vec![Term::Affine(affine)])
             .map_err(|error| MethodError::Weight { site: site.name.to_owned(), error })?;

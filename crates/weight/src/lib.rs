@@ -8,21 +8,25 @@
 mod affine;
 mod dense;
 mod float;
+mod group_floats;
 mod lookup;
 mod low_rank;
 mod outline;
 mod part;
+mod planes;
 mod sparse;
 mod tensors;
 mod term;
 
-pub use affine::Affine;
+pub use affine::{Affine, Zeros};
 pub use dense::Dense;
 pub use float::FloatType;
+pub use group_floats::{GroupFloats, GroupNames, GroupType, Levels, Origin, Runs, TwoLevel};
 pub use lookup::Lookup;
 pub use low_rank::LowRank;
-pub use outline::{Grouping, Outline, TermOutline};
+pub use outline::{Grouping, Outline, TermOutline, ZeroType};
 pub use part::{Part, PartType};
+pub use planes::Planes;
 pub use sparse::Sparse;
 pub use tensors::{TensorError, Tensors};
 pub use term::Term;

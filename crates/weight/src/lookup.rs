@@ -2,7 +2,9 @@
 
 use crate::part::Parts;
 use crate::term::{check_codes, check_finite, check_length};
-use crate::{FloatType, Grouping, Part, TermOutline, WeightError};
+use crate::{
+    FloatType, GroupFloats, GroupNames, GroupType, Grouping, Part, TermOutline, WeightError,
+};
 
 const TERM: &str = "lookup";
 
@@ -18,9 +20,9 @@ pub struct Lookup {
     /// Whether each row has a book of its own.
     pub book_per_row: bool,
     /// Which elements share a scale, and the scales.
-    pub scales: Option<(Grouping, Vec<f32>)>,
-    /// Storage type of books and scales.
-    pub scale_type: FloatType,
+    pub scales: Option<(Grouping, GroupFloats)>,
+    /// Storage type of the books.
+    pub book_type: FloatType,
 }
 
 impl Lookup {
@@ -29,7 +31,11 @@ impl Lookup {
             bits: self.bits,
             grouping: self.scales.as_ref().map(|(grouping, _)| *grouping),
             book_per_row: self.book_per_row,
-            scales: self.scale_type,
+            books: self.book_type,
+            scales: match &self.scales {
+                Some((_, scales)) => scales.kind(),
+                None => GroupType::Plain(self.book_type),
+            },
         }
     }
 
@@ -40,8 +46,7 @@ impl Lookup {
         check_finite(TERM, "books", &self.books)?;
         check_codes(TERM, "codes", &self.codes, self.bits)?;
         if let Some((grouping, scales)) = &self.scales {
-            check_length(TERM, "scales", scales.len(), grouping.count(rows, cols))?;
-            check_finite(TERM, "scales", scales)?;
+            scales.validate(TERM, GroupNames::SCALES, *grouping, rows, cols)?;
         }
         Ok(())
     }
@@ -65,11 +70,10 @@ impl Lookup {
         let books = if self.book_per_row { rows } else { 1 };
         let mut parts = vec![
             Part::codes("codes", &self.codes, cols, self.bits),
-            Part::floats("books", self.scale_type, vec![books, 1 << self.bits], &self.books),
+            Part::floats("books", self.book_type, vec![books, 1 << self.bits], &self.books),
         ];
         if let Some((grouping, scales)) = &self.scales {
-            let shape = grouping.scale_shape(rows, cols);
-            parts.push(Part::floats("scales", self.scale_type, shape, scales));
+            parts.extend(scales.parts(GroupNames::SCALES, *grouping, rows, cols));
         }
         parts
     }
@@ -78,21 +82,24 @@ impl Lookup {
         bits: u8,
         grouping: Option<Grouping>,
         book_per_row: bool,
-        scale_type: FloatType,
-        cols: usize,
+        (books, scales): (FloatType, GroupType),
+        (rows, cols): (usize, usize),
         parts: &Parts<'_>,
     ) -> Result<Self, WeightError> {
-        let scales = match grouping {
-            None => None,
-            Some(grouping) => Some((grouping, parts.floats("scales", scale_type)?)),
+        let read = |grouping| {
+            let names = GroupNames::SCALES;
+            GroupFloats::from_parts(scales, names, grouping, (rows, cols), parts)
         };
         Ok(Self {
             bits,
             codes: parts.codes("codes", cols, bits)?,
-            books: parts.floats("books", scale_type)?,
+            books: parts.floats("books", books)?,
             book_per_row,
-            scales,
-            scale_type,
+            scales: match grouping {
+                None => None,
+                Some(grouping) => Some((grouping, read(grouping)?)),
+            },
+            book_type: books,
         })
     }
 }

@@ -1,7 +1,7 @@
 //! A weight without its data: kinds of terms, widths, groups. Sizes follow from it.
 
-use crate::{FloatType, WeightError};
-use serde::{Deserialize, Serialize};
+use crate::{FloatType, GroupType, WeightError};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::num::NonZeroUsize;
 
 /// Which elements of a matrix share one scale.
@@ -55,6 +55,35 @@ impl Grouping {
     }
 }
 
+/// What the codes of an affine term are counted from, without the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ZeroType {
+    /// The middle code, `2^(bits−1)`.
+    Middle,
+    /// A code a group.
+    Codes,
+    /// A real number a group, in steps: `scale · (code − zero)`.
+    Floats(GroupType),
+    /// A real number a group, in the unit of the weights: `scale · code − minimum`.
+    Minima(GroupType),
+}
+
+/// Reads the kind of zeros, or what folders of version 0.1 have in its place, `symmetric: bool`.
+fn read_zeros<'de, D: Deserializer<'de>>(from: D) -> Result<ZeroType, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Symmetric(bool),
+        Zeros(ZeroType),
+    }
+    Ok(match Written::deserialize(from)? {
+        Written::Symmetric(true) => ZeroType::Middle,
+        Written::Symmetric(false) => ZeroType::Codes,
+        Written::Zeros(zeros) => zeros,
+    })
+}
+
 /// One term without its data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "term", rename_all = "kebab-case", deny_unknown_fields)]
@@ -64,16 +93,17 @@ pub enum TermOutline {
         /// Type of the values.
         values: FloatType,
     },
-    /// `scale · (code − zero)`.
+    /// `scale · (code − zero)`, or `scale · code − minimum`.
     Affine {
         /// Bits of a code, 1 to 8.
         bits: u8,
         /// What shares a scale.
         grouping: Grouping,
-        /// No zero points: the zero is `2^(bits−1)`.
-        symmetric: bool,
-        /// Type of the scales.
-        scales: FloatType,
+        /// What codes are counted from.
+        #[serde(alias = "symmetric", deserialize_with = "read_zeros")]
+        zeros: ZeroType,
+        /// How the scales are stored.
+        scales: GroupType,
     },
     /// `scale · book[code]`.
     Lookup {
@@ -83,7 +113,20 @@ pub enum TermOutline {
         grouping: Option<Grouping>,
         /// A codebook of its own for each row, or one for the matrix.
         book_per_row: bool,
-        /// Type of scales and books.
+        /// Type of the books.
+        books: FloatType,
+        /// How the scales are stored; the type of the books when there are none.
+        scales: GroupType,
+    },
+    /// `Σ alpha · sign`, with an offset or without.
+    Planes {
+        /// Planes of signs, 1 to 8.
+        planes: u8,
+        /// What shares a set of alphas.
+        grouping: Grouping,
+        /// Whether each group has an offset.
+        offsets: bool,
+        /// Type of alphas and offsets.
         scales: FloatType,
     },
     /// A few values at explicit places.
@@ -109,6 +152,7 @@ impl TermOutline {
             Self::Dense { .. } => "dense",
             Self::Affine { .. } => "affine",
             Self::Lookup { .. } => "lookup",
+            Self::Planes { .. } => "planes",
             Self::Sparse { .. } => "sparse",
             Self::LowRank { .. } => "low-rank",
         }
@@ -119,16 +163,25 @@ impl TermOutline {
         let elements = as_bits(rows) * as_bits(cols);
         match *self {
             Self::Dense { values } => elements * values.bits(),
-            Self::Affine { bits, grouping, symmetric, scales } => {
-                let zero = if symmetric { 0 } else { u64::from(bits) };
-                elements * u64::from(bits)
-                    + as_bits(grouping.count(rows, cols)) * (scales.bits() + zero)
+            Self::Affine { bits, grouping, zeros, scales } => {
+                let zeros = match zeros {
+                    ZeroType::Middle => 0,
+                    ZeroType::Codes => as_bits(grouping.count(rows, cols)) * u64::from(bits),
+                    ZeroType::Floats(kind) | ZeroType::Minima(kind) => {
+                        kind.bits(grouping, rows, cols)
+                    }
+                };
+                elements * u64::from(bits) + scales.bits(grouping, rows, cols) + zeros
             }
-            Self::Lookup { bits, grouping, book_per_row, scales } => {
-                let groups = grouping.map_or(0, |g| g.count(rows, cols));
-                let books = if book_per_row { rows } else { 1 };
-                elements * u64::from(bits)
-                    + (as_bits(groups) + (as_bits(books) << bits)) * scales.bits()
+            Self::Lookup { bits, grouping, book_per_row, books, scales } => {
+                let scales = grouping.map_or(0, |grouping| scales.bits(grouping, rows, cols));
+                let count = if book_per_row { rows } else { 1 };
+                elements * u64::from(bits) + (as_bits(count) << bits) * books.bits() + scales
+            }
+            Self::Planes { planes, grouping, offsets, scales } => {
+                let floats = u64::from(planes) + u64::from(offsets);
+                elements * u64::from(planes)
+                    + as_bits(grouping.count(rows, cols)) * floats * scales.bits()
             }
             Self::Sparse { nonzeros, values } => {
                 as_bits(nonzeros) * (32 + values.bits()) + 32 * (as_bits(rows) + 1)
@@ -142,12 +195,23 @@ impl TermOutline {
     /// Refuses widths that no term can hold.
     pub(crate) fn validate(&self) -> Result<(), WeightError> {
         match *self {
-            Self::Affine { bits, .. } | Self::Lookup { bits, .. } if !(1..=8).contains(&bits) => {
+            Self::Affine { bits, .. }
+            | Self::Lookup { bits, .. }
+            | Self::Planes { planes: bits, .. }
+                if !(1..=8).contains(&bits) =>
+            {
                 Err(WeightError::Outline {
                     term: self.kind(),
                     what: format!("{bits} bits a code, where 1 to 8 are possible"),
                 })
             }
+            Self::Affine { zeros, scales, .. } => {
+                if let ZeroType::Floats(kind) | ZeroType::Minima(kind) = zeros {
+                    kind.check()?;
+                }
+                scales.check()
+            }
+            Self::Lookup { scales, .. } => scales.check(),
             _ => Ok(()),
         }
     }
@@ -223,15 +287,27 @@ fn describe(term: &TermOutline) -> String {
         Grouping::Row => "a scale a row".to_owned(),
         Grouping::Columns(width) => format!("groups of {width}"),
     };
+    let levels = |scales: GroupType| match scales {
+        GroupType::Plain(_) => String::new(),
+        GroupType::TwoLevel(kind) => format!(", scales of {} bits", kind.bits),
+    };
     match *term {
         TermOutline::Dense { values } => format!("dense {values:?}").to_lowercase(),
-        TermOutline::Affine { bits, grouping, symmetric, .. } => {
-            let kind = if symmetric { "" } else { ", asymmetric" };
-            format!("affine {bits} bits, {}{kind}", shared(grouping))
+        TermOutline::Affine { bits, grouping, zeros, scales } => {
+            let zeros = match zeros {
+                ZeroType::Middle => "",
+                ZeroType::Codes => ", asymmetric",
+                ZeroType::Floats(_) => ", float zeros",
+                ZeroType::Minima(_) => ", minima",
+            };
+            format!("affine {bits} bits, {}{}{zeros}", shared(grouping), levels(scales))
         }
-        TermOutline::Lookup { bits, grouping, .. } => {
-            let scales = grouping.map_or_else(|| "no scales".to_owned(), shared);
-            format!("lookup {bits} bits, {scales}")
+        TermOutline::Lookup { bits, grouping, scales, .. } => {
+            let shared = grouping.map_or_else(|| "no scales".to_owned(), shared);
+            format!("lookup {bits} bits, {shared}{}", levels(scales))
+        }
+        TermOutline::Planes { planes, grouping, .. } => {
+            format!("{planes} binary planes, {}", shared(grouping))
         }
         TermOutline::Sparse { nonzeros, .. } => format!("sparse {nonzeros} values"),
         TermOutline::LowRank { rank, .. } => format!("low rank {rank}"),

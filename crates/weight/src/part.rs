@@ -53,6 +53,17 @@ impl Part {
         let bytes = words.iter().flat_map(|v| v.to_le_bytes()).collect();
         Self { name, dtype: PartType::U32, shape: vec![rows, width], bytes }
     }
+
+    /// All codes as one stream of words.
+    pub(crate) fn stream(name: &'static str, codes: &[u8], bits: u8) -> Self {
+        let shape = Self::stream_shape(codes.len(), bits);
+        Self { shape, ..Self::codes(name, codes, codes.len(), bits) }
+    }
+
+    /// Shape of [`stream`](Self::stream).
+    pub(crate) fn stream_shape(codes: usize, bits: u8) -> Vec<usize> {
+        vec![Layout::Dense.words(codes, u32::from(bits))]
+    }
 }
 
 /// Looks a part up by name, as a term's `from_parts` does.

@@ -1,7 +1,7 @@
 //! The kinds of terms. A new kind is one file, one arm here, and one [`TermOutline`] variant.
 
 use crate::part::Parts;
-use crate::{Affine, Dense, Lookup, LowRank, Part, Sparse, TermOutline, WeightError};
+use crate::{Affine, Dense, Lookup, LowRank, Part, Planes, Sparse, TermOutline, WeightError};
 
 /// One addend of a [`Weight`](crate::Weight).
 #[derive(Debug, Clone, PartialEq)]
@@ -12,6 +12,8 @@ pub enum Term {
     Affine(Affine),
     /// `scale · book[code]`.
     Lookup(Lookup),
+    /// `Σ alpha · sign`.
+    Planes(Planes),
     /// A few values at explicit places.
     Sparse(Sparse),
     /// `left · right`.
@@ -24,6 +26,7 @@ macro_rules! each {
             Term::Dense($inner) => $result,
             Term::Affine($inner) => $result,
             Term::Lookup($inner) => $result,
+            Term::Planes($inner) => $result,
             Term::Sparse($inner) => $result,
             Term::LowRank($inner) => $result,
         }
@@ -53,14 +56,26 @@ impl Term {
     ) -> Result<Self, WeightError> {
         outline.validate()?;
         let parts = Parts { term: outline.kind(), get };
+        let shape = (rows, cols);
         let term = match *outline {
             TermOutline::Dense { values } => Self::Dense(Dense::from_parts(values, &parts)?),
-            TermOutline::Affine { bits, grouping, symmetric, scales } => {
-                Self::Affine(Affine::from_parts(bits, grouping, symmetric, scales, cols, &parts)?)
+            TermOutline::Affine { bits, grouping, zeros, scales } => {
+                Self::Affine(Affine::from_parts(bits, grouping, zeros, scales, shape, &parts)?)
             }
-            TermOutline::Lookup { bits, grouping, book_per_row, scales } => Self::Lookup(
-                Lookup::from_parts(bits, grouping, book_per_row, scales, cols, &parts)?,
-            ),
+            TermOutline::Lookup { bits, grouping, book_per_row, books, scales } => {
+                let types = (books, scales);
+                Self::Lookup(Lookup::from_parts(
+                    bits,
+                    grouping,
+                    book_per_row,
+                    types,
+                    shape,
+                    &parts,
+                )?)
+            }
+            TermOutline::Planes { planes, grouping, offsets, scales } => {
+                Self::Planes(Planes::from_parts(planes, grouping, offsets, scales, shape, &parts)?)
+            }
             TermOutline::Sparse { values, .. } => Self::Sparse(Sparse::from_parts(values, &parts)?),
             TermOutline::LowRank { rank, values } => {
                 Self::LowRank(LowRank::from_parts(rank, values, &parts)?)

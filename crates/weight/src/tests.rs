@@ -35,6 +35,85 @@ fn codes(count: usize, seed: u64, bits: u8) -> Vec<u8> {
         .collect()
 }
 
+fn runs() -> impl Strategy<Value = Runs> {
+    let length = || (1_usize..9).prop_map(|length| NonZeroUsize::new(length).expect("positive"));
+    prop_oneof![length().prop_map(Runs::Flat), length().prop_map(Runs::Rows)]
+}
+
+fn group_type() -> impl Strategy<Value = GroupType> {
+    let float = || (0_usize..3).prop_map(|index| FLOATS[index]);
+    let origins = [Origin::Zero, Origin::Middle, Origin::Least, Origin::Mean];
+    let origin = (0_usize..4).prop_map(move |index| origins[index]);
+    let two_level = (1_u8..=8, runs(), origin, float())
+        .prop_map(|(bits, runs, origin, coarse)| TwoLevel { bits, runs, origin, coarse });
+    prop_oneof![float().prop_map(GroupType::Plain), two_level.prop_map(GroupType::TwoLevel)]
+}
+
+/// Rows and columns of the array of one number a group.
+fn array_shape(grouping: Grouping, rows: usize, cols: usize) -> (usize, usize) {
+    match grouping {
+        Grouping::Tensor => (1, 1),
+        Grouping::Row => (rows, 1),
+        Grouping::Columns(width) => (rows, cols.div_ceil(width.get())),
+    }
+}
+
+/// Any numbers of this type, one a group of the matrix; also their bits, counted one by one.
+fn group_floats(
+    kind: GroupType,
+    grouping: Grouping,
+    (rows, cols): (usize, usize),
+    seed: u64,
+) -> (GroupFloats, u64) {
+    let (rows, per_row) = array_shape(grouping, rows, cols);
+    let count = rows * per_row;
+    let kind = match kind {
+        GroupType::Plain(float) => {
+            return (
+                GroupFloats::plain(values(count, seed, float), float),
+                count as u64 * float.bits(),
+            );
+        }
+        GroupType::TwoLevel(kind) => kind,
+    };
+    let runs = match kind.runs {
+        Runs::Flat(length) => count.div_ceil(length.get()),
+        Runs::Rows(length) => rows.div_ceil(length.get()) * per_row,
+    };
+    let offsets = match kind.origin {
+        Origin::Zero | Origin::Middle => 0,
+        Origin::Least => runs,
+        Origin::Mean => 1,
+    };
+    let levels = Levels {
+        kind,
+        per_row,
+        codes: codes(count, seed ^ 11, kind.bits),
+        coarse: values(runs, seed ^ 12, kind.coarse),
+        offsets: values(offsets, seed ^ 13, kind.coarse),
+    };
+    let bits = count as u64 * u64::from(kind.bits) + (runs + offsets) as u64 * kind.coarse.bits();
+    (GroupFloats::two_level(levels).unwrap(), bits)
+}
+
+/// Number `index` by the definition of its storage.
+fn group_float(floats: &GroupFloats, index: usize) -> f32 {
+    let Some(levels) = floats.levels() else { return floats[index] };
+    let (row, column) = (index / levels.per_row, index % levels.per_row);
+    let run = match levels.kind.runs {
+        Runs::Flat(length) => index / length,
+        Runs::Rows(length) => row / length * levels.per_row + column,
+    };
+    let (code, coarse) = (f32::from(levels.codes[index]), levels.coarse[run]);
+    let middle = f32::from(1_u8 << (levels.kind.bits - 1));
+    match levels.kind.origin {
+        Origin::Zero => coarse * code,
+        Origin::Middle => coarse * (code - middle),
+        Origin::Least => coarse * code + levels.offsets[run],
+        Origin::Mean => coarse * (code - middle) + levels.offsets[0],
+    }
+}
+
 fn round_trip(weight: &Weight) -> Result<Weight, WeightError> {
     let (rows, cols) = (weight.rows(), weight.cols());
     let rebuild = |term: &Term| {
@@ -58,25 +137,33 @@ proptest! {
     #[test]
     fn affine_is_its_formula(
         rows in 1_usize..6, cols in 1_usize..40, bits in 1_u8..=8, grouping in grouping(),
-        symmetric: bool, seed: u64, dtype in 0_usize..3,
+        kinds in (group_type(), group_type()), zero in 0_usize..4, seed: u64,
     ) {
-        let scale_type = FLOATS[dtype];
+        let shape = (rows, cols);
         let groups = grouping.count(rows, cols);
-        let affine = Affine {
-            bits, grouping, codes: codes(rows * cols, seed, bits),
-            scales: values(groups, seed ^ 1, scale_type), scale_type,
-            zeros: (!symmetric).then(|| codes(groups, seed ^ 2, bits)),
+        let (scales, scale_bits) = group_floats(kinds.0, grouping, shape, seed ^ 1);
+        let (floats, float_bits) = group_floats(kinds.1, grouping, shape, seed ^ 2);
+        let (zeros, zero_bits) = match zero {
+            0 => (Zeros::Middle, 0),
+            1 => (Zeros::Codes(codes(groups, seed ^ 2, bits)), groups as u64 * u64::from(bits)),
+            2 => (Zeros::Floats(floats), float_bits),
+            _ => (Zeros::Minima(floats), float_bits),
         };
+        let affine = Affine { bits, grouping, codes: codes(rows * cols, seed, bits), scales, zeros };
         let weight = Weight::new(rows, cols, vec![Term::Affine(affine.clone())]).unwrap();
         for (index, value) in weight.decode().into_iter().enumerate() {
             let group = group_of(grouping, index / cols, index % cols, cols);
-            let zero = affine.zeros.as_ref().map_or(1_i32 << (bits - 1), |z| i32::from(z[group]));
-            let expected = affine.scales[group] * (i32::from(affine.codes[index]) - zero) as f32;
+            let (scale, code) = (group_float(&affine.scales, group), affine.codes[index]);
+            let expected = match &affine.zeros {
+                Zeros::Middle => scale * (i32::from(code) - (1 << (bits - 1))) as f32,
+                Zeros::Codes(zeros) => scale * (i32::from(code) - i32::from(zeros[group])) as f32,
+                Zeros::Floats(zeros) => scale * (f32::from(code) - group_float(zeros, group)),
+                Zeros::Minima(minima) => scale * f32::from(code) - group_float(minima, group),
+            };
             prop_assert_eq!(value, expected);
+            prop_assert_eq!(value, affine.value(group, code));
         }
-        let zero_bits = if symmetric { 0 } else { u64::from(bits) };
-        let expected = (rows * cols) as u64 * u64::from(bits)
-            + groups as u64 * (scale_type.bits() + zero_bits);
+        let expected = (rows * cols) as u64 * u64::from(bits) + scale_bits + zero_bits;
         prop_assert_eq!(weight.bits(), expected);
         prop_assert_eq!(round_trip(&weight).unwrap(), weight);
     }
@@ -84,25 +171,102 @@ proptest! {
     #[test]
     fn lookup_is_its_formula(
         rows in 1_usize..5, cols in 1_usize..30, bits in 1_u8..=8, grouping in grouping(),
-        scaled: bool, book_per_row: bool, seed: u64,
+        kind in group_type(), scaled: bool, book_per_row: bool, seed: u64,
     ) {
-        let dtype = FloatType::F16;
-        let groups = grouping.count(rows, cols);
+        let book_type = FLOATS[seed as usize % 3];
         let books = if book_per_row { rows } else { 1 };
+        let (scales, scale_bits) = group_floats(kind, grouping, (rows, cols), seed ^ 4);
         let lookup = Lookup {
-            bits, codes: codes(rows * cols, seed, bits), book_per_row,
-            books: values(books << bits, seed ^ 3, dtype), scale_type: dtype,
-            scales: scaled.then(|| (grouping, values(groups, seed ^ 4, dtype))),
+            bits, codes: codes(rows * cols, seed, bits), book_per_row, book_type,
+            books: values(books << bits, seed ^ 3, book_type),
+            scales: scaled.then_some((grouping, scales)),
         };
         let weight = Weight::new(rows, cols, vec![Term::Lookup(lookup.clone())]).unwrap();
         for (index, value) in weight.decode().into_iter().enumerate() {
             let (row, col) = (index / cols, index % cols);
             let scale = lookup.scales.as_ref()
-                .map_or(1.0, |(g, scales)| scales[group_of(*g, row, col, cols)]);
+                .map_or(1.0, |(g, scales)| group_float(scales, group_of(*g, row, col, cols)));
             let book = if book_per_row { row << bits } else { 0 };
             prop_assert_eq!(value, scale * lookup.books[book + usize::from(lookup.codes[index])]);
         }
+        let expected = (rows * cols) as u64 * u64::from(bits)
+            + ((books as u64 * book_type.bits()) << bits) + if scaled { scale_bits } else { 0 };
+        prop_assert_eq!(weight.bits(), expected);
         prop_assert_eq!(round_trip(&weight).unwrap(), weight);
+    }
+
+    #[test]
+    fn planes_are_their_formula(
+        rows in 1_usize..5, cols in 1_usize..50, planes in 1_u8..=8, grouping in grouping(),
+        offset: bool, seed: u64, dtype in 0_usize..3,
+    ) {
+        let scale_type = FLOATS[dtype];
+        let groups = grouping.count(rows, cols);
+        let count = usize::from(planes);
+        let term = Planes {
+            planes, grouping, signs: codes(rows * cols, seed, planes), scale_type,
+            alphas: values(count * groups, seed ^ 1, scale_type),
+            offsets: offset.then(|| values(groups, seed ^ 2, scale_type)),
+        };
+        let weight = Weight::new(rows, cols, vec![Term::Planes(term.clone())]).unwrap();
+        for (index, value) in weight.decode().into_iter().enumerate() {
+            let group = group_of(grouping, index / cols, index % cols, cols);
+            let mut expected = 0.0;
+            for plane in 0..count {
+                let sign = if term.signs[index] >> plane & 1 == 1 { 1.0 } else { -1.0 };
+                expected += sign * term.alphas[plane * groups + group];
+            }
+            if let Some(offsets) = &term.offsets {
+                expected += offsets[group];
+            }
+            prop_assert_eq!(value, expected);
+        }
+        let floats = (count + usize::from(offset)) * groups;
+        let expected = (count * rows * cols) as u64 + floats as u64 * scale_type.bits();
+        prop_assert_eq!(weight.bits(), expected);
+        prop_assert_eq!(round_trip(&weight).unwrap(), weight);
+    }
+
+    /// Card of nuQmm, must show 2: uniform codes are planes with an offset.
+    #[test]
+    fn planes_hold_a_uniform_grid(planes in 1_u8..=8, scale in 1e-3_f32..10.0, zero in -5.0_f32..300.0) {
+        let (alphas, offset) = Planes::from_uniform(planes, scale, zero);
+        let all: Vec<u8> = (0..=u8::MAX).take(1 << planes).collect();
+        let term = Planes {
+            planes, grouping: Grouping::Row, signs: all.clone(), alphas,
+            offsets: Some(vec![offset]), scale_type: FloatType::F32,
+        };
+        let weight = Weight::new(1, all.len(), vec![Term::Planes(term)]).unwrap();
+        for (code, value) in all.iter().zip(weight.decode()) {
+            let expected = f64::from(scale) * (f64::from(*code) - f64::from(zero));
+            let largest = f64::from(scale) * (f64::from(zero).abs() + f64::from(u8::MAX));
+            prop_assert!((f64::from(value) - expected).abs() <= largest * 4e-7, "{value} {expected}");
+        }
+    }
+
+    /// A rounded array is within half a step of what was asked, up to the rounding of the coarse
+    /// numbers themselves.
+    #[test]
+    fn rounding_to_two_levels_is_to_the_nearest(
+        rows in 1_usize..12, per_row in 1_usize..9, kind in group_type(), seed: u64,
+    ) {
+        let signed = values(rows * per_row, seed, FloatType::F32);
+        let GroupType::TwoLevel(levels) = kind else { return Ok(()) };
+        let asked: Vec<f32> = match levels.origin {
+            Origin::Zero => signed.iter().map(|v| v.abs()).collect(),
+            _ => signed,
+        };
+        let got = GroupFloats::round(kind, per_row, &asked).unwrap();
+        prop_assert_eq!(got.kind(), kind);
+        let stored = got.levels().unwrap();
+        let slack = if levels.coarse == FloatType::F32 { 1e-6 } else { 0.02 };
+        for (index, (asked, got)) in asked.iter().zip(got.iter()).enumerate() {
+            let run = levels.runs.of(index, per_row);
+            // One bit has the codes −1 and 0 for signed numbers: no half step above.
+            let steps = if levels.bits == 1 && levels.origin != Origin::Zero { 1.0 } else { 0.5 };
+            let step = stored.coarse[run];
+            prop_assert!((asked - got).abs() <= step * steps + slack, "{asked} {got} {step}");
+        }
     }
 
     #[test]
@@ -141,16 +305,23 @@ proptest! {
 
     #[test]
     fn parts_of_any_length_are_an_error_and_never_a_panic(
-        rows in 0_usize..5, cols in 0_usize..9, bits in 0_u8..12, lengths in prop::array::uniform4(0_usize..90),
-        kind in 0_usize..5,
+        rows in 0_usize..5, cols in 0_usize..9, bits in 0_u8..12,
+        lengths in prop::array::uniform4(0_usize..90), kind in 0_usize..8, group in group_type(),
+        grouping in grouping(),
     ) {
-        let width = NonZeroUsize::new(3).unwrap();
-        let (values, scales) = (FloatType::F16, FloatType::F32);
-        let grouping = Grouping::Columns(width);
+        let (values, scales) = (FloatType::F16, group);
+        // The bits of a code come from the file too.
+        let scales = match scales {
+            GroupType::TwoLevel(kind) if bits % 3 == 0 => GroupType::TwoLevel(TwoLevel { bits, ..kind }),
+            other => other,
+        };
         let outline = [
             TermOutline::Dense { values },
-            TermOutline::Affine { bits, grouping, symmetric: false, scales },
-            TermOutline::Lookup { bits, grouping: Some(grouping), book_per_row: true, scales },
+            TermOutline::Affine { bits, grouping, zeros: ZeroType::Codes, scales },
+            TermOutline::Affine { bits, grouping, zeros: ZeroType::Floats(scales), scales: values.into() },
+            TermOutline::Affine { bits: 4, grouping, zeros: ZeroType::Minima(scales), scales },
+            TermOutline::Lookup { bits, grouping: Some(grouping), book_per_row: true, books: values, scales },
+            TermOutline::Planes { planes: bits, grouping, offsets: true, scales: values },
             TermOutline::Sparse { nonzeros: 3, values },
             TermOutline::LowRank { rank: 2, values },
         ][kind].clone();
@@ -164,15 +335,116 @@ proptest! {
     }
 }
 
+/// A super-block of Q4_K, `d · sc · q − dmin · m`, and one of Q6_K, `d · sc · (q − 32)`, exactly.
+#[test]
+fn k_quants_are_affine_terms() {
+    let eight = Runs::Flat(NonZeroUsize::new(8).unwrap());
+    let sixteen = Runs::Flat(NonZeroUsize::new(16).unwrap());
+    let coarse = FloatType::F16;
+    let float = |levels: Levels| GroupFloats::two_level(levels).unwrap();
+    let (d, dmin) = (coarse.round(0.0123), coarse.round(0.0456));
+    let (sc, m) = (codes(8, 1, 6), codes(8, 2, 6));
+    let kind = TwoLevel { bits: 6, runs: eight, origin: Origin::Zero, coarse };
+    let level = |codes: &[u8], coarse| {
+        float(Levels {
+            kind,
+            per_row: 8,
+            codes: codes.to_vec(),
+            coarse: vec![coarse],
+            offsets: vec![],
+        })
+    };
+    let q = codes(256, 3, 4);
+    let q4 = Affine {
+        bits: 4,
+        grouping: Grouping::Columns(NonZeroUsize::new(32).unwrap()),
+        codes: q.clone(),
+        scales: level(&sc, d),
+        zeros: Zeros::Minima(level(&m, dmin)),
+    };
+    let weight = Weight::new(1, 256, vec![Term::Affine(q4)]).unwrap();
+    assert_eq!(weight.bits(), 144 * 8, "a block of Q4_K has 144 bytes");
+    for (i, value) in weight.decode().into_iter().enumerate() {
+        let (scale, minimum) = (d * f32::from(sc[i / 32]), dmin * f32::from(m[i / 32]));
+        assert_eq!(value, scale * f32::from(q[i]) - minimum);
+    }
+
+    let (sc, q) = (codes(16, 4, 8), codes(256, 5, 6));
+    let kind = TwoLevel { bits: 8, runs: sixteen, origin: Origin::Middle, coarse };
+    let scales = Levels { kind, per_row: 16, codes: sc.clone(), coarse: vec![d], offsets: vec![] };
+    let q6 = Affine {
+        bits: 6,
+        grouping: Grouping::Columns(NonZeroUsize::new(16).unwrap()),
+        codes: q.clone(),
+        scales: float(scales),
+        zeros: Zeros::Middle,
+    };
+    let weight = Weight::new(1, 256, vec![Term::Affine(q6)]).unwrap();
+    assert_eq!(weight.bits(), 210 * 8, "a block of Q6_K has 210 bytes");
+    for (i, value) in weight.decode().into_iter().enumerate() {
+        let (sc, q) = (f32::from(sc[i / 16]) - 128.0, f32::from(q[i]) - 32.0);
+        assert_eq!(value, d * sc * q);
+    }
+}
+
+#[test]
+fn outlines_are_read_as_they_were_written() {
+    let old =
+        r#"{"term":"affine","bits":4,"grouping":{"columns":64},"symmetric":false,"scales":"f16"}"#;
+    let grouping = Grouping::Columns(NonZeroUsize::new(64).unwrap());
+    let scales = GroupType::Plain(FloatType::F16);
+    let expected = TermOutline::Affine { bits: 4, grouping, zeros: ZeroType::Codes, scales };
+    assert_eq!(serde_json::from_str::<TermOutline>(old).unwrap(), expected);
+    let symmetric = old.replace("false", "true");
+    let expected = TermOutline::Affine { bits: 4, grouping, zeros: ZeroType::Middle, scales };
+    assert_eq!(serde_json::from_str::<TermOutline>(&symmetric).unwrap(), expected);
+    let runs = Runs::Rows(NonZeroUsize::new(16).unwrap());
+    let kind = TwoLevel { bits: 3, runs, origin: Origin::Least, coarse: FloatType::Bf16 };
+    for zeros in [
+        ZeroType::Middle,
+        ZeroType::Codes,
+        ZeroType::Floats(GroupType::TwoLevel(kind)),
+        ZeroType::Minima(FloatType::F16.into()),
+    ] {
+        for scales in [GroupType::TwoLevel(kind), scales] {
+            let outline = TermOutline::Affine { bits: 4, grouping, zeros, scales };
+            let text = serde_json::to_string(&outline).unwrap();
+            assert_eq!(serde_json::from_str::<TermOutline>(&text).unwrap(), outline, "{text}");
+        }
+    }
+    let unknown =
+        old.replace(r#""f16""#, r#"{"bits":3,"runs":{"flat":0},"origin":"least","coarse":"f16"}"#);
+    assert!(serde_json::from_str::<TermOutline>(&unknown).is_err(), "runs of nothing");
+}
+
+#[test]
+fn levels_that_do_not_fit_their_matrix_are_refused() {
+    let kind = TwoLevel {
+        bits: 4,
+        runs: Runs::Flat(NonZeroUsize::new(4).unwrap()),
+        origin: Origin::Zero,
+        coarse: FloatType::F16,
+    };
+    let scales = GroupFloats::round(GroupType::TwoLevel(kind), 1, &[1.0, 2.0]).unwrap();
+    let grouping = Grouping::Columns(NonZeroUsize::new(2).unwrap());
+    let affine =
+        |scales| Affine { bits: 2, grouping, codes: vec![0; 4], scales, zeros: Zeros::Middle };
+    let error = Weight::new(1, 4, vec![Term::Affine(affine(scales))]).unwrap_err().to_string();
+    assert!(error.contains("scale_codes"), "two rows of one are not one row of two: {error}");
+    let huge = GroupFloats::round(GroupType::TwoLevel(kind), 2, &[1e30, 2.0]).unwrap();
+    let error = Weight::new(1, 4, vec![Term::Affine(affine(huge))]).unwrap_err().to_string();
+    assert_eq!(error, "affine term: scales is not finite at element 0");
+    assert!(GroupFloats::round(GroupType::TwoLevel(kind), 2, &[1.0; 3]).is_err());
+}
+
 #[test]
 fn a_code_above_its_width_is_named() {
     let affine = Affine {
         bits: 2,
         grouping: Grouping::Row,
         codes: vec![0, 3, 4],
-        scales: vec![1.0],
-        scale_type: FloatType::F32,
-        zeros: None,
+        scales: GroupFloats::plain(vec![1.0], FloatType::F32),
+        zeros: Zeros::Middle,
     };
     let error = Weight::new(1, 3, vec![Term::Affine(affine)]).unwrap_err();
     assert_eq!(error.to_string(), "affine term: codes holds 4, which is not below 4");

@@ -6,7 +6,7 @@ use lapidary_formats::{Format, FormatError, Layout, Source};
 use lapidary_model::{Graph, spec};
 use lapidary_store::safetensors::Writer;
 use lapidary_store::{Fs, RealFs, TensorSpec};
-use lapidary_weight::{Affine, FloatType, Grouping, Outline, Term, Weight};
+use lapidary_weight::{Affine, FloatType, GroupFloats, Grouping, Outline, Term, Weight, Zeros};
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -88,9 +88,8 @@ fn affine(rows: usize, cols: usize) -> Weight {
         bits: 4,
         grouping: Grouping::Columns(NonZeroUsize::new(8).unwrap()),
         codes: (0..rows * cols).map(|i| (i * 7 % 16) as u8).collect(),
-        scales: vec![0.0625; groups],
-        scale_type: FloatType::F16,
-        zeros: Some((0..groups).map(|i| (i % 16) as u8).collect()),
+        scales: GroupFloats::plain(vec![0.0625; groups], FloatType::F16),
+        zeros: Zeros::Codes((0..groups).map(|i| (i % 16) as u8).collect()),
     };
     Weight::new(rows, cols, vec![Term::Affine(term)]).unwrap()
 }

@@ -2,7 +2,10 @@
 
 use crate::support::{FLOATS, Random, bits, columns, encode, format, reopen};
 use lapidary_formats::Format;
-use lapidary_weight::{FloatType, Grouping, Outline, Term, TermOutline, Weight};
+use lapidary_weight::{
+    FloatType, GroupType, Grouping, Origin, Outline, Runs, Term, TermOutline, TwoLevel, Weight,
+    ZeroType,
+};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -15,7 +18,8 @@ fn outline(rows: usize, cols: usize, terms: Vec<TermOutline>) -> Outline {
 }
 
 fn affine(bits: u8, grouping: Grouping, symmetric: bool) -> TermOutline {
-    TermOutline::Affine { bits, grouping, symmetric, scales: FloatType::F16 }
+    let zeros = if symmetric { ZeroType::Middle } else { ZeroType::Codes };
+    TermOutline::Affine { bits, grouping, zeros, scales: FloatType::F16.into() }
 }
 
 /// Every width with every sharing of scales, in one folder: the groups of the configuration tell
@@ -102,11 +106,31 @@ fn what_it_cannot_store_is_refused_with_the_reason() {
             bits: 4,
             grouping: None,
             book_per_row: false,
+            books: FloatType::F16,
+            scales: FloatType::F16.into(),
+        }],
+        vec![TermOutline::Planes {
+            planes: 3,
+            grouping: Grouping::Row,
+            offsets: false,
             scales: FloatType::F16,
         }],
     ] {
         let why = refused(&outline(4, 64, terms));
         assert!(why.starts_with("it holds one affine term"), "{why}");
+    }
+    let plain = GroupType::Plain(FloatType::F16);
+    let runs = Runs::Flat(std::num::NonZeroUsize::new(8).unwrap());
+    let coarse = FloatType::F16;
+    let two_level = GroupType::TwoLevel(TwoLevel { bits: 6, runs, origin: Origin::Zero, coarse });
+    for (zeros, scales, reason) in [
+        (ZeroType::Floats(plain), plain, "its zero points are integers, not affine 4 bits"),
+        (ZeroType::Minima(plain), plain, "its zero points are integers, not affine 4 bits"),
+        (ZeroType::Middle, two_level, "its scales are plain floats, not affine 4 bits"),
+    ] {
+        let term = TermOutline::Affine { bits: 4, grouping: columns(32), zeros, scales };
+        let why = refused(&outline(4, 64, vec![term]));
+        assert!(why.starts_with(reason), "{why}");
     }
 }
 
@@ -171,6 +195,6 @@ fn scales_have_the_type_of_the_model_where_it_is_that_narrow() {
     assert_eq!(specs[1].dtype, lapidary_store::Dtype::BF16);
     let Term::Affine(affine) = &weight.terms()[0] else { panic!() };
     assert_eq!(ours().encode(&weight, FloatType::Bf16).unwrap()[1], {
-        affine.scale_type.encode(&affine.scales)
+        FloatType::Bf16.encode(&affine.scales)
     });
 }

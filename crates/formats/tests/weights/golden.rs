@@ -16,7 +16,7 @@ fn layers_are_decoded_as_by_compressed_tensors() {
         let module = tensor.name.strip_suffix(".weight").unwrap();
         let weight = source.weight(&tensor.name).unwrap();
         let [Term::Affine(affine)] = weight.terms() else { panic!("one affine term") };
-        let scales = affine.scale_type;
+        let scales = affine.scales.kind().float();
         assert!(module.ends_with(match scales {
             FloatType::F32 => "_f32",
             FloatType::F16 => "_f16",
@@ -39,7 +39,7 @@ fn layers_are_written_byte_for_byte_as_by_compressed_tensors() {
         let module = tensor.name.strip_suffix(".weight").unwrap();
         let weight = source.weight(&tensor.name).unwrap();
         let [TermOutline::Affine { scales, .. }] = weight.outline().terms[..] else { panic!() };
-        let ours = format("compressed-tensors");
+        let (ours, scales) = (format("compressed-tensors"), scales.float());
         let specs = ours.tensors(module, &weight.outline(), scales);
         for (spec, bytes) in specs.iter().zip(ours.encode(&weight, scales).unwrap()) {
             let golden = file.require(&spec.name).unwrap();

@@ -43,10 +43,10 @@ fn round_trip(weights: &[(String, Weight)]) {
         assert_eq!(&opened.source.weight(&name).unwrap(), weight, "{module}: {weight:?}");
         assert_eq!(bits(&opened.source.read(&name).unwrap()), bits(&weight.decode()));
         // The size that plans and reports count is the size of what is written, up to the bits
-        // that fill the last word of a row of codes.
+        // that fill the last word of a row of codes, of each of up to eight planes.
         let tensor = opened.source.get(&name).unwrap();
         let (stored, counted) = (8 * opened.source.stored_bytes(tensor), weight.bits());
-        let streams = 2 * weight.terms().len() * weight.rows();
+        let streams = 8 * weight.terms().len() * weight.rows();
         assert!(stored >= counted && stored <= counted + 32 * streams as u64, "{weight:?}");
     }
 }

@@ -4,7 +4,8 @@ use lapidary_formats::{Format, FormatError, Layout, Source};
 use lapidary_store::safetensors::Writer;
 use lapidary_store::{Dtype, Fs, RealFs, TensorSpec};
 use lapidary_weight::{
-    Affine, Dense, FloatType, Grouping, Lookup, LowRank, Outline, Sparse, Term, Weight,
+    Affine, Dense, FloatType, GroupFloats, Grouping, Levels, Lookup, LowRank, Origin, Outline,
+    Planes, Runs, Sparse, Term, TwoLevel, Weight, Zeros,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -53,11 +54,88 @@ impl Random {
             bits,
             grouping,
             codes: self.codes(rows * cols, bits),
-            scales: self.floats(groups, scale_type),
-            scale_type,
-            zeros: (!symmetric).then(|| self.codes(groups, bits)),
+            scales: GroupFloats::plain(self.floats(groups, scale_type), scale_type),
+            zeros: match symmetric {
+                true => Zeros::Middle,
+                false => Zeros::Codes(self.codes(groups, bits)),
+            },
         };
         Weight::new(rows, cols, vec![Term::Affine(term)]).unwrap()
+    }
+
+    /// One number a group in two levels, of any kind.
+    pub(crate) fn two_level(
+        &mut self,
+        (rows, cols): (usize, usize),
+        grouping: Grouping,
+    ) -> GroupFloats {
+        let length = NonZeroUsize::new(1 + self.below(9)).unwrap();
+        let kind = TwoLevel {
+            bits: 1 + self.below(8) as u8,
+            runs: if self.below(2) == 0 { Runs::Flat(length) } else { Runs::Rows(length) },
+            origin: [Origin::Zero, Origin::Middle, Origin::Least, Origin::Mean][self.below(4)],
+            coarse: FLOATS[self.below(3)],
+        };
+        let (array_rows, per_row) = match grouping {
+            Grouping::Tensor => (1, 1),
+            _ => (rows, grouping.per_row(cols)),
+        };
+        let runs = kind.runs.count(array_rows, per_row);
+        let offsets = match kind.origin {
+            Origin::Zero | Origin::Middle => 0,
+            Origin::Least => runs,
+            Origin::Mean => 1,
+        };
+        GroupFloats::two_level(Levels {
+            kind,
+            per_row,
+            codes: self.codes(array_rows * per_row, kind.bits),
+            coarse: self.floats(runs, kind.coarse),
+            offsets: self.floats(offsets, kind.coarse),
+        })
+        .unwrap()
+    }
+
+    /// Affine, lookup and binary terms whose scales or zeros only the native format stores.
+    fn uncommon_terms(&mut self, rows: usize, cols: usize, grouping: Grouping) -> Vec<Term> {
+        let (shape, groups) = ((rows, cols), grouping.count(rows, cols));
+        let bits = 1 + self.below(8) as u8;
+        let scale_type = FLOATS[self.below(3)];
+        let mut terms = vec![];
+        let plain = GroupFloats::plain(self.floats(groups, scale_type), scale_type);
+        let zeros = [
+            Zeros::Middle,
+            Zeros::Codes(self.codes(groups, bits)),
+            Zeros::Floats(plain.clone()),
+            Zeros::Floats(self.two_level(shape, grouping)),
+            Zeros::Minima(plain),
+            Zeros::Minima(self.two_level(shape, grouping)),
+        ];
+        for zeros in zeros {
+            let codes = self.codes(rows * cols, bits);
+            let scales = self.two_level(shape, grouping);
+            terms.push(Term::Affine(Affine { bits, grouping, codes, scales, zeros }));
+        }
+        terms.push(Term::Lookup(Lookup {
+            bits,
+            codes: self.codes(rows * cols, bits),
+            books: self.floats(1 << bits, FloatType::F32),
+            book_per_row: false,
+            scales: Some((grouping, self.two_level(shape, grouping))),
+            book_type: FloatType::F32,
+        }));
+        for offsets in [true, false] {
+            let planes = 1 + self.below(8) as u8;
+            terms.push(Term::Planes(Planes {
+                planes,
+                grouping,
+                signs: self.codes(rows * cols, planes),
+                alphas: self.floats(usize::from(planes) * groups, scale_type),
+                offsets: offsets.then(|| self.floats(groups, scale_type)),
+                scale_type,
+            }));
+        }
+        terms
     }
 
     /// One term of every kind, in every variant that is stored differently.
@@ -86,10 +164,11 @@ impl Random {
                     codes: self.codes(rows * cols, bits),
                     books: self.floats(books << bits, scale_type),
                     book_per_row,
-                    scales: (bits > 2).then_some((grouping, scales)),
-                    scale_type,
+                    scales: (bits > 2).then(|| (grouping, GroupFloats::plain(scales, scale_type))),
+                    book_type: scale_type,
                 }));
             }
+            terms.extend(self.uncommon_terms(rows, cols, grouping));
         }
         terms
     }
