@@ -29,3 +29,8 @@ pub(crate) fn megabytes(bytes: u64) -> String {
         _ => format!("{:.2} GB", bytes as f64 / 1e9),
     }
 }
+
+/// Bits a weight of compressed tables and heads, to stand behind those of the layers.
+pub(crate) fn in_tables(bits: Option<f64>) -> String {
+    bits.map_or_else(String::new, |bits| format!(" ({bits:.3} in tables and head)"))
+}

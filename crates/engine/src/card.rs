@@ -20,6 +20,9 @@ pub(crate) fn card(job: &Job<'_>, plan: &Plan, manifest: &Manifest) -> String {
         "| bits per weight of the compressed layers | {:.3} |",
         manifest.bits_per_weight
     );
+    if let Some(bits) = manifest.table_bits_per_weight {
+        let _ = writeln!(card, "| bits per weight of the compressed tables and head | {bits:.3} |");
+    }
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     let (before, after) = (megabytes(manifest.bytes.source), megabytes(manifest.bytes.result));
     let _ = writeln!(card, "| weights | {after:.1} MB, from {before:.1} MB |");

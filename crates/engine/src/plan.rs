@@ -1,6 +1,7 @@
 //! The plan: what a recipe would do to a model, everything checked and predicted before any work.
 
 mod memory;
+mod untie;
 
 pub(crate) use memory::CHUNK_TOKENS;
 pub use memory::{ActivationsIn, MemoryPlan};
@@ -8,21 +9,23 @@ pub use memory::{ActivationsIn, MemoryPlan};
 use crate::EngineError;
 use crate::calibration;
 use crate::recipe::{Calibration, Recipe};
-use lapidary_formats::{Format, LogicalTensor, Pattern, Source, find};
+use lapidary_formats::{Format, LogicalTensor, ModuleKind, Pattern, Source, find};
 use lapidary_methods::{Method, Needs, Note, Tensorwise};
-use lapidary_model::{LinearOp, Spec, spec};
+use lapidary_model::{LinearOp, Matrix, Place, Spec, spec};
 use lapidary_store::{Fs, TensorSpec};
 use lapidary_weight::{FloatType, Grouping, Outline, Tensors};
 use memory::Shapes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use untie::made_apart;
+pub(crate) use untie::untied;
 
 /// What will be done to a model.
 pub struct Plan {
     /// The model.
     pub spec: Spec,
-    /// Every linear layer that is compressed, in the order of the model.
+    /// Every linear layer and table that is compressed, in the order of the model.
     pub sites: Vec<SitePlan>,
     /// Linear modules left as they are.
     pub plain: Vec<String>,
@@ -46,12 +49,15 @@ pub struct Plan {
     pub source_bytes: u64,
 }
 
-/// What will be done to one linear layer.
+/// What will be done to one linear layer or table.
 pub struct SitePlan {
-    /// The layer.
+    /// The layer; a table counts as one of as many outputs as it has rows.
     pub linear: LinearOp,
-    /// Its block; `None` for the head.
-    pub block: Option<usize>,
+    /// Where it stands.
+    pub place: Place,
+    /// When it is encoded: with its place, but a table that the head multiplies by with the head
+    /// where the method wants statistics of the head's input.
+    pub stage: Place,
     /// Name of the step.
     pub step: String,
     /// Id of the method.
@@ -81,6 +87,8 @@ impl Plan {
         recipe: &Recipe,
         limits: Limits,
     ) -> Result<Self, EngineError> {
+        let apart = untied(source, recipe)?;
+        let source = apart.as_ref().unwrap_or(source);
         let spec = spec(source.config())?;
         check_tensors(&spec, source)?;
         let unknown = || EngineError::Refused(format!("there is no format {:?}", recipe.format));
@@ -89,15 +97,21 @@ impl Plan {
         let mut notes = vec![];
         let choice = choose(&spec, recipe)?;
         let mut sites = vec![];
-        for (linear, block, step) in choice {
+        for (matrix, step) in choice {
             let step = &recipe.steps[step];
             let Method::Tensorwise(method) = step.build()?;
             let scales = format.scale_type(float_type);
-            let Fitted { method, outline, note } = fit(method, &linear, scales, format)?;
-            notes.extend(note.map(|note| (linear.module.clone(), note)));
+            let (method, unweighted) = with_statistics_there_are(method, step, &matrix)?;
+            let Fitted { method, outline, note: fitted } = fit(method, &matrix, scales, format)?;
+            let Matrix { linear, place, tied } = matrix;
+            let note = |note| (linear.module.clone(), note);
+            notes.extend(unweighted.into_iter().chain(fitted).map(note));
             let (step, method_id) = (step.name.clone(), step.method.id);
-            sites.push(SitePlan { linear, block, step, method_id, method, outline });
+            let of_head = tied.is_some() && method.needs() != Needs::default();
+            let stage = if of_head { Place::Head } else { place };
+            sites.push(SitePlan { linear, place, stage, step, method_id, method, outline });
         }
+        notes.extend(made_apart(source, &spec));
         notes.extend(requantized(source, &sites));
         let calibrated = sites.iter().any(|site| site.method.needs() != Needs::default());
         let calibration = calibrated.then(|| recipe.calibration.clone());
@@ -130,9 +144,9 @@ impl Plan {
         self.sites.iter().find(|site| site.linear.weight == tensor)
     }
 
-    /// The sites of a block, or of the head.
-    pub fn sites_in(&self, block: Option<usize>) -> impl Iterator<Item = &SitePlan> {
-        self.sites.iter().filter(move |site| site.block == block)
+    /// The sites that are encoded in a stage.
+    pub fn sites_in(&self, stage: Place) -> impl Iterator<Item = &SitePlan> {
+        self.sites.iter().filter(move |site| site.stage == stage)
     }
 
     /// Bytes of the tensors that will be written.
@@ -166,12 +180,22 @@ impl Plan {
         tensors.iter().map(|tensor| tensor.byte_len().unwrap_or(0)).sum()
     }
 
-    /// Bits stored for each weight of the compressed layers: codes, scales, zeros, indices.
+    /// Bits stored for each weight of the compressed layers of the blocks: codes, scales, zeros,
+    /// indices.
     pub fn bits_per_weight(&self) -> f64 {
-        let weights: u64 =
-            self.sites.iter().map(|site| (site.outline.rows * site.outline.cols) as u64).sum();
-        let bits: u64 = self.sites.iter().map(|site| 8 * self.site_bytes(site)).sum();
-        bits as f64 / weights.max(1) as f64
+        self.bits(|site| matches!(site.place, Place::Block(_))).unwrap_or(0.0)
+    }
+
+    /// The same of the compressed tables and heads; `None` when there are none.
+    pub fn table_bits_per_weight(&self) -> Option<f64> {
+        self.bits(|site| !matches!(site.place, Place::Block(_)))
+    }
+
+    fn bits(&self, among: impl Fn(&SitePlan) -> bool) -> Option<f64> {
+        let sites = || self.sites.iter().filter(|site| among(site));
+        let weights: u64 = sites().map(|site| (site.outline.rows * site.outline.cols) as u64).sum();
+        let bits: u64 = sites().map(|site| 8 * self.site_bytes(site)).sum();
+        (weights > 0).then(|| bits as f64 / weights as f64)
     }
 
     /// Fills the lists of tensors: every one of the source is compressed, copied or dropped.
@@ -207,26 +231,18 @@ fn check_tensors(spec: &Spec, source: &Source) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// The step of each linear layer that one goes to: the layer, its block, the step's index.
-fn choose(
-    spec: &Spec,
-    recipe: &Recipe,
-) -> Result<Vec<(LinearOp, Option<usize>, usize)>, EngineError> {
-    let blocks = spec.blocks.iter().enumerate();
-    let in_blocks = blocks.flat_map(|(i, graph)| graph.linears().map(move |l| (l, Some(i))));
-    let in_head = spec.head.iter().flat_map(|graph| graph.linears().map(|l| (l, None)));
-    let linears: Vec<(&LinearOp, Option<usize>)> = in_blocks.chain(in_head).collect();
-    let matches = |pattern: &Pattern, (linear, block): &(&LinearOp, Option<usize>)| {
-        pattern.matches(&linear.module, block.is_some())
-    };
+/// The matrices that steps go to, each with the step's index.
+fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, usize)>, EngineError> {
+    let matrices = spec.matrices();
     for step in &recipe.steps {
         for pattern in step.targets.iter().chain(&step.ignore) {
-            if !linears.iter().any(|linear| matches(pattern, linear)) {
-                let some: BTreeSet<&str> = linears.iter().map(|(l, _)| kind(&l.module)).collect();
+            if !matrices.iter().any(|matrix| matches(pattern, matrix)) {
+                let modules = matrices.iter().flat_map(|m| m.tied.iter().chain([&m.linear.module]));
+                let some: BTreeSet<&str> = modules.map(|module| kind(module)).collect();
                 let some = some.into_iter().collect::<Vec<_>>().join(", ");
                 let what = format!(
-                    "step {}: the pattern {:?} matches no linear layer; the model's end in {some} \
-                     (`lapidary inspect` lists them)",
+                    "step {}: the pattern {:?} matches no linear layer or table; the model's end in \
+                     {some} (`lapidary inspect` lists them)",
                     step.name,
                     pattern.text()
                 );
@@ -235,36 +251,69 @@ fn choose(
         }
     }
     let mut chosen = vec![];
-    for linear in &linears {
+    for matrix in matrices {
         let wants = |step: &crate::recipe::Step| {
-            step.targets.iter().any(|pattern| matches(pattern, linear))
-                && !step.ignore.iter().any(|pattern| matches(pattern, linear))
+            step.targets.iter().any(|pattern| matches(pattern, &matrix))
+                && !step.ignore.iter().any(|pattern| matches(pattern, &matrix))
         };
         let steps: Vec<usize> =
             (0..recipe.steps.len()).filter(|index| wants(&recipe.steps[*index])).collect();
         match steps[..] {
             [] => {}
-            [step] => chosen.push((linear.0.clone(), linear.1, step)),
+            [step] => chosen.push((matrix, step)),
             [first, second, ..] => {
                 let what = format!(
                     "steps {} and {} both go to {}; narrow their targets, or add it to ignore in one",
-                    recipe.steps[first].name, recipe.steps[second].name, linear.0.module
+                    recipe.steps[first].name, recipe.steps[second].name, matrix.linear.module
                 );
                 return Err(EngineError::Refused(what));
             }
         }
     }
-    if let Some((linear, ..)) = chosen.iter().find(|(_, block, _)| block.is_none() && spec.tied) {
-        let what = format!(
-            "{} shares its weight with the embedding, which cannot be compressed yet; add it to ignore",
-            linear.module
-        );
-        return Err(EngineError::Refused(what));
-    }
     if chosen.is_empty() {
         return Err(EngineError::Refused("the recipe compresses no layer".to_owned()));
     }
     Ok(chosen)
+}
+
+/// Whether a pattern names a matrix; a table that the head multiplies by has the head's name too.
+fn matches(pattern: &Pattern, matrix: &Matrix) -> bool {
+    let kind = match matrix.place {
+        Place::Embedding => ModuleKind::Table,
+        Place::Block(_) => ModuleKind::Layer,
+        Place::Head => ModuleKind::Head,
+    };
+    let as_head = matrix.tied.as_deref().map(|head| pattern.matches(head, ModuleKind::Head));
+    pattern.matches(&matrix.linear.module, kind) || as_head == Some(true)
+}
+
+/// The method, or what takes its place where it wants statistics and there are none: the rows of a
+/// table are looked up and multiply nothing, unless the head multiplies by them. (Counts of tokens
+/// weigh whole rows, and so choose nothing within one.)
+fn with_statistics_there_are(
+    method: Box<dyn Tensorwise>,
+    step: &crate::recipe::Step,
+    matrix: &Matrix,
+) -> Result<(Box<dyn Tensorwise>, Option<Note>), EngineError> {
+    let is_looked_up = matrix.place == Place::Embedding && matrix.tied.is_none();
+    if !is_looked_up || method.needs() == Needs::default() {
+        return Ok((method, None));
+    }
+    match method.without_statistics() {
+        Some(other) => {
+            let what = format!(
+                "the rows of a table are looked up, so that {} has no statistics of inputs for it; \
+                 rounded to nearest instead",
+                step.method.id
+            );
+            Ok((other, Some(Note::fallback(what))))
+        }
+        None => Err(EngineError::Refused(format!(
+            "step {}: {} needs statistics of inputs, and the rows of {} are looked up; give the \
+             table a method without statistics (rtn, omse)",
+            step.name, step.method.id, matrix.linear.module
+        ))),
+    }
 }
 
 /// The last part of a module's name.
@@ -284,13 +333,18 @@ struct Fitted {
 /// groups that it can, else with a scale a row; the change is noted.
 fn fit(
     method: Box<dyn Tensorwise>,
-    linear: &LinearOp,
+    matrix: &Matrix,
     scales: FloatType,
     format: &'static dyn Format,
 ) -> Result<Fitted, EngineError> {
+    let linear = &matrix.linear;
     let (rows, cols) = (linear.out_features, linear.in_features);
+    let accepts = |outline: &Outline| match matrix.place {
+        Place::Embedding => format.accepts_table(outline),
+        _ => format.accepts(outline),
+    };
     let outline = method.outline(rows, cols, scales);
-    let Err(reason) = format.accepts(&outline) else {
+    let Err(reason) = accepts(&outline) else {
         return Ok(Fitted { method, outline, note: None });
     };
     let asked = outline.terms.iter().find_map(|term| match term {
@@ -306,17 +360,20 @@ fn fit(
     for grouping in columns.chain(asked.map(|_| Grouping::Row)) {
         let Some(other) = method.regroup(grouping) else { continue };
         let outline = other.outline(rows, cols, scales);
-        if format.accepts(&outline).is_ok() {
+        if accepts(&outline).is_ok() {
             let what = format!("{}: {reason}; used {} instead", format.id(), outline.describe());
             let note = Some(Note::fallback(what));
             return Ok(Fitted { method: other, outline, note });
         }
     }
-    let what = format!(
-        "{}: format {} cannot hold it: {reason}; add --format native, which holds any sum of terms",
-        linear.module,
-        format.id()
-    );
+    let advice = match &matrix.tied {
+        Some(head) => {
+            format!("it is the weight of {head} too, which has one of its own with untie: true")
+        }
+        _ => "add --format native, which holds any sum of terms".to_owned(),
+    };
+    let what =
+        format!("{}: format {} cannot hold it: {reason}; {advice}", linear.module, format.id());
     Err(EngineError::Refused(what))
 }
 
@@ -337,19 +394,17 @@ fn requantized(source: &Source, sites: &[SitePlan]) -> Option<(String, Note)> {
 
 /// Linear modules of the checkpoint that stay as they are, whether the graphs run them or not.
 fn plain_modules(spec: &Spec, source: &Source, sites: &[SitePlan]) -> Vec<String> {
-    let compressed: BTreeSet<&str> = sites.iter().map(|site| site.linear.module.as_str()).collect();
-    let tables: BTreeMap<String, ()> =
-        spec.embed.tensors().into_iter().map(|(name, _)| (name, ())).collect();
+    let compressed: BTreeSet<&str> = sites.iter().map(|site| site.linear.weight.as_str()).collect();
+    let tables: BTreeSet<String> = spec.embed.tensors().into_iter().map(|(name, _)| name).collect();
     let mut plain: Vec<String> = spec
         .linears()
-        .filter(|linear| !compressed.contains(linear.module.as_str()))
+        .filter(|linear| !compressed.contains(linear.weight.as_str()))
         .map(|linear| linear.module.clone())
         .collect();
     for tensor in source.tensors() {
-        let module = tensor.name.strip_suffix(".weight").unwrap_or_default();
-        let known =
-            module.is_empty() || compressed.contains(module) || plain.iter().any(|p| p == module);
-        if tensor.shape.len() == 2 && !known && !tables.contains_key(&tensor.name) {
+        let Some(module) = tensor.name.strip_suffix(".weight") else { continue };
+        let known = compressed.contains(tensor.name.as_str()) || plain.iter().any(|p| p == module);
+        if tensor.shape.len() == 2 && !known && !tables.contains(&tensor.name) {
             plain.push(module.to_owned());
         }
     }

@@ -9,6 +9,7 @@
 //!     group_size: 64
 //! calibration: {samples: 128, seq_len: 512}
 //! format: compressed-tensors
+//! untie: true               # a head and an embedding of their own where they share a weight
 //! ```
 //!
 //! Keys that no one knows are refused with their line and column.
@@ -39,6 +40,8 @@ pub struct Recipe {
     pub calibration: Calibration,
     /// Name of the format that is written.
     pub format: String,
+    /// Whether a head that shares its weight with the embedding gets one of its own.
+    pub untie: bool,
 }
 
 /// A method, its parameters, and the layers it goes to.
@@ -127,7 +130,7 @@ impl RecipeError {
 
 /// Keys of a step that are not its method's parameters.
 const STEP_KEYS: [&str; 4] = ["method", "name", "targets", "ignore"];
-const RECIPE_KEYS: [&str; 3] = ["steps", "calibration", "format"];
+const RECIPE_KEYS: [&str; 4] = ["steps", "calibration", "format", "untie"];
 
 impl Recipe {
     /// Reads a recipe.
@@ -159,7 +162,12 @@ impl Recipe {
             read.push(step);
         }
         number_equal_names(&mut read);
-        Ok(Self { steps: read, calibration: calibration(document)?, format: format(document)? })
+        Ok(Self {
+            steps: read,
+            calibration: calibration(document)?,
+            format: format(document)?,
+            untie: flag_of(document, "untie")?.unwrap_or(false),
+        })
     }
 
     /// The complete recipe as JSON: what a manifest records, and a recipe again. The calibration
@@ -170,7 +178,12 @@ impl Recipe {
         if self.calibration.text != BUILTIN_TEXT {
             calibration["text"] = json!("file");
         }
-        json!({ "steps": steps, "calibration": calibration, "format": self.format })
+        json!({
+            "steps": steps,
+            "calibration": calibration,
+            "format": self.format,
+            "untie": self.untie,
+        })
     }
 }
 
@@ -282,6 +295,14 @@ fn text_of(node: &Node, key: &str) -> Result<Option<String>, RecipeError> {
         None => Ok(None),
         Some(Node { content: Content::Scalar(Value::String(text)), .. }) => Ok(Some(text.clone())),
         Some(node) => Err(RecipeError::new(node.place, format!("{key} must be a string"))),
+    }
+}
+
+fn flag_of(node: &Node, key: &str) -> Result<Option<bool>, RecipeError> {
+    match node.field(key).map(|field| &field.node) {
+        None => Ok(None),
+        Some(Node { content: Content::Scalar(Value::Bool(flag)), .. }) => Ok(Some(*flag)),
+        Some(node) => Err(RecipeError::new(node.place, format!("{key} must be true or false"))),
     }
 }
 

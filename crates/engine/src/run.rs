@@ -7,15 +7,15 @@ mod work;
 
 use crate::calibration::{self, Rows};
 use crate::cost::{Costs, Part};
-use crate::plan::{Limits, Plan};
+use crate::plan::{Limits, Plan, SitePlan, untied};
 use crate::recipe::Recipe;
 use crate::{EngineError, Manifest, Progress};
 use block::BlockRunner;
 use lapidary_formats::Source;
 use lapidary_kernels::isa::Isa;
 use lapidary_kernels::memory::return_freed;
-use lapidary_methods::{Note, NoteKind};
-use lapidary_model::{Executor, Fused, Precision};
+use lapidary_methods::{Needs, Note, NoteKind};
+use lapidary_model::{Executor, Fused, Place, Precision};
 use lapidary_store::Fs;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -80,6 +80,14 @@ impl Job<'_> {
 /// When the plan refuses, an input is damaged, the disk fails, or a stop is asked for; nothing is
 /// visible under the output's name then, and what was committed stays.
 pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
+    match untied(job.source, job.recipe)? {
+        Some(source) => compress_source(&Job { source: &source, fs: Arc::clone(&job.fs), ..*job }),
+        None => compress_source(job),
+    }
+}
+
+/// Compresses the source as the recipe wants it: tied or not.
+fn compress_source(job: &Job<'_>) -> Result<Outcome, EngineError> {
     let costs = Costs::default();
     let plan = Plan::new(&job.fs, job.source, job.recipe, job.limits)?;
     check_place(job)?;
@@ -96,7 +104,8 @@ pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
     }
     check_disk(job, &plan)?;
     let mut work = Work::open(job, &identity)?;
-    let resumed = work.committed();
+    let committed = &stages(&plan)[..work.committed()];
+    let resumed = committed.iter().filter(|stage| matches!(stage, Place::Block(_))).count();
     if resumed > 0 {
         job.progress.note(&format!("resuming: {resumed} blocks are done"));
     }
@@ -271,59 +280,68 @@ fn run_blocks(
     let seq_len = rows.map_or(1, |rows| rows.seq_len);
     let runner = BlockRunner { job, plan, costs, executor: &executor, seq_len };
     job.progress.begin("compressing", stages.len() as u64);
-    let mut activations = match rows {
-        Some(rows) => Some(runner.restore(rows, &stages[..first], work)?),
-        None => None,
-    };
+    // Activations are needed up to the last stage with a method that wants statistics of them.
+    let needs =
+        |stage: &Place| plan.sites_in(*stage).any(|site| site.method.needs() != Needs::default());
+    let end = stages.iter().rposition(needs).map_or(0, |last| last + 1);
+    let mut activations = None;
     for (index, stage) in stages.iter().enumerate().skip(first) {
-        job.check_stop(index)?;
-        job.progress.advance(index as u64, &stage.name(plan));
-        let last = index + 1 == stages.len();
-        let done = runner.compress(*stage, activations.as_mut(), last, index, work)?;
+        job.check_stop(next_block(plan, *stage))?;
+        job.progress.advance(index as u64, &stage_name(plan, *stage));
+        if index >= end {
+            activations = None;
+        } else if let (None, Some(rows), true) = (&activations, rows, *stage != Place::Embedding) {
+            activations = Some(runner.restore(rows, &stages[..index], work)?);
+        }
+        let is_last = index + 1 >= end;
+        let done = runner.compress(*stage, activations.as_mut(), is_last, index, work)?;
         for (site, note) in done.notes() {
             announce(job, site, note)?;
         }
         costs.charge(Part::Write, || -> Result<(), EngineError> {
             work.commit(index, &done)?;
-            match activations.as_ref().filter(|_| !last) {
+            match activations.as_ref().filter(|_| !is_last) {
                 Some(activations) => work.keep(activations, index + 1),
                 None => Ok(()),
             }
         })?;
-        job.progress.advance(index as u64 + 1, &stage.name(plan));
+        job.progress.advance(index as u64 + 1, &stage_name(plan, *stage));
     }
     job.progress.end();
     Ok(())
 }
 
-/// A part of the model that is committed as one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Block(usize),
-    Head,
+/// The stages of a job, each a part of the model that is committed as one: the tables, the blocks
+/// up to the last with a site (all of them, where the head wants statistics), the head.
+fn stages(plan: &Plan) -> Vec<Place> {
+    let all = plan.spec.blocks.len();
+    let after = |stage| match stage {
+        Place::Embedding => 0,
+        Place::Block(block) => block + 1,
+        Place::Head => all,
+    };
+    let wants_all =
+        |site: &&SitePlan| site.stage != Place::Head || site.method.needs() != Needs::default();
+    let blocks = plan.sites.iter().filter(wants_all).map(|site| after(site.stage)).max();
+    let exists = |stage: &Place| plan.sites_in(*stage).next().is_some();
+    let tables = Some(Place::Embedding).filter(exists);
+    let head = Some(Place::Head).filter(exists);
+    tables.into_iter().chain((0..blocks.unwrap_or(0)).map(Place::Block)).chain(head).collect()
 }
 
-impl Stage {
-    fn name(self, plan: &Plan) -> String {
-        match self {
-            Self::Block(block) => format!("block {} of {}", block + 1, plan.spec.blocks.len()),
-            Self::Head => "head".to_owned(),
-        }
-    }
-
-    fn block(self) -> Option<usize> {
-        match self {
-            Self::Block(block) => Some(block),
-            Self::Head => None,
-        }
+fn stage_name(plan: &Plan, stage: Place) -> String {
+    match stage {
+        Place::Embedding => "embedding".to_owned(),
+        Place::Block(block) => format!("block {} of {}", block + 1, plan.spec.blocks.len()),
+        Place::Head => "head".to_owned(),
     }
 }
 
-/// The blocks up to the last with a site, and the head where it has one.
-fn stages(plan: &Plan) -> Vec<Stage> {
-    let last = plan.sites.iter().filter_map(|site| site.block).max();
-    let head = plan.sites_in(None).next().is_some();
-    let blocks = if head { plan.spec.blocks.len() } else { last.map_or(0, |last| last + 1) };
-    let stages = (0..blocks).map(Stage::Block);
-    stages.chain(head.then_some(Stage::Head)).collect()
+/// The first block that is not done before a stage, for messages.
+fn next_block(plan: &Plan, stage: Place) -> usize {
+    match stage {
+        Place::Embedding => 0,
+        Place::Block(block) => block,
+        Place::Head => plan.spec.blocks.len(),
+    }
 }

@@ -7,7 +7,8 @@
 //! 7 bits is read too.
 
 use crate::{
-    Format, FormatError, Layout, Module, Pattern, ReadTensor, Reader, TensorIndex, float_dtype,
+    Format, FormatError, Layout, Module, ModuleKind, Pattern, ReadTensor, Reader, TensorIndex,
+    float_dtype,
 };
 use lapidary_kernels::pack;
 use lapidary_store::{Dtype, TensorSpec};
@@ -79,6 +80,10 @@ impl Format for CompressedTensors {
 
     fn accepts(&self, outline: &Outline) -> Result<(), String> {
         scheme(outline).map(|_| ())
+    }
+
+    fn accepts_table(&self, _outline: &Outline) -> Result<(), String> {
+        Err("vLLM and transformers load embedding tables as plain floats only".to_owned())
     }
 
     fn tensors(&self, module: &str, outline: &Outline, _dtype: FloatType) -> Vec<TensorSpec> {
@@ -234,7 +239,9 @@ impl PackedReader {
     }
 
     fn group_of(&self, module: &str) -> Result<&ConfigGroup, FormatError> {
-        let matches = |group: &&ConfigGroup| group.targets.iter().any(|t| t.matches(module, true));
+        // Whatever is packed is a linear layer.
+        let named = |target: &Pattern| target.matches(module, ModuleKind::Layer);
+        let matches = |group: &&ConfigGroup| group.targets.iter().any(named);
         self.groups.iter().find(matches).ok_or_else(|| {
             FormatError::malformed(
                 format!("{module}.weight_packed"),

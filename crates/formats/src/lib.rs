@@ -10,14 +10,14 @@ mod native;
 mod pattern;
 mod source;
 
-pub use pattern::{Pattern, PatternError};
+pub use pattern::{ModuleKind, Pattern, PatternError};
 pub use source::{LogicalTensor, Source, SourceFile};
 
 use lapidary_store::{Category, Dtype, StoreError, TensorSpec};
 use lapidary_weight::{FloatType, Outline, Weight, WeightError};
 use serde_json::Value;
 
-/// A way to store the weights of linear layers.
+/// A way to store the weights of linear layers and tables.
 pub trait Format: Sync {
     /// Name in recipes and on the command line.
     fn id(&self) -> &'static str;
@@ -36,6 +36,14 @@ pub trait Format: Sync {
     /// # Errors
     /// The reason why not, as it is shown to the user.
     fn accepts(&self, outline: &Outline) -> Result<(), String>;
+
+    /// Whether an embedding table of this outline can be stored: by default what a layer can.
+    ///
+    /// # Errors
+    /// The reason why not, as it is shown to the user.
+    fn accepts_table(&self, outline: &Outline) -> Result<(), String> {
+        self.accepts(outline)
+    }
 
     /// The tensors that a weight of this outline becomes, in the order [`encode`](Self::encode)
     /// gives their bytes. `dtype` is the type of the model's floats.

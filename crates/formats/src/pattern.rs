@@ -1,4 +1,4 @@
-//! How recipes and checkpoints name linear layers: `Linear`, a module's name, or `re:…`.
+//! How recipes and checkpoints name modules: `Linear`, `Embedding`, a module's name, or `re:…`.
 
 use regex::Regex;
 
@@ -11,12 +11,23 @@ pub struct Pattern {
 
 #[derive(Debug, Clone)]
 enum Kind {
-    /// Every linear layer inside a block.
-    Linear,
+    /// Every module of a kind: the linear layers inside the blocks, or the tables before them.
+    All(ModuleKind),
     /// A module, or the last parts of its name.
     Name,
     /// A regular expression that must match from the start of the name.
     Regex(Regex),
+}
+
+/// What a module is, for the patterns that name a kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModuleKind {
+    /// A linear layer inside a block.
+    Layer,
+    /// A linear layer after the blocks.
+    Head,
+    /// A table of embeddings.
+    Table,
 }
 
 /// A regular expression that does not parse.
@@ -30,7 +41,7 @@ pub struct PatternError {
 }
 
 impl Pattern {
-    /// `Linear` for all linear layers of the blocks; `re:` and a regular expression, matched from
+    /// `Linear` for all linear layers of the blocks; `Embedding` for all tables; `re:` and a regular expression, matched from
     /// the start of the module's name as Python's `re.match` does; else a module's name, or the
     /// last parts of it (`mlp.down_proj`).
     ///
@@ -48,7 +59,8 @@ impl Pattern {
                 })?;
                 Kind::Regex(regex)
             }
-            None if text == "Linear" => Kind::Linear,
+            None if text == "Linear" => Kind::All(ModuleKind::Layer),
+            None if text == "Embedding" => Kind::All(ModuleKind::Table),
             None => Kind::Name,
         };
         Ok(Self { text: text.to_owned(), kind })
@@ -59,10 +71,10 @@ impl Pattern {
         &self.text
     }
 
-    /// Whether it names this module; `in_block` tells a block's layers from the head.
-    pub fn matches(&self, module: &str, in_block: bool) -> bool {
+    /// Whether it names this module, which is of this kind.
+    pub fn matches(&self, module: &str, kind: ModuleKind) -> bool {
         match &self.kind {
-            Kind::Linear => in_block,
+            Kind::All(wanted) => *wanted == kind,
             Kind::Regex(regex) => regex.is_match(module),
             Kind::Name => module
                 .strip_suffix(self.text.as_str())
@@ -79,22 +91,32 @@ mod tests {
 
     #[test]
     fn names_match_whole_parts_from_the_end() {
-        let matches = |text: &str| Pattern::new(text).unwrap().matches(DOWN, true);
+        let matches = |text: &str| Pattern::new(text).unwrap().matches(DOWN, ModuleKind::Layer);
         assert!(matches(DOWN) && matches("down_proj") && matches("mlp.down_proj"));
         assert!(!matches("proj") && !matches("model.layers.1") && !matches("p.down_proj"));
     }
 
     #[test]
     fn expressions_match_from_the_start_as_in_python() {
-        let matches = |text: &str| Pattern::new(text).unwrap().matches(DOWN, true);
+        let matches = |text: &str| Pattern::new(text).unwrap().matches(DOWN, ModuleKind::Layer);
         assert!(matches("re:.*down_proj$") && matches("re:model.layers.(9|10)"));
         assert!(!matches("re:layers") && !matches("re:.*gate|nothing"));
         assert!(Pattern::new("re:(").unwrap_err().to_string().contains("unclosed group"));
     }
 
     #[test]
-    fn linear_is_the_layers_of_the_blocks() {
-        let linear = Pattern::new("Linear").unwrap();
-        assert!(linear.matches(DOWN, true) && !linear.matches("lm_head", false));
+    fn words_name_the_layers_of_the_blocks_and_the_tables() {
+        let modules = [
+            (DOWN, ModuleKind::Layer),
+            ("lm_head", ModuleKind::Head),
+            ("model.embed_tokens", ModuleKind::Table),
+        ];
+        for (text, wanted) in [("Linear", 0), ("lm_head", 1), ("Embedding", 2), ("embed_tokens", 2)]
+        {
+            let pattern = Pattern::new(text).unwrap();
+            for (index, (module, kind)) in modules.iter().enumerate() {
+                assert_eq!(pattern.matches(module, *kind), index == wanted, "{text} {module}");
+            }
+        }
     }
 }

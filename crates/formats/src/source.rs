@@ -13,7 +13,7 @@ use lapidary_weight::{Dense, FloatType, Outline, TensorError, Tensors, Term, Ter
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of a tensor that are handed on at a time, about.
 const PIECE_BYTES: u64 = 4 << 20;
@@ -21,14 +21,16 @@ const PIECE_BYTES: u64 = 4 << 20;
 /// An opened checkpoint.
 #[derive(Debug)]
 pub struct Source {
-    checkpoint: Checkpoint,
+    checkpoint: Arc<Checkpoint>,
     config: Value,
-    reader: Option<Box<dyn Reader>>,
+    reader: Option<Arc<dyn Reader>>,
     tensors: Vec<LogicalTensor>,
     by_name: HashMap<String, usize>,
     /// Tensors of the checkpoint that stand for nothing here, with the reason.
     consumed: Vec<(String, String)>,
     files: Vec<SourceFile>,
+    /// The compressed tables that rows were looked up in, their codes unpacked.
+    tables: Mutex<HashMap<String, Arc<Weight>>>,
 }
 
 /// A tensor as the model sees it.
@@ -122,7 +124,33 @@ impl Source {
         files: Vec<SourceFile>,
     ) -> Self {
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Self { checkpoint, config, reader, tensors, by_name, consumed, files }
+        let (checkpoint, reader) = (Arc::new(checkpoint), reader.map(Arc::from));
+        let tables = Mutex::default();
+        Self { checkpoint, config, reader, tensors, by_name, consumed, files, tables }
+    }
+
+    /// The same checkpoint under another configuration, with some tensors found under a second name
+    /// too: pairs of the new name and the tensor that it stands for.
+    ///
+    /// # Errors
+    /// When there is no such tensor.
+    pub fn renamed(&self, config: Value, names: &[(String, String)]) -> Result<Self, FormatError> {
+        let mut tensors = self.tensors.clone();
+        tensors.retain(|tensor| !names.iter().any(|(name, _)| *name == tensor.name));
+        for (name, of) in names {
+            tensors.push(LogicalTensor { name: name.clone(), ..self.require(of)?.clone() });
+        }
+        let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        Ok(Self {
+            checkpoint: Arc::clone(&self.checkpoint),
+            config,
+            reader: self.reader.clone(),
+            tensors,
+            by_name,
+            consumed: self.consumed.clone(),
+            files: self.files.clone(),
+            tables: Mutex::default(),
+        })
     }
 
     /// The folder or file that was opened.
@@ -333,10 +361,22 @@ impl Source {
                 format!("has {height} rows; row {row} was asked for"),
             ));
         }
-        let Storage::Plain(info) = &logical.storage else {
-            let values = self.values(logical)?;
-            let row = |row: &u32| values[*row as usize * width..][..width].to_vec();
-            return Ok(rows.iter().flat_map(row).collect());
+        let info = match &logical.storage {
+            Storage::Plain(info) => info,
+            Storage::Compressed(_) => {
+                let table = self.table(name)?;
+                let mut values = vec![0.0; rows.len() * width];
+                for (row, out) in rows.iter().zip(values.chunks_exact_mut(width.max(1))) {
+                    table.add_row(*row as usize, out);
+                }
+                check_finite(name, &values)?;
+                return Ok(values);
+            }
+            Storage::Paired(..) => {
+                let values = self.values(logical)?;
+                let row = |row: &u32| values[*row as usize * width..][..width].to_vec();
+                return Ok(rows.iter().flat_map(row).collect());
+            }
         };
         // Each distinct row is read once, in the order of the file.
         let mut distinct: Vec<u32> = rows.to_vec();
@@ -353,6 +393,19 @@ impl Source {
             values.insert(row, decoded);
         }
         Ok(rows.iter().flat_map(|row| &values[row]).copied().collect())
+    }
+}
+
+impl Source {
+    /// A compressed table, unpacked at the first look-up: a byte a number, and its scales.
+    fn table(&self, name: &str) -> Result<Arc<Weight>, FormatError> {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = tables.get(name) {
+            return Ok(Arc::clone(table));
+        }
+        let table = Arc::new(self.weight(name)?);
+        tables.insert(name.to_owned(), Arc::clone(&table));
+        Ok(table)
     }
 }
 

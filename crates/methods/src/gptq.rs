@@ -100,6 +100,11 @@ impl Tensorwise for Gptq {
         Some(Box::new(Self(Params { grid, ..self.0.clone() })))
     }
 
+    /// With the identity for a Gram matrix every column is rounded to nearest.
+    fn without_statistics(&self) -> Option<Box<dyn Tensorwise>> {
+        Some(Box::new(Rounding(self.0.clone())))
+    }
+
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
         let missing = || MethodError::MissingStatistics {
             site: site.name.to_owned(),
@@ -109,7 +114,11 @@ impl Tensorwise for Gptq {
         site.check_finite()?;
         let order = self.order(gram, site.cols);
         let Some(factor) = inverse_factor(gram, &order, self.0.dampening_frac) else {
-            return self.round_to_nearest(site);
+            let mut encoded = round_to_nearest(&self.0, site)?;
+            encoded.notes.push(Note::fallback(
+                "the Gram matrix could not be factored with any damping; rounded to nearest instead",
+            ));
+            return Ok(encoded);
         };
         let notes = self.notes(&factor);
         let job = Job::new(&self.0, site, &order, &factor);
@@ -145,17 +154,36 @@ impl Gptq {
         }
         notes
     }
+}
 
-    /// What is left when no damping makes the Gram matrix positive.
-    fn round_to_nearest(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
-        let levels = self.0.grid.levels();
-        let store = |scale| site.scale_type.round_scale(scale);
-        let fit = |values: &[f32]| levels.fit_search(values, None, SEARCH, store);
-        let mut encoded = self.0.grid.encode(site, fit)?;
-        encoded.notes.push(Note::fallback(
-            "the Gram matrix could not be factored with any damping; rounded to nearest instead",
-        ));
-        Ok(encoded)
+/// What is left where there is no usable Gram matrix: rounding to nearest on the grid asked for,
+/// every column weighing the same.
+fn round_to_nearest(params: &Params, site: &Site<'_>) -> Result<Encoded, MethodError> {
+    let levels = params.grid.levels();
+    let store = |scale| site.scale_type.round_scale(scale);
+    params.grid.encode(site, |values| match params.scale {
+        ScaleChoice::MinMax => levels.fit_range(values, store),
+        ScaleChoice::Mse | ScaleChoice::Weighted => {
+            levels.fit_search(values, None, SEARCH, store)
+        }
+    })
+}
+
+/// GPTQ where inputs have no statistics.
+struct Rounding(Params);
+
+impl Tensorwise for Rounding {
+    fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
+        self.0.grid.outline(rows, cols, scales)
+    }
+
+    fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
+        round_to_nearest(&self.0, site)
+    }
+
+    fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
+        let grid = self.0.grid.regrouped(grouping);
+        Some(Box::new(Self(Params { grid, ..self.0.clone() })))
     }
 }
 

@@ -41,6 +41,12 @@ pub trait Tensorwise: Send + Sync {
     fn regroup(&self, _grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
         None
     }
+
+    /// The method that takes this one's place, with the same outline, where there are no inputs to
+    /// gather statistics of: for a table whose rows are looked up. `None` when it has none.
+    fn without_statistics(&self) -> Option<Box<dyn Tensorwise>> {
+        None
+    }
 }
 
 /// Why a method could not encode a site.

@@ -19,7 +19,7 @@ pub use exec::{
 pub use families::{families, spec};
 pub use graph::{Graph, GraphBuilder, Node, Value};
 pub use lapidary_kernels::matrix::Precision;
-pub use query::{Absorber, InputGroup};
+pub use query::{Absorber, InputGroup, Matrix, Place};
 pub use spec::{Activation, AttentionOp, LinearOp, Op, RopeOp, RopeScaling, Spec, Table};
 
 use lapidary_weight::TensorError;

@@ -1,7 +1,7 @@
-//! What methods and the engine ask of a graph, instead of tables per family.
+//! What methods and the engine ask of a model and its graphs, instead of tables per family.
 
 use crate::graph::{Graph, Value};
-use crate::spec::{Activation, LinearOp, Op};
+use crate::spec::{Activation, LinearOp, Op, Spec, Table};
 
 /// Linear layers that read the same value, and so share its statistics.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +33,66 @@ pub enum Absorber<'a> {
         /// Width of a head, which the repetition runs over.
         head_dim: usize,
     },
+}
+
+/// Where a weight matrix stands in a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// A table before the blocks, whose rows are looked up by token, position or segment.
+    Embedding,
+    /// A linear layer of the block of this index.
+    Block(usize),
+    /// A linear layer after the blocks.
+    Head,
+}
+
+/// A weight matrix of a model: one, however many operations read it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Matrix {
+    /// Its names and shape; a table of `rows` rows counts as a layer of `rows` outputs.
+    pub linear: LinearOp,
+    /// Where it stands.
+    pub place: Place,
+    /// The module of the head that multiplies by this table.
+    pub tied: Option<String>,
+}
+
+impl Spec {
+    /// Every weight matrix: the tables, the linear layers of the blocks, those of the head. A table
+    /// that the head multiplies by stands among the tables.
+    pub fn matrices(&self) -> Vec<Matrix> {
+        let in_head: Vec<&LinearOp> = self.head.iter().flat_map(Graph::linears).collect();
+        let tables = self.embed.nodes.iter().filter_map(|node| match &node.op {
+            Op::Embedding(table) | Op::Positions { table, .. } | Op::TokenType(table) => {
+                let tied = in_head.iter().find(|linear| linear.weight == table.name);
+                let tied = tied.map(|linear| linear.module.clone());
+                Some(Matrix { linear: as_linear(table), place: Place::Embedding, tied })
+            }
+            _ => None,
+        });
+        let mut matrices: Vec<Matrix> = tables.collect();
+        let plain = |linear: &LinearOp, place| Matrix { linear: linear.clone(), place, tied: None };
+        for (index, block) in self.blocks.iter().enumerate() {
+            matrices.extend(block.linears().map(|linear| plain(linear, Place::Block(index))));
+        }
+        let is_table =
+            |linear: &LinearOp| matrices.iter().any(|m| m.linear.weight == linear.weight);
+        let untied: Vec<&LinearOp> = in_head.into_iter().filter(|l| !is_table(l)).collect();
+        matrices.extend(untied.into_iter().map(|linear| plain(linear, Place::Head)));
+        matrices
+    }
+}
+
+/// A table under the names that a linear layer with the same weight would have.
+fn as_linear(table: &Table) -> LinearOp {
+    let module = table.name.strip_suffix(".weight").unwrap_or(&table.name).to_owned();
+    LinearOp {
+        module,
+        weight: table.name.clone(),
+        bias: None,
+        in_features: table.width,
+        out_features: table.rows,
+    }
 }
 
 impl Graph {

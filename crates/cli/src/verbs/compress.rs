@@ -6,7 +6,7 @@ use crate::error::CliError;
 use crate::output::Output;
 use crate::progress::Shown;
 use crate::signal::stop_flag;
-use crate::table::{megabytes, table};
+use crate::table::{in_tables, megabytes, table};
 use lapidary_engine::plan::Limits;
 use lapidary_engine::{Cost, Costs, Job, Outcome, SiteRecord, compress};
 use lapidary_formats::Source;
@@ -54,6 +54,7 @@ fn to_json(outcome: &Outcome, folder: &Path) -> Value {
         "output": folder,
         "format": manifest.format,
         "bits_per_weight": manifest.bits_per_weight,
+        "table_bits_per_weight": manifest.table_bits_per_weight,
         "source_bytes": manifest.bytes.source,
         "bytes": manifest.bytes.result,
         "compressed": manifest.tensors.compressed.len(),
@@ -101,10 +102,11 @@ fn describe(outcome: &Outcome, folder: &Path, model: &str) -> String {
     let _ = writeln!(text, "{} {done}", folder.display());
     let _ = writeln!(
         text,
-        "{} -> {}, {:.3} bits a weight in {} layers ({})",
+        "{} -> {}, {:.3} bits a weight{} in {} layers ({})",
         megabytes(manifest.bytes.source),
         megabytes(manifest.bytes.result),
         manifest.bits_per_weight,
+        in_tables(manifest.table_bits_per_weight),
         manifest.sites.len(),
         manifest.format
     );

@@ -7,7 +7,7 @@ use crate::output::Output;
 use crate::table::{megabytes, table};
 use lapidary_eval::size;
 use lapidary_formats::Source;
-use lapidary_model::{LinearOp, Spec, spec};
+use lapidary_model::{LinearOp, Matrix, Spec, spec};
 use lapidary_weight::Outline;
 use serde_json::{Value, json};
 
@@ -15,9 +15,13 @@ pub(crate) fn run(arguments: &InspectArguments, output: &mut Output) -> Result<(
     let source = open(&disk(), &arguments.model)?;
     let spec = spec(source.config())?;
     let size = size(&source, &spec);
-    let sites: Vec<(&LinearOp, Outline)> = spec
-        .linears()
-        .filter_map(|linear| Some((linear, source.outline(source.get(&linear.weight)?)?)))
+    let sites: Vec<(Matrix, Outline)> = spec
+        .matrices()
+        .into_iter()
+        .filter_map(|matrix| {
+            let outline = source.outline(source.get(&matrix.linear.weight)?)?;
+            Some((matrix, outline))
+        })
         .collect();
     output.result(
         || {
@@ -38,7 +42,8 @@ pub(crate) fn run(arguments: &InspectArguments, output: &mut Output) -> Result<(
     )
 }
 
-fn site_json(source: &Source, (linear, outline): &(&LinearOp, Outline)) -> Value {
+fn site_json(source: &Source, (matrix, outline): &(Matrix, Outline)) -> Value {
+    let linear = &matrix.linear;
     json!({
         "name": linear.module,
         "shape": [linear.out_features, linear.in_features],
@@ -47,17 +52,18 @@ fn site_json(source: &Source, (linear, outline): &(&LinearOp, Outline)) -> Value
     })
 }
 
-/// Bits that are stored for each weight of a layer.
+/// Bits that are stored for each weight of a layer or table.
 fn stored_bits(source: &Source, linear: &LinearOp) -> f64 {
     let bytes = source.get(&linear.weight).map_or(0, |tensor| source.stored_bytes(tensor));
     8.0 * bytes as f64 / (linear.out_features * linear.in_features) as f64
 }
 
-fn describe(source: &Source, spec: &Spec, sites: &[(&LinearOp, Outline)]) -> String {
+fn describe(source: &Source, spec: &Spec, sites: &[(Matrix, Outline)]) -> String {
     let size = size(source, spec);
     let rows: Vec<Vec<String>> = sites
         .iter()
-        .map(|(linear, outline)| {
+        .map(|(matrix, outline)| {
+            let linear = &matrix.linear;
             vec![
                 linear.module.clone(),
                 format!("{} x {}", linear.out_features, linear.in_features),
@@ -76,6 +82,6 @@ fn describe(source: &Source, spec: &Spec, sites: &[(&LinearOp, Outline)]) -> Str
         size.bits_per_weight,
         size.embedding_bits_per_weight,
         if spec.tied { " (tied to the head)" } else { " and head" },
-        table(&["layer", "shape", "terms", "bits"], &rows)
+        table(&["layer or table", "shape", "terms", "bits"], &rows)
     )
 }

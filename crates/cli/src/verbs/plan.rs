@@ -4,7 +4,7 @@ use super::{disk, open, recipe};
 use crate::arguments::PlanArguments;
 use crate::error::CliError;
 use crate::output::Output;
-use crate::table::{megabytes, table};
+use crate::table::{in_tables, megabytes, table};
 use lapidary_engine::Plan;
 use lapidary_engine::plan::{ActivationsIn, Limits};
 use serde_json::{Value, json};
@@ -41,6 +41,7 @@ fn to_json(plan: &Plan) -> Value {
     json!({
         "format": plan.format.id(),
         "bits_per_weight": plan.bits_per_weight(),
+        "table_bits_per_weight": plan.table_bits_per_weight(),
         "source_bytes": plan.source_bytes,
         "output_bytes": plan.output_bytes(),
         "peak_memory_bytes": plan.memory.peak,
@@ -73,10 +74,11 @@ fn describe(plan: &Plan) -> String {
     let mut text = table(&["layers", "count", "shape", "step"], &rows);
     let _ = write!(
         text,
-        "\n\nformat {} ({}), {:.3} bits a weight\nweights {} -> {}\nmemory at most {}{}\ndisk {}\n",
+        "\n\nformat {} ({}), {:.3} bits a weight{}\nweights {} -> {}\nmemory at most {}{}\ndisk {}\n",
         plan.format.id(),
         plan.format.loaders(),
         plan.bits_per_weight(),
+        in_tables(plan.table_bits_per_weight()),
         megabytes(plan.source_bytes),
         megabytes(plan.output_bytes()),
         megabytes(plan.memory.peak),

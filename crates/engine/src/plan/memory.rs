@@ -6,7 +6,8 @@ use crate::calibration::is_ready;
 use crate::recipe::{Calibration, CalibrationPrecision};
 use lapidary_formats::Source;
 use lapidary_methods::Needs;
-use lapidary_model::{Graph, Op, Spec};
+use lapidary_model::{Graph, LinearOp, Op, Place, Spec};
+use lapidary_weight::{Outline, TermOutline};
 use std::path::Path;
 
 /// Tokens that go through a block together: enough for matrix products to be fast, few enough for
@@ -59,7 +60,7 @@ impl Shapes<'_> {
         limits: Limits,
     ) -> Result<MemoryPlan, EngineError> {
         let Some(calibration) = calibration else {
-            let peak = BASE + self.tokenizer() + self.encoding();
+            let peak = BASE + self.tokenizer() + self.encoding(|_| true);
             let plan = MemoryPlan {
                 peak,
                 activations: 0,
@@ -74,17 +75,27 @@ impl Shapes<'_> {
             CalibrationPrecision::Bf16 => 2,
             CalibrationPrecision::F32 => 4,
         };
-        let block = largest(&self.spec.blocks, |graph| factor * weights(graph));
-        let statistics = largest(&self.spec.blocks, |graph| self.statistics(graph));
+        // Of the head only what its last layers read is computed, and only where a site needs it.
+        let head = self.spec.head.as_ref().filter(|graph| self.statistics(graph) > 0);
+        let of_head = head.map_or(0, |graph| factor * (weights(graph) - last_weights(graph)));
+        let block = largest(&self.spec.blocks, |graph| factor * weights(graph)).max(of_head);
+        let graphs = || self.spec.blocks.iter().chain(head);
+        let statistics = largest(graphs(), |graph| self.statistics(graph));
         let tokens = (self.rows.0 * self.rows.1) as u64;
         let activations = 4 * tokens * self.spec.hidden_size as u64;
         let reading = if is_ready(Path::new(&calibration.text)) { 0 } else { self.tokenizing() };
-        let forward = largest(&self.spec.blocks, |graph| self.forward(graph));
-        let working = forward.max(self.encoding());
-        let fixed = BASE + self.tokenizer() + reading + block + statistics + working;
-        let in_memory = limits.memory.is_none_or(|limit| fixed + activations <= limit);
+        let forward = largest(graphs(), |graph| self.forward(graph));
+        let working = forward.max(self.encoding(|site| site.stage != Place::Embedding));
+        let always = BASE + self.tokenizer() + reading + self.unpacked_tables();
+        let fixed = always + block + statistics + working;
+        // Tables are encoded before there are activations, and looked up in while those are made.
+        let tables = always + self.encoding(|site| site.stage == Place::Embedding);
+        let looking_up = always + self.stored_tables();
+        let peak =
+            |activations: u64| (fixed + activations).max(tables).max(looking_up + activations);
+        let in_memory = limits.memory.is_none_or(|limit| peak(activations) <= limit);
         let plan = MemoryPlan {
-            peak: if in_memory { fixed + activations } else { fixed },
+            peak: peak(if in_memory { activations } else { 0 }),
             activations,
             activations_in: if in_memory { ActivationsIn::Memory } else { ActivationsIn::Disk },
             disk_activations: if in_memory { activations } else { 2 * activations },
@@ -108,12 +119,12 @@ impl Shapes<'_> {
 
     /// Gram matrices of the inputs that some site's method asks for.
     fn statistics(&self, graph: &Graph) -> u64 {
-        let needs = |module: &str| {
-            let site = self.sites.iter().find(|site| site.linear.module == module);
+        let needs = |linear: &LinearOp| {
+            let site = self.sites.iter().find(|site| site.linear.weight == linear.weight);
             site.is_some_and(|site| site.method.needs() != Needs::default())
         };
         let groups = graph.shared_inputs();
-        let needed = groups.iter().filter(|group| group.linears.iter().any(|l| needs(&l.module)));
+        let needed = groups.iter().filter(|group| group.linears.iter().any(|l| needs(l)));
         needed.map(|group| 4 * square(group.linears[0].in_features)).sum()
     }
 
@@ -129,7 +140,7 @@ impl Shapes<'_> {
 
     /// What encoding the largest site works with: weight, working copy, codes, and with statistics
     /// the factor in f64 twice and in f32.
-    fn encoding(&self) -> u64 {
+    fn encoding(&self, among: impl Fn(&SitePlan) -> bool) -> u64 {
         let site = |site: &SitePlan| {
             let weights = (site.linear.in_features * site.linear.out_features) as u64;
             let factor = match site.method.needs().gram {
@@ -138,7 +149,21 @@ impl Shapes<'_> {
             };
             weights * (4 + 4 + 1 + 1 + 4) + factor
         };
-        self.sites.iter().map(site).max().unwrap_or(0)
+        self.sites.iter().filter(|site| among(site)).map(site).max().unwrap_or(0)
+    }
+
+    /// Tables of the result while tokens are looked up in them.
+    fn stored_tables(&self) -> u64 {
+        let tables = self.sites.iter().filter(|site| site.stage == Place::Embedding);
+        tables.map(|site| unpacked(&site.outline)).sum()
+    }
+
+    /// Compressed tables of the source, which stay unpacked once they were looked up in.
+    fn unpacked_tables(&self) -> u64 {
+        let tables = self.spec.embed.tensors();
+        let tables = tables.iter().filter_map(|(name, _)| self.source.get(name));
+        let compressed = tables.filter(|tensor| tensor.is_compressed());
+        compressed.filter_map(|tensor| self.source.outline(tensor)).map(|o| unpacked(&o)).sum()
     }
 }
 
@@ -154,7 +179,26 @@ fn within(plan: MemoryPlan, limits: Limits) -> Result<MemoryPlan, EngineError> {
     }
 }
 
-/// Numbers in the linear layers and norms of a graph.
+/// Bytes of a weight in memory: floats in 32 bits, codes in 8.
+fn unpacked(outline: &Outline) -> u64 {
+    let Outline { rows, cols, ref terms } = *outline;
+    let term = |term: &TermOutline| match term {
+        TermOutline::Affine { grouping, .. } => rows * cols + 5 * grouping.count(rows, cols),
+        TermOutline::Lookup { .. } => 2 * rows * cols,
+        _ => 4 * rows * cols,
+    };
+    terms.iter().map(|outline| term(outline) as u64).sum()
+}
+
+/// Numbers in the linear layers of a graph that are only reached, not multiplied by, to see their
+/// input.
+fn last_weights(graph: &Graph) -> u64 {
+    let last = graph.shared_inputs().pop();
+    let linears = last.iter().flat_map(|group| &group.linears);
+    linears.map(|linear| (linear.in_features * linear.out_features) as u64).sum()
+}
+
+/// Numbers in the linear layers of a graph.
 fn weights(graph: &Graph) -> u64 {
     let numbers = |op: &Op| match op {
         Op::Linear(linear) => linear.in_features * linear.out_features,
@@ -163,8 +207,8 @@ fn weights(graph: &Graph) -> u64 {
     graph.nodes.iter().map(|node| numbers(&node.op) as u64).sum()
 }
 
-fn largest(graphs: &[Graph], bytes: impl Fn(&Graph) -> u64) -> u64 {
-    graphs.iter().map(bytes).max().unwrap_or(0)
+fn largest<'a>(graphs: impl IntoIterator<Item = &'a Graph>, bytes: impl Fn(&Graph) -> u64) -> u64 {
+    graphs.into_iter().map(bytes).max().unwrap_or(0)
 }
 
 fn square(n: usize) -> u64 {

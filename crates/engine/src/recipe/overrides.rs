@@ -22,7 +22,8 @@ pub struct Overrides {
     pub seq_len: Option<usize>,
     /// The format.
     pub format: Option<String>,
-    /// `step.key=value`, where step is a step's name or method, `calibration`, or `*` for all steps.
+    /// `step.key=value`, where step is a step's name or method, `calibration`, or `*` for all steps;
+    /// or `untie=value`.
     pub set: Vec<String>,
 }
 
@@ -65,8 +66,12 @@ fn set(document: &mut Node, assignment: &str) -> Result<(), RecipeError> {
         RecipeError::new(Place::default(), what)
     };
     let (path, value) = assignment.split_once('=').ok_or_else(wrong)?;
-    let (step, key) = path.split_once('.').ok_or_else(wrong)?;
     let value = parse_document(value)?.to_json();
+    if path == "untie" {
+        document.set(path, Node::given(value));
+        return Ok(());
+    }
+    let (step, key) = path.split_once('.').ok_or_else(wrong)?;
     if step == "calibration" {
         set_in_calibration(document, key, value);
         return Ok(());

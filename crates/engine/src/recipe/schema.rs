@@ -19,6 +19,10 @@ pub fn schema() -> Value {
             "steps": { "type": "array", "minItems": 1, "items": { "oneOf": steps } },
             "calibration": inlined(schema_for!(Calibration).to_value()),
             "format": { "enum": formats, "description": "The format that is written." },
+            "untie": {
+                "type": "boolean",
+                "description": "A head that shares its weight with the embedding gets its own.",
+            },
         },
     });
     debug_assert!(RECIPE_KEYS.iter().all(|key| schema["properties"].get(key).is_some()));
@@ -43,8 +47,8 @@ fn step(method: &Entry) -> Value {
     properties["name"] =
         json!({ "type": "string", "description": "Name for --set; the method's by default." });
     properties["targets"] =
-        patterns("Layers it goes to: Linear, a name, or re: and an expression.");
-    properties["ignore"] = patterns("Layers among them that it does not go to.");
+        patterns("Modules it goes to: Linear, Embedding, a name, or re: and an expression.");
+    properties["ignore"] = patterns("Modules among them that it does not go to.");
     schema
 }
 

@@ -2,20 +2,20 @@
 
 use super::activations::{Activations, Writer};
 use super::work::Work;
-use super::{Job, Stage};
+use super::{Job, next_block, stage_name};
 use crate::EngineError;
 use crate::calibration::Rows;
 use crate::cost::{Costs, Part};
 use crate::manifest::SiteRecord;
 use crate::plan::{ActivationsIn, CHUNK_TOKENS, Plan, SitePlan};
-use lapidary_formats::FormatError;
+use lapidary_formats::{FormatError, Source};
 use lapidary_kernels::gram::Gram;
 use lapidary_kernels::matrix::{PackedMatrix, Precision};
 use lapidary_kernels::memory::return_freed;
 use lapidary_methods::{Encoded, Needs, Note, Site, Statistics};
-use lapidary_model::{Batch, Executor, Graph, GraphWeights};
+use lapidary_model::{Batch, Executor, Graph, GraphWeights, Place};
 use lapidary_store::TensorSpec;
-use lapidary_weight::{Tensors, Weight};
+use lapidary_weight::{TensorError, Tensors, Weight};
 use std::collections::BTreeMap;
 
 /// Runs the stages of a job.
@@ -53,7 +53,7 @@ impl BlockRunner<'_> {
     pub(super) fn restore(
         &self,
         rows: &Rows,
-        committed: &[Stage],
+        committed: &[Place],
         work: &mut Work,
     ) -> Result<Activations, EngineError> {
         let width = self.plan.spec.hidden_size;
@@ -63,19 +63,22 @@ impl BlockRunner<'_> {
                 let stored = Activations::on_disk(&self.job.fs, &path, width, rows.tokens.len())?;
                 (self.load(stored)?, stage)
             }
-            None => (self.embed(rows, work)?, 0),
+            None => {
+                let tables = committed.iter().filter(|stage| **stage == Place::Embedding).count();
+                (self.embed(rows, tables, work)?, tables)
+            }
         };
         for (index, stage) in committed.iter().enumerate().skip(from) {
-            self.job.check_stop(committed.len())?;
-            self.job
-                .progress
-                .advance(index as u64, &format!("replaying {}", stage.name(self.plan)));
-            let (graph, mut weights) = self.load_stage(*stage)?;
-            for site in self.plan.sites_in(stage.block()) {
+            self.job.check_stop(next_block(self.plan, *stage))?;
+            let what = format!("replaying {}", stage_name(self.plan, *stage));
+            self.job.progress.advance(index as u64, &what);
+            let graph = self.graph(*stage)?;
+            let mut weights = GraphWeights::load(graph, self.job.source, self.executor.backend())?;
+            for site in self.plan.sites_in(*stage) {
                 let weight = work.read_site(index, site, self.plan)?;
                 weights.replace(&site.linear, &weight.decode(), self.executor.backend())?;
             }
-            self.advance(graph, &weights, &mut activations, work, index)?;
+            self.advance(graph, &weights, &mut activations, work, *stage, index)?;
         }
         Ok(activations)
     }
@@ -90,14 +93,20 @@ impl BlockRunner<'_> {
         }
     }
 
-    /// The residual stream before the first block.
-    fn embed(&self, rows: &Rows, work: &Work) -> Result<Activations, EngineError> {
+    /// The residual stream before the first block, from the tables as they are stored: those that
+    /// the first `stages` stages, none or one, have committed.
+    fn embed(&self, rows: &Rows, stages: usize, work: &Work) -> Result<Activations, EngineError> {
+        let mut tables = BTreeMap::new();
+        for site in (0..stages).flat_map(|_| self.plan.sites_in(Place::Embedding)) {
+            tables.insert(site.linear.weight.clone(), work.read_site(0, site, self.plan)?);
+        }
+        let tensors = Stored { source: self.job.source, tables };
         let width = self.plan.spec.hidden_size;
         let per_chunk = chunk_rows(rows.seq_len);
         let chunks = rows.tokens.chunks(per_chunk * rows.seq_len);
         let embed = |tokens: &[u32]| {
             let batch = Batch { rows: tokens.len() / rows.seq_len, seq_len: rows.seq_len };
-            self.executor.embed(&self.plan.spec, self.job.source, batch, tokens.into())
+            self.executor.embed(&self.plan.spec, &tensors, batch, tokens.into())
         };
         match self.plan.memory.activations_in {
             ActivationsIn::Memory => {
@@ -108,7 +117,7 @@ impl BlockRunner<'_> {
                 Ok(Activations::in_memory(values, width))
             }
             ActivationsIn::Disk => {
-                let path = work.activations_path(0);
+                let path = work.activations_path(stages);
                 let mut writer = Writer::create(&self.job.fs, &path)?;
                 for tokens in chunks {
                     writer.append(&embed(tokens)?)?;
@@ -119,41 +128,48 @@ impl BlockRunner<'_> {
         }
     }
 
-    fn load_stage(&self, stage: Stage) -> Result<(&Graph, GraphWeights), EngineError> {
-        let missing = || EngineError::Internal("a stage without a graph".to_owned());
+    /// The graph of a block or of the head.
+    fn graph(&self, stage: Place) -> Result<&Graph, EngineError> {
         let graph = match stage {
-            Stage::Block(block) => self.plan.spec.blocks.get(block),
-            Stage::Head => self.plan.spec.head.as_ref(),
+            Place::Embedding => Some(&self.plan.spec.embed),
+            Place::Block(block) => self.plan.spec.blocks.get(block),
+            Place::Head => self.plan.spec.head.as_ref(),
         };
-        let graph = graph.ok_or_else(missing)?;
-        let weights = GraphWeights::load(graph, self.job.source, self.executor.backend())?;
-        Ok((graph, weights))
+        graph.ok_or_else(|| EngineError::Internal("a stage without a graph".to_owned()))
     }
 
-    /// Encodes the sites of a stage and moves the activations past it, unless it is the last.
+    /// Encodes the sites of a stage and moves the activations past it, unless no later stage needs
+    /// them. Without activations, no site of the stage needs any.
     pub(super) fn compress(
         &self,
-        stage: Stage,
+        stage: Place,
         activations: Option<&mut Activations>,
         last: bool,
         index: usize,
         work: &Work,
     ) -> Result<Done, EngineError> {
+        let graph = self.graph(stage)?;
         let Some(activations) = activations else {
-            return Ok(self.encode(stage, &BTreeMap::new())?.0);
+            return Ok(self.encode(graph, stage, &BTreeMap::new())?.0);
         };
-        let (graph, mut weights) = self.load_stage(stage)?;
-        let statistics = self.observe(graph, &weights, activations, stage, index)?;
+        let (source, backend) = (self.job.source, self.executor.backend());
+        let mut weights = match last {
+            true => GraphWeights::load_to_observe(graph, source, backend)?,
+            false => GraphWeights::load(graph, source, backend)?,
+        };
+        let statistics = self.observe(graph, &weights, activations, stage)?;
         return_freed();
-        let (done, stored) = self.encode(stage, &statistics)?;
-        if !last {
-            for (site, weight) in self.plan.sites_in(stage.block()).zip(&stored) {
-                weights.replace(&site.linear, &weight.decode(), self.executor.backend())?;
-            }
-            drop((statistics, stored));
-            return_freed();
-            self.advance(graph, &weights, activations, work, index)?;
+        if last {
+            drop(weights);
+            return Ok(self.encode(graph, stage, &statistics)?.0);
         }
+        let (done, stored) = self.encode(graph, stage, &statistics)?;
+        for (site, weight) in self.plan.sites_in(stage).zip(&stored) {
+            weights.replace(&site.linear, &weight.decode(), backend)?;
+        }
+        drop((statistics, stored));
+        return_freed();
+        self.advance(graph, &weights, activations, work, stage, index)?;
         Ok(done)
     }
 
@@ -163,12 +179,12 @@ impl BlockRunner<'_> {
         graph: &Graph,
         weights: &GraphWeights,
         activations: &Activations,
-        stage: Stage,
-        index: usize,
+        stage: Place,
     ) -> Result<BTreeMap<String, Statistics>, EngineError> {
+        let block = next_block(self.plan, stage);
         let wanted: Vec<&SitePlan> = self
             .plan
-            .sites_in(stage.block())
+            .sites_in(stage)
             .filter(|site| site.method.needs() != Needs::default())
             .collect();
         let precision = self.executor.backend().precision;
@@ -178,13 +194,13 @@ impl BlockRunner<'_> {
             return Ok(BTreeMap::new());
         }
         for (start, batch) in self.chunks(activations) {
-            self.job.check_stop(index)?;
+            self.job.check_stop(block)?;
             let input = activations.read(start, batch.tokens())?;
             self.costs.charge(Part::Forward, || {
                 self.executor.observe(graph, weights, batch, input, &mut |tap| {
                     let linears = &tap.group.linears;
                     let is_wanted =
-                        |site: &&SitePlan| linears.iter().any(|l| l.module == site.linear.module);
+                        |site: &&SitePlan| linears.iter().any(|l| l.weight == site.linear.weight);
                     if wanted.iter().any(is_wanted) {
                         let columns = linears[0].in_features;
                         let gram = grams
@@ -205,7 +221,7 @@ impl BlockRunner<'_> {
             let statistics = Statistics { gram: gram.finish(), tokens };
             if !statistics.gram.iter().all(|value| value.is_finite()) {
                 let what = format!("the inputs of {} are not finite", group.linears[0].module);
-                return Err(EngineError::NotFinite { block: index, what });
+                return Err(EngineError::NotFinite { block, what });
             }
             by_module.insert(group.linears[0].module.clone(), statistics);
         }
@@ -216,19 +232,17 @@ impl BlockRunner<'_> {
     /// had before it was stored.
     fn encode(
         &self,
-        stage: Stage,
+        graph: &Graph,
+        stage: Place,
         statistics: &BTreeMap<String, Statistics>,
     ) -> Result<(Done, Vec<Weight>), EngineError> {
-        let graph = match stage {
-            Stage::Block(block) => self.plan.spec.blocks.get(block),
-            Stage::Head => self.plan.spec.head.as_ref(),
-        };
-        let groups = graph.map(Graph::shared_inputs).unwrap_or_default();
+        let groups = graph.shared_inputs();
         let mut done = Done { tensors: vec![], sites: vec![] };
         let mut stored = vec![];
-        for site in self.plan.sites_in(stage.block()) {
-            let group =
-                groups.iter().find(|g| g.linears.iter().any(|l| l.module == site.linear.module));
+        for site in self.plan.sites_in(stage) {
+            // By the weight: a table that the head multiplies by has a module of its own.
+            let weight = &site.linear.weight;
+            let group = groups.iter().find(|g| g.linears.iter().any(|l| l.weight == *weight));
             let statistics = group.and_then(|group| statistics.get(&group.linears[0].module));
             let (record, tensors, weight) = self.encode_site(site, statistics)?;
             done.sites.push(record);
@@ -277,11 +291,13 @@ impl BlockRunner<'_> {
         weights: &GraphWeights,
         activations: &mut Activations,
         work: &Work,
+        stage: Place,
         index: usize,
     ) -> Result<(), EngineError> {
+        let block = next_block(self.plan, stage);
         activations.begin(&work.activations_path(index + 1))?;
         for (start, batch) in self.chunks(activations) {
-            self.job.check_stop(index)?;
+            self.job.check_stop(block)?;
             let input = activations.read(start, batch.tokens())?;
             let output = self
                 .costs
@@ -289,7 +305,7 @@ impl BlockRunner<'_> {
             if let Some(at) = output.iter().position(|value| !value.is_finite()) {
                 let row = start / self.seq_len + at / (self.plan.spec.hidden_size * batch.seq_len);
                 let what = format!("row {row} of the calibration text is not finite");
-                return Err(EngineError::NotFinite { block: index, what });
+                return Err(EngineError::NotFinite { block, what });
             }
             activations.write(start, &output)?;
         }
@@ -302,6 +318,34 @@ impl BlockRunner<'_> {
         let per_chunk = chunk_rows(self.seq_len);
         let batch = |row| Batch { rows: per_chunk.min(rows - row), seq_len: self.seq_len };
         (0..rows).step_by(per_chunk).map(|row| (row * self.seq_len, batch(row))).collect()
+    }
+}
+
+/// A source with some of its tables as they are stored in the result.
+struct Stored<'a> {
+    source: &'a Source,
+    tables: BTreeMap<String, Weight>,
+}
+
+impl Tensors for Stored<'_> {
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.source.shape(name)
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<f32>, TensorError> {
+        match self.tables.get(name) {
+            Some(table) => Ok(table.decode()),
+            None => self.source.read(name),
+        }
+    }
+
+    fn read_rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, TensorError> {
+        let Some(table) = self.tables.get(name) else { return self.source.read_rows(name, rows) };
+        let mut values = vec![0.0; rows.len() * table.cols()];
+        for (row, out) in rows.iter().zip(values.chunks_exact_mut(table.cols().max(1))) {
+            table.add_row(*row as usize, out);
+        }
+        Ok(values)
     }
 }
 

@@ -61,7 +61,7 @@ fn write_tensors(
 ) -> Result<(u64, Hashes), EngineError> {
     let mut stage_of: HashMap<String, usize> = HashMap::new();
     for (index, stage) in stages(plan).into_iter().enumerate() {
-        for site in plan.sites_in(stage.block()) {
+        for site in plan.sites_in(stage) {
             let tensors = plan.format.tensors(&site.linear.module, &site.outline, plan.float_type);
             stage_of.extend(tensors.into_iter().map(|tensor| (tensor.name, index)));
         }
@@ -160,6 +160,7 @@ fn manifest(
         identity: identity.clone(),
         format: plan.format.id().to_owned(),
         bits_per_weight: plan.bits_per_weight(),
+        table_bits_per_weight: plan.table_bits_per_weight(),
         bytes: Bytes { source: plan.source_bytes, result: result_bytes },
         calibration,
         sites: work.site_records(),
@@ -183,7 +184,7 @@ fn check(
         what: format!("{name} does not read back as it was committed"),
     };
     for (index, stage) in stages(plan).into_iter().enumerate() {
-        for site in plan.sites_in(stage.block()) {
+        for site in plan.sites_in(stage) {
             let committed = work.read_site(index, site, plan)?;
             let weight = written.weight(&site.linear.weight)?;
             // A plain folder has no terms; its values must agree.

@@ -18,6 +18,17 @@ fn setup(folder: &Path) -> Setup {
 /// and the next run gives the bytes of an undisturbed one.
 #[test]
 fn a_job_that_dies_anywhere_resumes_to_the_same_bytes() {
+    dies_anywhere(setup);
+}
+
+/// The same with a stage before the blocks, for the tables, and one after them.
+#[test]
+fn tables_and_heads_resume_too() {
+    let step = "method: gptq, bits: 4, group_size: 16, targets: [\"re:.*(embed|head|v_proj)\"]";
+    dies_anywhere(|folder| Setup::new("llama-untied", step, folder, "native"));
+}
+
+fn dies_anywhere(setup: impl Fn(&Path) -> Setup) {
     let undisturbed = scratch();
     let mut job = setup(undisturbed.path());
     let counting = FaultFs::counting(real());

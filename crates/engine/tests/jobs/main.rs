@@ -6,3 +6,4 @@ mod interruption;
 mod refusals;
 mod results;
 mod support;
+mod tables;

@@ -18,7 +18,11 @@ fn recipes_that_do_not_fit_the_model() {
     let cases = [
         ("method: rtn, targets: [\"re:.*dense\"]", "llama-tied", "matches no linear layer"),
         ("method: rtn, ignore: [nowhere]", "llama-tied", "\"nowhere\" matches no linear layer"),
-        ("method: rtn, targets: [lm_head]", "llama-tied", "shares its weight with the embedding"),
+        (
+            "method: rtn, targets: [lm_head]",
+            "llama-tied",
+            "embed_tokens: format compressed-tensors",
+        ),
         ("method: rtn, group_size: tensor, symmetric: false", "llama-tied", "cannot hold it"),
         (
             "method: rtn}, {method: omse, targets: [\"re:.*q_proj\"]",

@@ -2,7 +2,7 @@
 
 use crate::support::{folder, model};
 use lapidary_eval::size;
-use lapidary_formats::{Format, FormatError, Layout, Source};
+use lapidary_formats::{Format, FormatError, Layout, LogicalTensor, Source};
 use lapidary_model::{Graph, spec};
 use lapidary_store::safetensors::Writer;
 use lapidary_store::{Fs, RealFs, TensorSpec};
@@ -59,14 +59,7 @@ fn compressed_layers_count_everything_that_is_stored() {
     }
     for tensor in model.source.tensors() {
         if !layers.contains_key(&tensor.name) {
-            let mut bytes = vec![];
-            let gathered = model.source.raw(&tensor.name, |piece| -> Result<(), FormatError> {
-                bytes.extend_from_slice(piece);
-                Ok(())
-            });
-            gathered.unwrap();
-            let dtype = model.source.raw_dtype(tensor);
-            tensors.push((TensorSpec::new(&tensor.name, dtype, tensor.shape.clone()), bytes));
+            tensors.push(plain(&model.source, tensor));
         }
     }
     let written = write(format, &model.source, &compressed, &tensors);
@@ -80,6 +73,43 @@ fn compressed_layers_count_everything_that_is_stored() {
     assert_eq!(after.embedding_bits_per_weight, 32.0);
     assert_eq!(after.parameters, before.parameters);
     assert!(after.bytes < before.bytes);
+}
+
+/// A table counts beside the layers, never among them; the head that shares it is the same weight.
+#[test]
+fn compressed_tables_count_beside_the_layers() {
+    let model = model("llama-tied");
+    let format = lapidary_formats::find("native").unwrap();
+    let table = &model.spec.matrices()[0];
+    assert_eq!(table.tied.as_deref(), Some("lm_head"));
+    let weight = affine(table.linear.out_features, table.linear.in_features);
+    let outline = weight.outline();
+    let specs = format.tensors(&table.linear.module, &outline, FloatType::F16);
+    let bytes = format.encode(&weight, FloatType::F16).unwrap();
+    let stored: usize = bytes.iter().map(Vec::len).sum();
+    let mut tensors: Vec<_> = specs.into_iter().zip(bytes).collect();
+    for tensor in model.source.tensors().iter().filter(|t| t.name != table.linear.weight) {
+        tensors.push(plain(&model.source, tensor));
+    }
+    let compressed = [(table.linear.module.clone(), outline.clone())];
+    let written = write(format, &model.source, &compressed, &tensors);
+    let source = Source::open(Arc::new(RealFs), written.path()).unwrap();
+    let (before, after) = (size(&model.source, &model.spec), size(&source, &model.spec));
+    assert_eq!(after.bits_per_weight, before.bits_per_weight);
+    let numbers = (outline.rows * outline.cols) as f64;
+    assert_eq!(after.embedding_bits_per_weight, 8.0 * stored as f64 / numbers);
+    assert_eq!(after.parameters, before.parameters);
+}
+
+/// A tensor of a checkpoint as it is handed on.
+fn plain(source: &Source, tensor: &LogicalTensor) -> (TensorSpec, Vec<u8>) {
+    let mut bytes = vec![];
+    let gathered = source.raw(&tensor.name, |piece| -> Result<(), FormatError> {
+        bytes.extend_from_slice(piece);
+        Ok(())
+    });
+    gathered.unwrap();
+    (TensorSpec::new(&tensor.name, source.raw_dtype(tensor), tensor.shape.clone()), bytes)
 }
 
 fn affine(rows: usize, cols: usize) -> Weight {

@@ -21,9 +21,33 @@ impl<B: Backend> GraphWeights<B> {
     /// # Errors
     /// When a tensor is missing, has another shape than the configuration says, or is unreadable.
     pub fn load(graph: &Graph, tensors: &dyn Tensors, backend: &B) -> Result<Self, ModelError> {
+        Self::load_except(graph, &[], tensors, backend)
+    }
+
+    /// Reads what [`observe`](super::Executor::observe) needs: all but the last linear layers, whose
+    /// input is seen and not multiplied. A head's largest matrix is among those.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_to_observe(
+        graph: &Graph,
+        tensors: &dyn Tensors,
+        backend: &B,
+    ) -> Result<Self, ModelError> {
+        let last = graph.shared_inputs().pop();
+        Self::load_except(graph, &last.map_or(vec![], |group| group.linears), tensors, backend)
+    }
+
+    fn load_except(
+        graph: &Graph,
+        left_out: &[&LinearOp],
+        tensors: &dyn Tensors,
+        backend: &B,
+    ) -> Result<Self, ModelError> {
         let mut weights = Self { linears: BTreeMap::new(), vectors: BTreeMap::new() };
         for node in &graph.nodes {
             match &node.op {
+                Op::Linear(linear) if left_out.contains(&linear) => {}
                 Op::Linear(linear) => weights.load_linear(linear, tensors, backend)?,
                 Op::RmsNorm { gain, width, .. } => {
                     weights.load_vector(gain, *width, tensors, backend)?;
