@@ -56,7 +56,8 @@ fn front_matter(job: &Job<'_>, plan: &Plan) -> String {
     matter.push_str("base_model_relation: quantized\ntags:\n");
     let mut tags = vec![plan.format.id().to_owned()];
     for site in &plan.sites {
-        for tag in [site.method_id.to_owned(), scheme(site)] {
+        let methods = site.method_id.split(" + ").map(str::to_owned);
+        for tag in methods.chain([scheme(site)]) {
             if !tags.contains(&tag) {
                 tags.push(tag);
             }

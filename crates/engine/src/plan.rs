@@ -1,5 +1,6 @@
 //! The plan: what a recipe would do to a model, everything checked and predicted before any work.
 
+mod chain;
 mod memory;
 mod untie;
 
@@ -9,8 +10,9 @@ pub use memory::{ActivationsIn, MemoryPlan};
 use crate::EngineError;
 use crate::calibration;
 use crate::recipe::{Calibration, Recipe};
+use chain::Chained;
 use lapidary_formats::{Format, LogicalTensor, ModuleKind, Pattern, Source, find};
-use lapidary_methods::{Method, Needs, Note, Tensorwise};
+use lapidary_methods::{Needs, Note, Tensorwise};
 use lapidary_model::{LinearOp, Matrix, Place, Spec, spec};
 use lapidary_store::{Fs, TensorSpec};
 use lapidary_weight::{FloatType, Grouping, Outline, Tensors};
@@ -58,11 +60,11 @@ pub struct SitePlan {
     /// When it is encoded: with its place, but a table that the head multiplies by with the head
     /// where the method wants statistics of the head's input.
     pub stage: Place,
-    /// Name of the step.
+    /// Names of the steps, in order, with ` + ` between them.
     pub step: String,
-    /// Id of the method.
-    pub method_id: &'static str,
-    /// The method.
+    /// Ids of their methods, likewise.
+    pub method_id: String,
+    /// What the steps do to the weight, as one method.
     pub method: Box<dyn Tensorwise>,
     /// What it will be.
     pub outline: Outline,
@@ -79,8 +81,8 @@ impl Plan {
     /// Plans a recipe on a model.
     ///
     /// # Errors
-    /// When a pattern matches nothing, two steps want one layer, the format cannot hold what a
-    /// method emits, a tensor is missing or of the wrong shape, or the memory does not suffice.
+    /// When a pattern matches nothing, the steps of a layer make no chain, the format cannot hold
+    /// what they emit, a tensor is missing or of the wrong shape, or the memory does not suffice.
     pub fn new(
         fs: &Arc<dyn Fs>,
         source: &Source,
@@ -97,16 +99,15 @@ impl Plan {
         let mut notes = vec![];
         let choice = choose(&spec, recipe)?;
         let mut sites = vec![];
-        for (matrix, step) in choice {
-            let step = &recipe.steps[step];
-            let Method::Tensorwise(method) = step.build()?;
+        for (matrix, steps) in choice {
+            let chained = chain::link(recipe, &steps, &matrix.linear.module)?;
             let scales = format.scale_type(float_type);
-            let (method, unweighted) = with_statistics_there_are(method, step, &matrix)?;
+            let (chained, unweighted) = with_statistics_there_are(chained, &matrix)?;
+            let Chained { step, method_id, method } = chained;
             let Fitted { method, outline, note: fitted } = fit(method, &matrix, scales, format)?;
             let Matrix { linear, place, tied } = matrix;
             let note = |note| (linear.module.clone(), note);
             notes.extend(unweighted.into_iter().chain(fitted).map(note));
-            let (step, method_id) = (step.name.clone(), step.method.id);
             let of_head = tied.is_some() && method.needs() != Needs::default();
             let stage = if of_head { Place::Head } else { place };
             sites.push(SitePlan { linear, place, stage, step, method_id, method, outline });
@@ -231,8 +232,8 @@ fn check_tensors(spec: &Spec, source: &Source) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// The matrices that steps go to, each with the step's index.
-fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, usize)>, EngineError> {
+/// The matrices that steps go to, each with the steps' indices.
+fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, Vec<usize>)>, EngineError> {
     let matrices = spec.matrices();
     for step in &recipe.steps {
         for pattern in step.targets.iter().chain(&step.ignore) {
@@ -258,16 +259,8 @@ fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, usize)>, EngineEr
         };
         let steps: Vec<usize> =
             (0..recipe.steps.len()).filter(|index| wants(&recipe.steps[*index])).collect();
-        match steps[..] {
-            [] => {}
-            [step] => chosen.push((matrix, step)),
-            [first, second, ..] => {
-                let what = format!(
-                    "steps {} and {} both go to {}; narrow their targets, or add it to ignore in one",
-                    recipe.steps[first].name, recipe.steps[second].name, matrix.linear.module
-                );
-                return Err(EngineError::Refused(what));
-            }
+        if !steps.is_empty() {
+            chosen.push((matrix, steps));
         }
     }
     if chosen.is_empty() {
@@ -291,27 +284,26 @@ fn matches(pattern: &Pattern, matrix: &Matrix) -> bool {
 /// table are looked up and multiply nothing, unless the head multiplies by them. (Counts of tokens
 /// weigh whole rows, and so choose nothing within one.)
 fn with_statistics_there_are(
-    method: Box<dyn Tensorwise>,
-    step: &crate::recipe::Step,
+    chained: Chained,
     matrix: &Matrix,
-) -> Result<(Box<dyn Tensorwise>, Option<Note>), EngineError> {
+) -> Result<(Chained, Option<Note>), EngineError> {
     let is_looked_up = matrix.place == Place::Embedding && matrix.tied.is_none();
-    if !is_looked_up || method.needs() == Needs::default() {
-        return Ok((method, None));
+    if !is_looked_up || chained.method.needs() == Needs::default() {
+        return Ok((chained, None));
     }
+    let Chained { step, method_id, method } = &chained;
     match method.without_statistics() {
-        Some(other) => {
+        Some(method) => {
             let what = format!(
-                "the rows of a table are looked up, so that {} has no statistics of inputs for it; \
-                 rounded to nearest instead",
-                step.method.id
+                "the rows of a table are looked up, so that {method_id} has no statistics of \
+                 inputs for it; rounded to nearest instead"
             );
-            Ok((other, Some(Note::fallback(what))))
+            Ok((Chained { method, ..chained }, Some(Note::fallback(what))))
         }
         None => Err(EngineError::Refused(format!(
-            "step {}: {} needs statistics of inputs, and the rows of {} are looked up; give the \
-             table a method without statistics (rtn, omse)",
-            step.name, step.method.id, matrix.linear.module
+            "step {step}: {method_id} needs statistics of inputs, and the rows of {} are looked \
+             up; give the table a method without statistics (rtn, omse)",
+            matrix.linear.module
         ))),
     }
 }

@@ -17,6 +17,7 @@ use lapidary_kernels::memory::return_freed;
 use lapidary_methods::{Needs, Note, NoteKind};
 use lapidary_model::{Executor, Fused, Place, Precision};
 use lapidary_store::Fs;
+use lapidary_weight::TermOutline;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
@@ -206,11 +207,13 @@ fn identity(job: &Job<'_>, plan: &Plan, rows: Option<&Rows>) -> Result<Value, En
 }
 
 /// The level of vector instructions, where the written bytes depend on it: products of rounded
-/// factors are summed in another order on each.
+/// factors and eigenvectors are summed in another order on each.
 fn instructions(plan: &Plan, rows: Option<&Rows>) -> Value {
-    match (rows, &plan.calibration) {
-        (Some(_), Some(_)) => json!(format!("{:?}", Isa::detect()).to_lowercase()),
-        _ => Value::Null,
+    let is_low_rank = |term: &TermOutline| matches!(term, TermOutline::LowRank { .. });
+    let mut terms = plan.sites.iter().flat_map(|site| &site.outline.terms);
+    match rows.is_some() || terms.any(is_low_rank) {
+        true => json!(format!("{:?}", Isa::detect()).to_lowercase()),
+        false => Value::Null,
     }
 }
 

@@ -1,21 +1,27 @@
 //! The methods of compression, one file each, named as its paper is.
 //!
-//! A method sees only what its scope needs: here, one weight with its statistics. The loop, the
-//! files, resuming, memory, threads and randomness belong to the engine. A method names no format.
+//! A method sees only what its scope needs: one weight with its statistics ([`Tensorwise`]), or that
+//! and what an encoder made of it ([`Correction`]). The loop, the files, resuming, memory, threads and
+//! randomness belong to the engine. A method names no format. [`Chain`] makes one method of the
+//! steps that a recipe sends to one layer.
 
+mod chain;
+mod eigen;
 mod factor;
 mod grid;
 mod registry;
 mod site;
 
+pub use chain::Chain;
 pub use grid::{GridParams, GroupSize};
 pub use registry::{Entry, Method, ParamError, entries, find, method_ids};
-pub use site::{Encoded, Needs, Note, NoteKind, Site, Statistics};
+pub use site::{Corrected, Encoded, Needs, Note, NoteKind, Site, Statistics};
 
-use lapidary_weight::{Grouping, Outline, WeightError};
+use lapidary_weight::{FloatType, Grouping, Outline, TermOutline, Weight, WeightError};
 
 registry::methods! {
     gptq,
+    lqer,
     omse,
     rtn,
 }
@@ -28,7 +34,7 @@ pub trait Tensorwise: Send + Sync {
     }
 
     /// What `encode` will emit for a weight of this shape: the promise that plans are made on.
-    fn outline(&self, rows: usize, cols: usize, scales: lapidary_weight::FloatType) -> Outline;
+    fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline;
 
     /// Encodes one weight.
     ///
@@ -46,6 +52,29 @@ pub trait Tensorwise: Send + Sync {
     /// gather statistics of: for a table whose rows are looked up. `None` when it has none.
     fn without_statistics(&self) -> Option<Box<dyn Tensorwise>> {
         None
+    }
+}
+
+/// Adds terms to a weight that is encoded already, for what the encoding lost.
+pub trait Correction: Send + Sync {
+    /// What the engine must gather for each site before [`correct`](Self::correct).
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    /// What `correct` will add to a weight of this shape, with floats of this type.
+    fn terms(&self, rows: usize, cols: usize, floats: FloatType) -> Vec<TermOutline>;
+
+    /// The terms to be added to `encoded`, which stands for the weight of `site`.
+    ///
+    /// # Errors
+    /// When the numbers do not allow it.
+    fn correct(&self, site: &Site<'_>, encoded: &Weight) -> Result<Corrected, MethodError>;
+
+    /// Times that the weight less its correction is encoded anew and corrected again, the best of
+    /// them kept.
+    fn rounds(&self) -> usize {
+        1
     }
 }
 

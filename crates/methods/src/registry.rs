@@ -1,12 +1,14 @@
 //! The list of methods: each is one identifier in `methods!`, one file, and nothing else.
 
-use crate::Tensorwise;
+use crate::{Correction, Tensorwise};
 use serde_json::Value;
 
 /// A method by its scope.
 pub enum Method {
     /// One weight with its statistics.
     Tensorwise(Box<dyn Tensorwise>),
+    /// A weight that is encoded already.
+    Correction(Box<dyn Correction>),
 }
 
 /// A method as users see it: its name, its paper, its parameters.

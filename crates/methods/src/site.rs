@@ -1,7 +1,7 @@
 //! What a method is given, and what it gives back.
 
 use crate::MethodError;
-use lapidary_weight::{FloatType, Weight};
+use lapidary_weight::{FloatType, Term, Weight};
 use serde::{Deserialize, Serialize};
 
 /// Statistics a method asks the engine to gather.
@@ -9,6 +9,13 @@ use serde::{Deserialize, Serialize};
 pub struct Needs {
     /// The Gram matrix of the inputs.
     pub gram: bool,
+}
+
+impl Needs {
+    /// What either needs.
+    pub fn or(self, other: Self) -> Self {
+        Self { gram: self.gram || other.gram }
+    }
 }
 
 /// What was gathered about the inputs of a site.
@@ -64,6 +71,17 @@ impl Site<'_> {
 pub struct Encoded {
     /// The terms.
     pub weight: Weight,
+    /// Everything that departed from the plain course of the method.
+    pub notes: Vec<Note>,
+}
+
+/// What corrects an encoded weight, with what happened on the way.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Corrected {
+    /// The terms to be added.
+    pub terms: Vec<Term>,
+    /// The error that is left, in the measure that the method minimises.
+    pub loss: f64,
     /// Everything that departed from the plain course of the method.
     pub notes: Vec<Note>,
 }

@@ -275,8 +275,7 @@ fn a_matrix_that_cannot_be_factored_falls_back_and_says_so() {
 
 #[test]
 fn without_statistics_it_says_what_it_needs() {
-    let entry = lapidary_methods::find("gptq").unwrap();
-    let lapidary_methods::Method::Tensorwise(gptq) = (entry.build)(&(entry.defaults)()).unwrap();
+    let gptq = method("gptq", json!({}));
     let site = lapidary_methods::Site {
         name: "layer",
         rows: 1,

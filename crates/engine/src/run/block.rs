@@ -387,7 +387,7 @@ fn record(
     });
     SiteRecord {
         name: site.linear.module.clone(),
-        method: site.method_id.to_owned(),
+        method: site.method_id.clone(),
         outline: site.outline.clone(),
         weight_error: relative(squares(&difference), squares(weight)),
         output_error,

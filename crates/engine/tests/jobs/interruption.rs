@@ -1,12 +1,12 @@
 //! Jobs that die at any moment, are asked to stop, or meet another job in their place.
 
-use crate::support::{Setup, entries, files, real, scratch};
-use lapidary_engine::{EngineError, Failure, Progress};
+use crate::support::{Setup, StopAfter, entries, files, real, scratch};
+use lapidary_engine::{EngineError, Failure};
 use lapidary_store::fs::{Calls, Fault, FaultFs};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 const STEP: &str = "method: gptq, bits: 4, group_size: 16";
 
@@ -70,24 +70,13 @@ fn tight(job: &Setup) -> u64 {
     plan.memory.peak - 1
 }
 
-/// Asks for a stop when the first block is done.
-struct StopAfterOne<'a>(&'a AtomicBool);
-
-impl Progress for StopAfterOne<'_> {
-    fn advance(&self, done: u64, detail: &str) {
-        if done == 1 && detail.starts_with("block 1") {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-}
-
 #[test]
 fn a_job_asked_to_stop_says_where_it_goes_on() {
     let scratch = scratch();
     let output = scratch.path().join("out");
     let job = setup(scratch.path());
     let stop = AtomicBool::new(false);
-    let error = job.run_with(&output, &stop, &StopAfterOne(&stop)).unwrap_err();
+    let error = job.run_with(&output, &stop, &StopAfter::new(&stop, 1)).unwrap_err();
     assert_eq!(error.failure(), Failure::Interrupted);
     assert!(error.to_string().contains("go on from block 1"), "{error}");
     assert!(!output.exists());
@@ -119,7 +108,7 @@ fn an_unfinished_job_is_not_mixed_with_another() {
     let output = scratch.path().join("out");
     let mut job = setup(scratch.path());
     let stop = AtomicBool::new(false);
-    job.run_with(&output, &stop, &StopAfterOne(&stop)).unwrap_err();
+    job.run_with(&output, &stop, &StopAfter::new(&stop, 1)).unwrap_err();
     let recipe = std::mem::take(&mut job.recipe);
     job.recipe = recipe.replace("bits: 4", "bits: 5");
     let error = job.run(&output).unwrap_err();
@@ -136,7 +125,7 @@ fn a_damaged_commit_is_done_again() {
     let output = scratch.path().join("out");
     let job = setup(scratch.path());
     let stop = AtomicBool::new(false);
-    job.run_with(&output, &stop, &StopAfterOne(&stop)).unwrap_err();
+    job.run_with(&output, &stop, &StopAfter::new(&stop, 1)).unwrap_err();
     let committed = scratch.path().join(".out.lapidary/stage-00000.safetensors");
     let mut bytes = std::fs::read(&committed).unwrap();
     *bytes.last_mut().unwrap() ^= 1;

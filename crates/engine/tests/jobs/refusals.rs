@@ -29,6 +29,9 @@ fn recipes_that_do_not_fit_the_model() {
             "llama-tied",
             "steps rtn and omse both go to model.layers.0.self_attn.q_proj",
         ),
+        ("method: lqer", "llama-tied", "step lqer corrects what a step before it lost"),
+        ("method: lqer}, {method: rtn", "llama-tied", "put a step such as rtn or gptq before it"),
+        ("method: rtn}, {method: lqer", "llama-tied", "cannot hold it: it holds one affine term"),
     ];
     for (step, model, expected) in cases {
         let scratch = scratch();

@@ -9,7 +9,7 @@ use lapidary_store::{Dtype, Fs, RealFs, TensorSpec, hash};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) fn real() -> Arc<dyn Fs> {
     Arc::new(RealFs)
@@ -85,6 +85,26 @@ impl Setup {
             stop,
             progress,
         })
+    }
+}
+
+/// Asks for a stop when some blocks are done.
+pub(crate) struct StopAfter<'a> {
+    stop: &'a AtomicBool,
+    blocks: u64,
+}
+
+impl<'a> StopAfter<'a> {
+    pub(crate) fn new(stop: &'a AtomicBool, blocks: u64) -> Self {
+        Self { stop, blocks }
+    }
+}
+
+impl Progress for StopAfter<'_> {
+    fn advance(&self, done: u64, detail: &str) {
+        if done == self.blocks && detail.starts_with(&format!("block {done} ")) {
+            self.stop.store(true, Ordering::Relaxed);
+        }
     }
 }
 

@@ -63,16 +63,23 @@ pub(crate) fn gram(inputs: &[f32], n: usize) -> Statistics {
     Statistics { gram: sums.into_iter().map(|sum| sum as f32).collect(), tokens }
 }
 
-/// The method of this name with some parameters changed.
+/// The encoder of this name with some parameters changed.
 pub(crate) fn method(id: &str, changes: Value) -> Box<dyn Tensorwise> {
+    match build(id, changes) {
+        Method::Tensorwise(method) => method,
+        _ => panic!("{id} encodes nothing"),
+    }
+}
+
+/// The method of this name with some parameters changed.
+pub(crate) fn build(id: &str, changes: Value) -> Method {
     let entry = find(id).unwrap();
     let mut params = (entry.defaults)();
     for (key, value) in changes.as_object().unwrap() {
         assert!(!params[key].is_null(), "{id} has no parameter {key}");
         params[key] = value.clone();
     }
-    let Method::Tensorwise(method) = (entry.build)(&params).unwrap();
-    method
+    (entry.build)(&params).unwrap()
 }
 
 /// Encodes `[rows, cols]` with scales in f32, and checks that the outline was the promised one.

@@ -1,0 +1,71 @@
+//! Several steps on the same layers.
+
+use crate::support::{Setup, StopAfter, files, scratch};
+use lapidary_engine::{Failure, Manifest};
+use lapidary_weight::TermOutline;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+const GPTQ: &str = "method: gptq, bits: 3, group_size: 16";
+
+fn chain(steps: &[&str]) -> String {
+    steps.join("}, {")
+}
+
+fn run(model: &str, steps: &[&str]) -> Manifest {
+    let scratch = scratch();
+    let setup = Setup::new(model, &chain(steps), scratch.path(), "native");
+    setup.run(&scratch.path().join("out")).unwrap().manifest
+}
+
+#[test]
+fn a_correction_lowers_the_error_of_every_layer() {
+    let plain = run("llama-untied", &[GPTQ]);
+    let corrected = run("llama-untied", &[GPTQ, "method: lqer, rank: 6"]);
+    for (plain, corrected) in plain.sites.iter().zip(&corrected.sites) {
+        assert_eq!(corrected.method, "gptq + lqer");
+        assert!(corrected.output_error < plain.output_error, "{}", plain.name);
+        let rank = |term: &TermOutline| matches!(term, TermOutline::LowRank { rank: 6, .. });
+        assert!(corrected.outline.terms.iter().any(rank));
+    }
+    assert!(corrected.bits_per_weight > plain.bits_per_weight);
+    // Some layers only.
+    let some = run("llama-untied", &[GPTQ, "method: lqer, targets: [\"re:.*down_proj\"]"]);
+    for site in &some.sites {
+        assert_eq!(
+            site.outline.terms.len() == 2,
+            site.name.ends_with("down_proj"),
+            "{}",
+            site.name
+        );
+    }
+}
+
+/// Stopped after each block in turn, a chain goes on to the same bytes, on any number of threads.
+#[test]
+fn chains_resume_and_do_not_depend_on_threads() {
+    for steps in CHAINS {
+        let whole = scratch();
+        let job = |folder: &Path| Setup::new("llama-head-dim", &chain(steps), folder, "native");
+        job(whole.path()).run(&whole.path().join("out")).unwrap();
+        let wanted = files(&whole.path().join("out"));
+        for threads in [1, 3] {
+            let scratch = scratch();
+            let job = job(scratch.path());
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let output = scratch.path().join("out");
+            for blocks in 1..=2 {
+                let stop = AtomicBool::new(false);
+                let stopped =
+                    pool.install(|| job.run_with(&output, &stop, &StopAfter::new(&stop, blocks)));
+                if let Err(error) = stopped {
+                    assert_eq!(error.failure(), Failure::Interrupted, "{steps:?}: {error}");
+                }
+            }
+            pool.install(|| job.run(&output)).unwrap();
+            assert_eq!(files(&output), wanted, "{steps:?} on {threads} threads");
+        }
+    }
+}
+
+const CHAINS: &[&[&str]] = &[&[GPTQ, "method: lqer, rank: 4, rounds: 2"]];
