@@ -6,8 +6,8 @@
 use crate::{Format, FormatError, Layout, Module, ReadTensor, Reader, TensorIndex, float_dtype};
 use lapidary_store::{Dtype, TensorSpec};
 use lapidary_weight::{
-    FloatType, GroupNames, GroupType, Grouping, Outline, Part, PartType, Term, TermOutline, Weight,
-    ZeroType,
+    FloatType, GroupNames, GroupType, Grouping, Outline, Part, PartType, Sparse, Term, TermOutline,
+    Weight, ZeroType,
 };
 use serde_json::{Map, Value, json};
 
@@ -113,6 +113,11 @@ fn part_shapes(
             (part, dtype, shape)
         })
     };
+    // As the packer counts a single row: without columns there is none.
+    let line = |columns: usize, bits: u8| {
+        let width = lapidary_kernels::pack::Layout::Dense.words(columns, u32::from(bits));
+        vec![usize::from(columns > 0), width]
+    };
     match *term {
         TermOutline::Dense { values } => vec![("values", float_dtype(values), vec![rows, cols])],
         TermOutline::Affine { bits, grouping, zeros, scales } => {
@@ -150,13 +155,23 @@ fn part_shapes(
             parts
         }
         TermOutline::Sparse { nonzeros, values } => vec![
-            ("row_starts", Dtype::U32, vec![rows + 1]),
+            match Sparse::stores_rows(nonzeros, rows) {
+                true => ("rows", Dtype::U32, vec![nonzeros]),
+                false => ("row_starts", Dtype::U32, vec![rows + 1]),
+            },
             ("columns", Dtype::U32, vec![nonzeros]),
             ("values", float_dtype(values), vec![nonzeros]),
         ],
         TermOutline::LowRank { rank, values } => vec![
             ("left", float_dtype(values), vec![rows, rank]),
             ("right", float_dtype(values), vec![rank, cols]),
+        ],
+        TermOutline::Trellis { row_bits, .. } => vec![
+            ("codes", Dtype::U32, vec![(rows * row_bits as usize).div_ceil(32)]),
+            ("rates", Dtype::U32, line(cols, 4)),
+            ("row_scales", Dtype::U32, line(rows, 8)),
+            ("column_scales", Dtype::U32, line(cols, 8)),
+            ("scale", Dtype::F32, vec![1]),
         ],
     }
 }

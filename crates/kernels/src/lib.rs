@@ -15,6 +15,7 @@ pub mod process;
 pub mod rope;
 pub mod softmax;
 pub mod sweep;
+pub mod trellis;
 
 mod math;
 mod shared;

@@ -50,6 +50,12 @@ pub fn block_bounds(columns: usize, group: usize) -> Vec<usize> {
     bounds
 }
 
+/// Decides several rows' values together, a column at a time, as the sweep reaches it.
+pub trait StripQuantizer {
+    /// Puts the final values of `column` in place of the strip's current ones.
+    fn quantize(&mut self, column: usize, values: &mut [f32]);
+}
+
 /// Sweeps `weights`, row-major `[quantizers.len(), n]`, in place: on return it holds the quantized
 /// values. `factor` is `U`, row-major `[n, n]` with a positive diagonal; what is below its diagonal
 /// is not read. `bounds` are ascending block bounds from 0 to `n`.
@@ -64,34 +70,98 @@ pub fn sweep<Q: RowQuantizer + Send>(
     bounds: &[usize],
     quantizers: &mut [Q],
 ) -> Vec<f64> {
-    let rows = quantizers.len();
+    let mut losses = vec![0.0; quantizers.len()];
+    let strips = quantizers.chunks_mut(STRIP).zip(losses.chunks_mut(STRIP));
+    let mut strips: Vec<_> = strips.collect();
+    sweep_with(weights, factor, bounds, STRIP, &mut strips, |(rows, losses), part| {
+        let lines = part.weights.chunks_exact_mut(part.columns);
+        let lines = lines.zip(part.errors.chunks_exact_mut(part.block.len()));
+        for (((row, errors), quantizer), loss) in lines.zip(rows.iter_mut()).zip(losses.iter_mut())
+        {
+            *loss += sweep_row(row, errors, factor, part.block.clone(), quantizer);
+        }
+    });
+    losses
+}
+
+/// As [`sweep`], where each of `quantizers` has `rows_per_strip` rows, the last one those that are
+/// left.
+///
+/// # Panics
+/// When the slices do not fit each other.
+pub fn sweep_strips<Q: StripQuantizer + Send>(
+    weights: &mut [f32],
+    factor: &[f32],
+    bounds: &[usize],
+    rows_per_strip: usize,
+    quantizers: &mut [Q],
+) {
+    sweep_with(weights, factor, bounds, rows_per_strip, quantizers, |quantizer, part| {
+        sweep_strip(part, factor, quantizer);
+    });
+}
+
+/// A block of columns of one strip of rows.
+struct Part<'a> {
+    /// Whole rows.
+    weights: &'a mut [f32],
+    /// Each `e` of the block's columns, row-major.
+    errors: &'a mut [f32],
+    columns: usize,
+    block: Range<usize>,
+}
+
+/// The loop over blocks, shared by both sweeps: `fix` does a block's columns in one strip.
+fn sweep_with<S: Send>(
+    weights: &mut [f32],
+    factor: &[f32],
+    bounds: &[usize],
+    rows_per_strip: usize,
+    strips: &mut [S],
+    fix: impl Fn(&mut S, Part<'_>) + Sync,
+) {
     let columns = bounds.last().copied().unwrap_or(0);
-    assert_eq!(weights.len(), rows * columns, "weights are rows times columns");
-    assert_eq!(factor.len(), columns * columns, "the factor is square");
     if columns == 0 {
-        return vec![0.0; rows];
+        return;
     }
-    let mut losses = vec![0.0; rows];
+    let rows = weights.len() / columns;
+    assert_eq!(weights.len(), rows * columns, "weights are rows times columns");
+    assert_eq!(rows.div_ceil(rows_per_strip), strips.len(), "a quantizer for each strip");
+    assert_eq!(factor.len(), columns * columns, "the factor is square");
     let mut errors = vec![];
     for block in bounds.windows(2) {
-        let (start, end) = (block[0], block[1]);
-        let width = end - start;
+        let block = block[0]..block[1];
         errors.clear();
-        errors.resize(rows * width, 0.0);
+        errors.resize(rows * block.len(), 0.0);
         weights
-            .par_chunks_mut(STRIP * columns)
-            .zip(errors.par_chunks_mut(STRIP * width))
-            .zip(quantizers.par_chunks_mut(STRIP))
-            .zip(losses.par_chunks_mut(STRIP))
-            .for_each(|(((weights, errors), quantizers), losses)| {
-                let rows = weights.chunks_exact_mut(columns).zip(errors.chunks_exact_mut(width));
-                for (((row, errors), quantizer), loss) in rows.zip(quantizers).zip(losses) {
-                    *loss += sweep_row(row, errors, factor, start..end, quantizer);
-                }
+            .par_chunks_mut(rows_per_strip * columns)
+            .zip(errors.par_chunks_mut(rows_per_strip * block.len()))
+            .zip(strips.par_iter_mut())
+            .for_each(|((weights, errors), strip)| {
+                fix(strip, Part { weights, errors, columns, block: block.clone() });
             });
-        update_beyond(weights, &errors, factor, start..end, columns);
+        update_beyond(weights, &errors, factor, block, columns);
     }
-    losses
+}
+
+/// Fixes a block's columns in all rows of a strip, leaving each `e` in its errors.
+fn sweep_strip<Q: StripQuantizer>(part: Part<'_>, factor: &[f32], quantizer: &mut Q) {
+    let Part { weights, errors, columns, block } = part;
+    let isa = Isa::detect();
+    let mut values = vec![];
+    for (place, column) in block.clone().enumerate() {
+        let factor = &factor[column * columns..][column..columns];
+        values.clear();
+        values.extend(weights.chunks_exact(columns).map(|row| row[column]));
+        quantizer.quantize(column, &mut values);
+        let lines = weights.chunks_exact_mut(columns).zip(errors.chunks_exact_mut(block.len()));
+        for ((row, errors), quantized) in lines.zip(&values) {
+            let error = (row[column] - quantized) / factor[0];
+            row[column] = *quantized;
+            subtract(isa, &mut row[column + 1..block.end], error, &factor[1..block.end - column]);
+            errors[place] = error;
+        }
+    }
 }
 
 /// Fixes one row's columns of a block; returns its `Σ e²` and leaves each `e` in `errors`.
@@ -226,6 +296,26 @@ mod tests {
             let total: f64 = losses.iter().sum();
             prop_assert!((total - expected).abs() <= 1e-3 * expected + 1e-6, "{total} {expected}");
             prop_assert!(swept.iter().all(|v| *v == v.round()));
+        }
+
+        #[test]
+        fn strips_give_what_rows_give(rows in 1_usize..40, n in 1_usize..150, per_strip in 1_usize..20) {
+            struct Column;
+            impl StripQuantizer for Column {
+                fn quantize(&mut self, _column: usize, values: &mut [f32]) {
+                    values.iter_mut().for_each(|value| *value = value.round_ties_even());
+                }
+            }
+            let value = |i: usize| ((i * 7919) % 1013) as f32 / 506.5 - 1.0;
+            let at = |j: usize, k: usize| if j == k { 1.5 } else { value(j * n + k) / n as f32 };
+            let factor: Vec<f32> = (0..n * n).map(|i| at(i / n, i % n)).collect();
+            let mut by_rows: Vec<f32> = (0..rows * n).map(|i| 4.0 * value(3 * i + 1)).collect();
+            let mut by_strips = by_rows.clone();
+            let mut quantizers: Vec<Integers> = (0..rows).map(|_| Integers).collect();
+            sweep(&mut by_rows, &factor, &block_bounds(n, 1), &mut quantizers);
+            let mut strips: Vec<Column> = (0..rows.div_ceil(per_strip)).map(|_| Column).collect();
+            sweep_strips(&mut by_strips, &factor, &block_bounds(n, 1), per_strip, &mut strips);
+            prop_assert_eq!(by_rows, by_strips);
         }
 
         #[test]

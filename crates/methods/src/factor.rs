@@ -1,5 +1,6 @@
 //! The upper triangular factor `U` of a damped Gram matrix's inverse, `H⁻¹ = Uᵀ U`.
 
+use crate::Note;
 use dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{
     LltParams, LltRegularization, cholesky_in_place, cholesky_in_place_scratch,
@@ -16,6 +17,42 @@ pub(crate) struct InverseFactor {
     pub(crate) damping: f64,
     /// Columns whose input was always zero.
     pub(crate) dead: Vec<usize>,
+}
+
+impl InverseFactor {
+    /// What spreads no error.
+    pub(crate) fn identity(n: usize) -> Self {
+        let upper = (0..n * n).map(|i| if i % (n + 1) == 0 { 1.0 } else { 0.0 }).collect();
+        Self { upper, damping: 0.0, dead: vec![] }
+    }
+
+    /// What departed from the plain course, where a damping of `asked` was wanted.
+    pub(crate) fn notes(&self, asked: f64) -> Vec<Note> {
+        let mut notes = vec![];
+        if self.damping > asked {
+            let damping = self.damping;
+            notes.push(Note::fallback(format!(
+                "the Gram matrix needed a damping of {damping} instead of {asked}"
+            )));
+        }
+        if !self.dead.is_empty() {
+            notes.push(Note::fact(format!(
+                "{} input columns were zero on all calibration tokens and were rounded by themselves",
+                self.dead.len()
+            )));
+        }
+        notes
+    }
+}
+
+/// The order in which columns are visited: as they stand, or by falling diagonal of the Gram matrix.
+pub(crate) fn column_order(gram: &[f32], cols: usize, by_diagonal: bool) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..cols).collect();
+    if by_diagonal {
+        let diagonal = |i: &usize| gram[i * cols + i];
+        order.sort_by(|a, b| diagonal(b).total_cmp(&diagonal(a)).then(a.cmp(b)));
+    }
+    order
 }
 
 /// Largest damping tried.

@@ -11,7 +11,7 @@
 //! beforehand (`static_groups`), so that no format needs an index. A column whose input was always
 //! zero is rounded to nearest, not zeroed.
 
-use crate::factor::{InverseFactor, inverse_factor};
+use crate::factor::{InverseFactor, column_order, inverse_factor};
 use crate::{
     Encoded, GridParams, Method, MethodError, Needs, Note, ParamError, Site, Tensorwise,
 };
@@ -106,13 +106,9 @@ impl Tensorwise for Gptq {
     }
 
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
-        let missing = || MethodError::MissingStatistics {
-            site: site.name.to_owned(),
-            what: "the Gram matrix of its inputs",
-        };
-        let gram = &site.statistics.ok_or_else(missing)?.gram;
+        let gram = site.gram()?;
         site.check_finite()?;
-        let order = self.order(gram, site.cols);
+        let order = column_order(gram, site.cols, self.0.act_order);
         let Some(factor) = inverse_factor(gram, &order, self.0.dampening_frac) else {
             let mut encoded = round_to_nearest(&self.0, site)?;
             encoded.notes.push(Note::fallback(
@@ -120,39 +116,10 @@ impl Tensorwise for Gptq {
             ));
             return Ok(encoded);
         };
-        let notes = self.notes(&factor);
+        let notes = factor.notes(self.0.dampening_frac);
         let job = Job::new(&self.0, site, &order, &factor);
         let (codes, grids) = job.run();
         self.0.grid.assemble(site, codes, &grids, notes)
-    }
-}
-
-impl Gptq {
-    /// The order of the columns: as they stand, or by falling diagonal of the Gram matrix.
-    fn order(&self, gram: &[f32], cols: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..cols).collect();
-        if self.0.act_order {
-            let diagonal = |i: &usize| gram[i * cols + i];
-            order.sort_by(|a, b| diagonal(b).total_cmp(&diagonal(a)).then(a.cmp(b)));
-        }
-        order
-    }
-
-    fn notes(&self, factor: &InverseFactor) -> Vec<Note> {
-        let mut notes = vec![];
-        if factor.damping > self.0.dampening_frac {
-            notes.push(Note::fallback(format!(
-                "the Gram matrix needed a damping of {} instead of {}",
-                factor.damping, self.0.dampening_frac
-            )));
-        }
-        if !factor.dead.is_empty() {
-            let count = factor.dead.len();
-            notes.push(Note::fact(format!(
-                "{count} input columns were zero on all calibration tokens and were rounded to nearest"
-            )));
-        }
-        notes
     }
 }
 

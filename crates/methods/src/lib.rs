@@ -24,6 +24,7 @@ registry::methods! {
     lqer,
     omse,
     rtn,
+    trellis,
 }
 
 /// Turns one weight, with the statistics it asks for, into terms.

@@ -45,6 +45,15 @@ pub struct Site<'a> {
 }
 
 impl Site<'_> {
+    /// The Gram matrix of the inputs.
+    pub(crate) fn gram(&self) -> Result<&[f32], MethodError> {
+        let missing = || MethodError::MissingStatistics {
+            site: self.name.to_owned(),
+            what: "the Gram matrix of its inputs",
+        };
+        Ok(&self.statistics.ok_or_else(missing)?.gram)
+    }
+
     /// Refuses a weight or statistics that are not finite: rounding would turn them into numbers
     /// that look like any other.
     pub(crate) fn check_finite(&self) -> Result<(), MethodError> {

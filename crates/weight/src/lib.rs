@@ -17,6 +17,7 @@ mod planes;
 mod sparse;
 mod tensors;
 mod term;
+mod trellis;
 
 pub use affine::{Affine, Zeros};
 pub use dense::Dense;
@@ -30,6 +31,7 @@ pub use planes::Planes;
 pub use sparse::Sparse;
 pub use tensors::{TensorError, Tensors};
 pub use term::Term;
+pub use trellis::Trellis;
 
 /// What can be wrong with a weight; `Display` names the term and the numbers that disagree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

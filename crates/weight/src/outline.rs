@@ -1,6 +1,6 @@
 //! A weight without its data: kinds of terms, widths, groups. Sizes follow from it.
 
-use crate::{FloatType, GroupType, WeightError};
+use crate::{FloatType, GroupType, Sparse, Trellis, WeightError};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::num::NonZeroUsize;
 
@@ -143,6 +143,15 @@ pub enum TermOutline {
         /// Type of both factors.
         values: FloatType,
     },
+    /// Columns coded as sequences, each with its own number of bits.
+    Trellis {
+        /// Bits of a row: the sum of the columns' bits a code.
+        row_bits: u32,
+        /// Bits of the register.
+        state_bits: u8,
+        /// Rows of a sequence.
+        strip: usize,
+    },
 }
 
 impl TermOutline {
@@ -155,6 +164,7 @@ impl TermOutline {
             Self::Planes { .. } => "planes",
             Self::Sparse { .. } => "sparse",
             Self::LowRank { .. } => "low-rank",
+            Self::Trellis { .. } => "trellis",
         }
     }
 
@@ -184,10 +194,17 @@ impl TermOutline {
                     + as_bits(grouping.count(rows, cols)) * floats * scales.bits()
             }
             Self::Sparse { nonzeros, values } => {
-                as_bits(nonzeros) * (32 + values.bits()) + 32 * (as_bits(rows) + 1)
+                let places = match Sparse::stores_rows(nonzeros, rows) {
+                    true => nonzeros,
+                    false => rows + 1,
+                };
+                as_bits(nonzeros) * (32 + values.bits()) + 32 * as_bits(places)
             }
             Self::LowRank { rank, values } => {
                 as_bits(rank) * (as_bits(rows) + as_bits(cols)) * values.bits()
+            }
+            Self::Trellis { row_bits, .. } => {
+                as_bits(rows) * u64::from(row_bits) + Trellis::overhead(rows, cols)
             }
         }
     }
@@ -212,6 +229,9 @@ impl TermOutline {
                 scales.check()
             }
             Self::Lookup { scales, .. } => scales.check(),
+            Self::Trellis { state_bits, strip, .. } => {
+                crate::trellis::validate_outline(state_bits, strip)
+            }
             _ => Ok(()),
         }
     }
@@ -311,6 +331,9 @@ fn describe(term: &TermOutline) -> String {
         }
         TermOutline::Sparse { nonzeros, .. } => format!("sparse {nonzeros} values"),
         TermOutline::LowRank { rank, .. } => format!("low rank {rank}"),
+        TermOutline::Trellis { row_bits, state_bits, .. } => {
+            format!("trellis of {state_bits} bits, {row_bits} bits a row")
+        }
     }
 }
 

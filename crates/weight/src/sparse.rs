@@ -54,20 +54,58 @@ impl Sparse {
         }
     }
 
-    pub(crate) fn parts(&self, _rows: usize, _cols: usize) -> Vec<Part> {
+    /// Whether a row is stored with each value: with few of them that is less than where each row
+    /// starts.
+    pub fn stores_rows(nonzeros: usize, rows: usize) -> bool {
+        nonzeros < rows + 1
+    }
+
+    pub(crate) fn parts(&self, rows: usize, _cols: usize) -> Vec<Part> {
+        let places = match Self::stores_rows(self.values.len(), rows) {
+            true => Part::indices("rows", &self.row_of_each()),
+            false => Part::indices("row_starts", &self.row_starts),
+        };
         vec![
-            Part::indices("row_starts", &self.row_starts),
+            places,
             Part::indices("columns", &self.columns),
             Part::floats("values", self.dtype, vec![self.values.len()], &self.values),
         ]
     }
 
-    pub(crate) fn from_parts(dtype: FloatType, parts: &Parts<'_>) -> Result<Self, WeightError> {
-        Ok(Self {
-            row_starts: parts.indices("row_starts")?,
-            columns: parts.indices("columns")?,
-            values: parts.floats("values", dtype)?,
-            dtype,
-        })
+    fn row_of_each(&self) -> Vec<u32> {
+        let counts = self.row_starts.windows(2).map(|pair| (pair[1] - pair[0]) as usize);
+        let row = |(row, count)| std::iter::repeat_n(row as u32, count);
+        counts.enumerate().flat_map(row).collect()
     }
+
+    pub(crate) fn from_parts(
+        nonzeros: usize,
+        rows: usize,
+        dtype: FloatType,
+        parts: &Parts<'_>,
+    ) -> Result<Self, WeightError> {
+        let row_starts = match Self::stores_rows(nonzeros, rows) {
+            true => row_starts(&parts.indices("rows")?, rows)?,
+            false => parts.indices("row_starts")?,
+        };
+        let (columns, values) = (parts.indices("columns")?, parts.floats("values", dtype)?);
+        check_length(TERM, "values", values.len(), nonzeros)?;
+        Ok(Self { row_starts, columns, values, dtype })
+    }
+}
+
+/// Where each row starts, from the row of each value.
+fn row_starts(of_each: &[u32], rows: usize) -> Result<Vec<u32>, WeightError> {
+    let wrong = |row: u32, limit: u64| {
+        let value = u64::from(row);
+        Err(WeightError::Range { term: TERM, part: "rows", value, limit })
+    };
+    if let Some(row) = of_each.iter().find(|row| **row as usize >= rows) {
+        return wrong(*row, rows as u64);
+    }
+    if let Some(pair) = of_each.windows(2).find(|pair| pair[0] > pair[1]) {
+        return wrong(pair[0], u64::from(pair[1]) + 1);
+    }
+    let start = |row: usize| of_each.partition_point(|of| (*of as usize) < row) as u32;
+    Ok((0..=rows).map(start).collect())
 }

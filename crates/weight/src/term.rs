@@ -1,7 +1,9 @@
 //! The kinds of terms. A new kind is one file, one arm here, and one [`TermOutline`] variant.
 
 use crate::part::Parts;
-use crate::{Affine, Dense, Lookup, LowRank, Part, Planes, Sparse, TermOutline, WeightError};
+use crate::{
+    Affine, Dense, Lookup, LowRank, Part, Planes, Sparse, TermOutline, Trellis, WeightError,
+};
 
 /// One addend of a [`Weight`](crate::Weight).
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +20,8 @@ pub enum Term {
     Sparse(Sparse),
     /// `left · right`.
     LowRank(LowRank),
+    /// Columns coded as sequences.
+    Trellis(Trellis),
 }
 
 macro_rules! each {
@@ -29,6 +33,7 @@ macro_rules! each {
             Term::Planes($inner) => $result,
             Term::Sparse($inner) => $result,
             Term::LowRank($inner) => $result,
+            Term::Trellis($inner) => $result,
         }
     };
 }
@@ -76,9 +81,15 @@ impl Term {
             TermOutline::Planes { planes, grouping, offsets, scales } => {
                 Self::Planes(Planes::from_parts(planes, grouping, offsets, scales, shape, &parts)?)
             }
-            TermOutline::Sparse { values, .. } => Self::Sparse(Sparse::from_parts(values, &parts)?),
+            TermOutline::Sparse { nonzeros, values } => {
+                Self::Sparse(Sparse::from_parts(nonzeros, rows, values, &parts)?)
+            }
             TermOutline::LowRank { rank, values } => {
                 Self::LowRank(LowRank::from_parts(rank, values, &parts)?)
+            }
+            TermOutline::Trellis { row_bits, state_bits, strip } => {
+                let shape = (row_bits, state_bits, strip);
+                Self::Trellis(Trellis::from_parts(shape, rows, cols, &parts)?)
             }
         };
         term.validate(rows, cols)?;
