@@ -84,7 +84,7 @@ pub(crate) fn build(params: Params) -> Result<Method, ParamError> {
     Ok(Method::Tensorwise(Box::new(Gptq(params))))
 }
 
-struct Gptq(Params);
+pub(crate) struct Gptq(pub(crate) Params);
 
 impl Tensorwise for Gptq {
     fn needs(&self) -> Needs {

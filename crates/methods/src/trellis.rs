@@ -10,7 +10,8 @@
 //! information included. The few values that lie far outside a Gaussian are stored apart.
 
 use crate::factor::{InverseFactor, column_order, inverse_factor};
-use crate::{Encoded, Method, MethodError, Needs, Note, ParamError, Site, Tensorwise};
+use crate::gptq::{self, Gptq};
+use crate::{Encoded, GridParams, Method, MethodError, Needs, Note, ParamError, Site, Tensorwise};
 use lapidary_kernels::sweep::{StripQuantizer, block_bounds, sweep_strips};
 use lapidary_kernels::trellis::{Room, STATE_BITS, Trellis as Code};
 use lapidary_weight::{FloatType, Outline, Sparse, Term, TermOutline, Trellis, Weight};
@@ -47,6 +48,9 @@ impl Default for Params {
         Self { bits: 4.0, state_bits: 12, outliers: 1e-4, dampening_frac: 0.01, act_order: true }
     }
 }
+
+/// Below this a matrix has too few rows for sequences.
+const FEW_ROWS: usize = 16;
 
 /// Most rows of a sequence: Viterbi's path through one must fit the cache.
 const MOST_ROWS: usize = 256;
@@ -86,6 +90,15 @@ impl TrellisCoded {
         (self.params.outliers * (rows * cols) as f64).ceil() as usize
     }
 
+    /// What codes matrices of too few rows: there the scales of the columns would be most of what is
+    /// stored, and no sequence is worth its name.
+    fn for_few_rows(&self) -> Gptq {
+        let bits = self.params.bits.floor().clamp(2.0, 8.0) as u8;
+        let grid = GridParams { bits, ..GridParams::default() };
+        let Params { dampening_frac, act_order, .. } = self.params;
+        Gptq(gptq::Params { grid, dampening_frac, act_order, ..gptq::Params::default() })
+    }
+
     /// Rows of a sequence: equal strips, none longer than [`MOST_ROWS`].
     fn strip(rows: usize) -> usize {
         let strips = rows.div_ceil(MOST_ROWS).max(1);
@@ -112,7 +125,10 @@ impl Tensorwise for TrellisCoded {
         Needs { gram: self.has_statistics }
     }
 
-    fn outline(&self, rows: usize, cols: usize, _scales: FloatType) -> Outline {
+    fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
+        if rows < FEW_ROWS {
+            return self.for_few_rows().outline(rows, cols, scales);
+        }
         let mut terms = vec![TermOutline::Trellis {
             row_bits: self.row_bits(rows, cols),
             state_bits: self.params.state_bits as u8,
@@ -126,6 +142,16 @@ impl Tensorwise for TrellisCoded {
     }
 
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
+        if site.rows < FEW_ROWS {
+            let gptq = self.for_few_rows();
+            let mut encoded = match gptq.without_statistics().filter(|_| !self.has_statistics) {
+                Some(rounding) => rounding.encode(site)?,
+                None => gptq.encode(site)?,
+            };
+            let what = format!("{} rows make no sequences; rounded by gptq instead", site.rows);
+            encoded.notes.push(Note::fallback(what));
+            return Ok(encoded);
+        }
         site.check_finite()?;
         let mut notes = vec![];
         let (order, factor) = self.factor(site, &mut notes)?;

@@ -306,7 +306,7 @@ proptest! {
     #[test]
     fn parts_of_any_length_are_an_error_and_never_a_panic(
         rows in 0_usize..5, cols in 0_usize..9, bits in 0_u8..12,
-        lengths in prop::array::uniform4(0_usize..90), kind in 0_usize..8, group in group_type(),
+        lengths in prop::array::uniform4(0_usize..90), kind in 0_usize..9, group in group_type(),
         grouping in grouping(),
     ) {
         let (values, scales) = (FloatType::F16, group);
@@ -324,6 +324,7 @@ proptest! {
             TermOutline::Planes { planes: bits, grouping, offsets: true, scales: values },
             TermOutline::Sparse { nonzeros: 3, values },
             TermOutline::LowRank { rank: 2, values },
+            TermOutline::Trellis { row_bits: u32::from(bits), state_bits: 12, strip: rows },
         ][kind].clone();
         let bytes = |name: &str| {
             let length = lengths[name.len() % 4];
@@ -332,6 +333,48 @@ proptest! {
         if let Ok(term) = Term::from_parts(&outline, rows, cols, &bytes) {
             Weight::new(rows, cols, vec![term]).unwrap().decode();
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn a_trellis_is_its_formula(
+        rows in 0_usize..20, cols in 1_usize..9, strip in 1_usize..8, seed: u64,
+    ) {
+        use lapidary_kernels::trellis::Trellis as Code;
+        let rates: Vec<u8> = codes(cols, seed, 3).iter().map(|c| c + (c >> 2)).collect();
+        let all = codes(rows * cols, seed ^ 1, 8);
+        let all = all.iter().zip(rates.iter().cycle());
+        let trellis = Trellis {
+            state_bits: 12, strip,
+            codes: all.map(|(code, rate)| (u32::from(*code) & ((1 << rate) - 1)) as u8).collect(),
+            row_scales: codes(rows, seed ^ 2, 8), column_scales: codes(cols, seed ^ 3, 8),
+            scale: 0.37, rates,
+        };
+        let weight = Weight::new(rows, cols, vec![Term::Trellis(trellis.clone())]).unwrap();
+        let decoded = weight.decode();
+        let code = Code::new(12);
+        for column in 0..cols {
+            let mut state = 0;
+            for row in 0..rows {
+                if row % strip == 0 {
+                    state = code.start(Trellis::sequence(row, strip, column));
+                }
+                let rate = u32::from(trellis.rates[column]);
+                state = code.next(state, trellis.codes[row * cols + column], rate);
+                let power = |exponent: u8| ((f64::from(exponent) - 128.0) / 8.0).exp2();
+                let scale = power(trellis.row_scales[row]) * power(trellis.column_scales[column]);
+                let value = 0.37 * scale * f64::from(code.value(state));
+                let value = if rate == 0 { 0.0 } else { value };
+                let found = f64::from(decoded[row * cols + column]);
+                prop_assert!((found - value).abs() <= 1e-5 * value.abs(), "{} {}", found, value);
+            }
+        }
+        let sum: u64 = trellis.rates.iter().map(|rate| u64::from(*rate)).sum();
+        let aside = 12 * cols as u64 + 8 * rows as u64 + 32;
+        prop_assert_eq!(weight.bits(), rows as u64 * sum + aside);
+        prop_assert_eq!(round_trip(&weight).unwrap(), weight);
     }
 }
 
