@@ -90,6 +90,27 @@ impl TrellisCoded {
         (self.params.outliers * (rows * cols) as f64).ceil() as usize
     }
 
+    /// The order of the columns, and how their errors are spread.
+    fn factor(
+        &self,
+        site: &Site<'_>,
+        notes: &mut Vec<Note>,
+    ) -> Result<(Vec<usize>, InverseFactor), MethodError> {
+        if !self.has_statistics {
+            return Ok(((0..site.cols).collect(), InverseFactor::identity(site.cols)));
+        }
+        let gram = site.gram()?;
+        let order = column_order(gram, site.cols, self.params.act_order);
+        let factor = inverse_factor(gram, &order, self.params.dampening_frac);
+        let factor = factor.unwrap_or_else(|| {
+            notes.push(Note::fallback(
+                "the Gram matrix cannot be factored; every column is coded for itself",
+            ));
+            InverseFactor::identity(site.cols)
+        });
+        Ok((order, factor))
+    }
+
     /// What codes matrices of too few rows: there the scales of the columns would be most of what is
     /// stored, and no sequence is worth its name.
     fn for_few_rows(&self) -> Gptq {
