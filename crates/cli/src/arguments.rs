@@ -1,7 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use lapidary_engine::recipe::Overrides;
+use lapidary_engine::recipe::{Budget, Overrides, parse_bytes};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -62,6 +62,15 @@ pub(crate) struct RecipeArguments {
     /// A scale and a zero point a group
     #[arg(long)]
     asymmetric: bool,
+    /// Search for the best bits of every layer: bits stored for each weight, at the most
+    #[arg(long, value_name = "BITS", group = "budget", conflicts_with = "bits")]
+    bpw: Option<f64>,
+    /// The same for a size of the weight files, for instance 80MB
+    #[arg(long, value_parser = parse_bytes, group = "budget", conflicts_with = "bits")]
+    size: Option<u64>,
+    /// The same for a divergence from the uncompressed model, in nats a token (predicted)
+    #[arg(long, value_name = "NATS", group = "budget", conflicts_with = "bits")]
+    max_kl: Option<f64>,
     /// Calibration text: a file of text or JSONL, rows in safetensors, or builtin
     #[arg(long)]
     calibration: Option<String>,
@@ -78,7 +87,7 @@ pub(crate) struct RecipeArguments {
     #[arg(long, value_name = "STEP.KEY=VALUE")]
     set: Vec<String>,
     /// Most memory to use, for instance 8GB
-    #[arg(long, value_parser = bytes)]
+    #[arg(long, value_parser = parse_bytes)]
     pub(crate) memory: Option<u64>,
 }
 
@@ -89,6 +98,11 @@ impl RecipeArguments {
             (_, true) => Some(false),
             _ => None,
         };
+        let budget = [
+            self.bpw.map(Budget::BitsPerWeight),
+            self.size.map(Budget::Size),
+            self.max_kl.map(Budget::Divergence),
+        ];
         Overrides {
             bits: self.bits,
             group_size: self.group_size.clone(),
@@ -97,6 +111,7 @@ impl RecipeArguments {
             samples: self.samples,
             seq_len: self.seq_len,
             format: self.format.clone(),
+            budget: budget.into_iter().flatten().next(),
             set: self.set.clone(),
         }
     }
@@ -106,6 +121,9 @@ impl RecipeArguments {
 pub(crate) struct PlanArguments {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
+    /// Largest file of weights
+    #[arg(long, default_value = "5GB", value_parser = parse_bytes)]
+    pub(crate) shard_size: u64,
 }
 
 #[derive(Debug, Args)]
@@ -122,7 +140,7 @@ pub(crate) struct CompressArguments {
     #[arg(long)]
     pub(crate) strict: bool,
     /// Largest file of weights
-    #[arg(long, default_value = "5GB", value_parser = bytes)]
+    #[arg(long, default_value = "5GB", value_parser = parse_bytes)]
     pub(crate) shard_size: u64,
 }
 
@@ -199,28 +217,6 @@ pub(crate) struct DemoArguments {
     pub(crate) output: Option<PathBuf>,
 }
 
-/// A size such as `8GB`, `500MiB` or a number of bytes.
-fn bytes(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "kb" | "k" => 1e3,
-        "mb" | "m" => 1e6,
-        "gb" | "g" => 1e9,
-        "tb" | "t" => 1e12,
-        "kib" => 1024.0,
-        "mib" => 1024.0 * 1024.0,
-        "gib" => 1024.0 * 1024.0 * 1024.0,
-        unit => return Err(format!("{unit:?} is not a unit; use MB, GB, MiB or GiB")),
-    };
-    match number.parse::<f64>() {
-        Ok(number) if number > 0.0 && number * factor < 1e18 => Ok((number * factor) as u64),
-        _ => Err(format!("{text:?} is not a size; write for instance 8GB")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,13 +225,5 @@ mod tests {
     #[test]
     fn the_command_line_holds_together() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_are_read_with_their_units() {
-        assert_eq!(bytes("8GB"), Ok(8_000_000_000));
-        assert_eq!(bytes("1.5 MiB"), Ok(1_572_864));
-        assert_eq!(bytes("123"), Ok(123));
-        assert!(bytes("-1GB").is_err() && bytes("8 apples").is_err() && bytes("").is_err());
     }
 }

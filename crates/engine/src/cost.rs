@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 pub(crate) enum Part {
     /// Hashing the source.
     Hash,
+    /// The search for a recipe.
+    Search,
     /// Running calibration rows through the blocks.
     Forward,
     /// Gathering the statistics that methods ask for.
@@ -24,8 +26,9 @@ pub(crate) enum Part {
 }
 
 /// All parts, with the names that people and programs see.
-const PARTS: [(Part, &str); 7] = [
+const PARTS: [(Part, &str); 8] = [
     (Part::Hash, "hash"),
+    (Part::Search, "search"),
     (Part::Forward, "forward"),
     (Part::Statistics, "statistics"),
     (Part::Solve, "solve"),

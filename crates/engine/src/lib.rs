@@ -13,6 +13,7 @@ pub mod plan;
 mod progress;
 pub mod recipe;
 mod run;
+pub mod search;
 
 pub use calibration::{Rows, rows, tokenizer};
 pub use cost::{Cost, Costs};
@@ -21,3 +22,4 @@ pub use manifest::{FILE_NAME as MANIFEST, Manifest, SiteRecord, hash_folder};
 pub use plan::{Plan, SitePlan};
 pub use progress::{Progress, Silent};
 pub use run::{Job, Outcome, compress};
+pub use search::Survey;

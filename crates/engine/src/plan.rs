@@ -114,7 +114,9 @@ impl Plan {
         }
         notes.extend(made_apart(source, &spec));
         notes.extend(requantized(source, &sites));
-        let calibrated = sites.iter().any(|site| site.method.needs() != Needs::default());
+        // A search measures every layer, whatever its method needs.
+        let calibrated = recipe.budget.is_some()
+            || sites.iter().any(|site| site.method.needs() != Needs::default());
         let calibration = calibrated.then(|| recipe.calibration.clone());
         let rows = match &calibration {
             Some(calibration) => calibration::shape(fs, calibration, spec.context)?,
@@ -176,7 +178,8 @@ impl Plan {
         alike.into_iter().map(line).collect()
     }
 
-    fn site_bytes(&self, site: &SitePlan) -> u64 {
+    /// Bytes of the tensors of a site.
+    pub(crate) fn site_bytes(&self, site: &SitePlan) -> u64 {
         let tensors = self.format.tensors(&site.linear.module, &site.outline, self.float_type);
         tensors.iter().map(|tensor| tensor.byte_len().unwrap_or(0)).sum()
     }
@@ -270,7 +273,7 @@ fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, Vec<usize>)>, Eng
 }
 
 /// Whether a pattern names a matrix; a table that the head multiplies by has the head's name too.
-fn matches(pattern: &Pattern, matrix: &Matrix) -> bool {
+pub(crate) fn matches(pattern: &Pattern, matrix: &Matrix) -> bool {
     let kind = match matrix.place {
         Place::Embedding => ModuleKind::Table,
         Place::Block(_) => ModuleKind::Layer,

@@ -14,11 +14,13 @@
 //!
 //! Keys that no one knows are refused with their line and column.
 
+mod candidates;
 mod document;
 mod overrides;
 mod preset;
 mod schema;
 
+pub use candidates::{Budget, parse_bytes};
 pub use document::{Content, Field, Node, Place};
 pub use overrides::Overrides;
 pub use preset::{Preset, preset, presets};
@@ -42,6 +44,12 @@ pub struct Recipe {
     pub format: String,
     /// Whether a head that shares its weight with the embedding gets one of its own.
     pub untie: bool,
+    /// What a search has to keep, where the recipe leaves something open.
+    pub budget: Option<Budget>,
+    /// Every way to fill in what is open; `steps` is the first of them. Empty where nothing is.
+    pub candidates: Vec<Vec<Step>>,
+    /// The steps as they were asked for, with what is open.
+    asked: Value,
 }
 
 /// A method, its parameters, and the layers it goes to.
@@ -130,7 +138,7 @@ impl RecipeError {
 
 /// Keys of a step that are not its method's parameters.
 const STEP_KEYS: [&str; 4] = ["method", "name", "targets", "ignore"];
-const RECIPE_KEYS: [&str; 4] = ["steps", "calibration", "format", "untie"];
+const RECIPE_KEYS: [&str; 5] = ["steps", "calibration", "format", "untie", "budget"];
 
 impl Recipe {
     /// Reads a recipe.
@@ -152,38 +160,69 @@ impl Recipe {
         for field in fields {
             check_known(field, "of a recipe", &RECIPE_KEYS)?;
         }
-        let steps = document.field("steps").map(|field| &field.node);
-        let Some(Node { content: Content::List(steps), .. }) = steps else {
-            return Err(RecipeError::new(document.place, "a recipe needs a list of steps"));
-        };
-        let mut read = vec![];
-        for step in steps {
-            let step = Step::read(step)?;
-            read.push(step);
+        let budget = Budget::read(document)?;
+        let mut document = document.clone();
+        let mut ways = candidates::expand(steps_of(&document)?)?;
+        if budget.is_some() && ways.len() == 1 {
+            candidates::open_bits(&mut document)?;
+            ways = candidates::expand(steps_of(&document)?)?;
         }
-        number_equal_names(&mut read);
-        Ok(Self {
-            steps: read,
-            calibration: calibration(document)?,
-            format: format(document)?,
-            untie: flag_of(document, "untie")?.unwrap_or(false),
-        })
+        let asked = document.field("steps").map(|field| field.node.to_json()).unwrap_or_default();
+        let mut candidates = vec![];
+        for way in &ways {
+            let mut steps = way.iter().map(Step::read).collect::<Result<Vec<_>, _>>()?;
+            number_equal_names(&mut steps);
+            candidates.push(steps);
+        }
+        if budget.is_none() && candidates.len() > 1 {
+            let what = format!(
+                "the steps have {} candidates and no budget to choose by; add for instance \
+                 budget: {{bpw: 3.25}}, or give --bpw, --size or --max-kl",
+                candidates.len()
+            );
+            return Err(RecipeError::new(document.place_of("steps"), what));
+        }
+        let steps = candidates.first().cloned().unwrap_or_default();
+        if budget.is_none() {
+            candidates.clear();
+        }
+        let (calibration, format) = (calibration(&document)?, format(&document)?);
+        let untie = flag_of(&document, "untie")?.unwrap_or(false);
+        Ok(Self { steps, calibration, format, untie, budget, candidates, asked })
+    }
+
+    /// The recipe that a search would try on every layer: one of its candidates.
+    pub(crate) fn candidate(&self, index: usize) -> Self {
+        let steps = self.candidates.get(index).cloned().unwrap_or_default();
+        Self { steps, candidates: vec![], ..self.clone() }
+    }
+
+    /// The same with these steps and nothing open.
+    pub(crate) fn closed(&self, mut steps: Vec<Step>) -> Self {
+        number_equal_names(&mut steps);
+        let open = Self { steps, candidates: vec![], budget: None, ..self.clone() };
+        Self { asked: Value::Null, ..open }
     }
 
     /// The complete recipe as JSON: what a manifest records, and a recipe again. The calibration
     /// text is named only when it is the one in the binary: an artefact holds no path.
     pub fn to_json(&self) -> Value {
-        let steps: Vec<Value> = self.steps.iter().map(Step::to_json).collect();
         let mut calibration = json!(self.calibration);
         if self.calibration.text != BUILTIN_TEXT {
             calibration["text"] = json!("file");
         }
-        json!({
+        let filled_in = || self.steps.iter().map(Step::to_json).collect::<Value>();
+        let steps = if self.candidates.is_empty() { filled_in() } else { self.asked.clone() };
+        let mut json = json!({
             "steps": steps,
             "calibration": calibration,
             "format": self.format,
             "untie": self.untie,
-        })
+        });
+        if let Some(budget) = self.budget {
+            json["budget"] = budget.to_json();
+        }
+        json
     }
 }
 
@@ -229,7 +268,7 @@ impl Step {
         })
     }
 
-    fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let texts = |patterns: &[Pattern]| -> Vec<String> {
             patterns.iter().map(|pattern| pattern.text().to_owned()).collect()
         };
@@ -242,6 +281,15 @@ impl Step {
             step.extend(params.iter().map(|(key, value)| (key.clone(), value.clone())));
         }
         Value::Object(step)
+    }
+}
+
+/// The steps of a recipe.
+fn steps_of(document: &Node) -> Result<&[Node], RecipeError> {
+    let steps = document.field("steps").map(|field| &field.node);
+    match steps {
+        Some(Node { content: Content::List(steps), .. }) => Ok(steps),
+        _ => Err(RecipeError::new(document.place, "a recipe needs a list of steps")),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod activations;
 mod block;
+mod measure;
 mod publish;
 mod work;
 
@@ -9,6 +10,7 @@ use crate::calibration::{self, Rows};
 use crate::cost::{Costs, Part};
 use crate::plan::{Limits, Plan, SitePlan, untied};
 use crate::recipe::Recipe;
+use crate::search::Survey;
 use crate::{EngineError, Manifest, Progress};
 use block::BlockRunner;
 use lapidary_formats::Source;
@@ -61,6 +63,8 @@ pub struct Outcome {
     pub was_complete: bool,
     /// What this run cost, by part.
     pub costs: Costs,
+    /// What its part `search` is made of, where there was a search.
+    pub search_costs: Option<Costs>,
 }
 
 impl Job<'_> {
@@ -90,30 +94,99 @@ pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
 /// Compresses the source as the recipe wants it: tied or not.
 fn compress_source(job: &Job<'_>) -> Result<Outcome, EngineError> {
     let costs = Costs::default();
-    let plan = Plan::new(&job.fs, job.source, job.recipe, job.limits)?;
+    let (source, limits) = (job.source, job.limits);
+    let survey = match job.recipe.budget {
+        Some(_) => Some(Survey::new(&job.fs, source, job.recipe, limits, job.shard_bytes)?),
+        None => None,
+    };
+    let own;
+    let plan = match &survey {
+        Some(survey) => survey.plan(),
+        None => {
+            own = Plan::new(&job.fs, source, job.recipe, limits)?;
+            &own
+        }
+    };
     check_place(job)?;
-    announce_plan(job, &plan)?;
+    if survey.is_none() {
+        announce_plan(job, plan)?;
+    }
     // What opening the source took, and then what the tokenizer took, is not needed again.
     return_freed();
-    let rows = rows(job, &plan)?;
+    let rows = rows(job, plan)?;
     return_freed();
-    let identity = costs.charge(Part::Hash, || identity(job, &plan, rows.as_ref()))?;
+    let identity = costs.charge(Part::Hash, || identity(job, plan, rows.as_ref()))?;
     if let Some(manifest) = already_complete(job, &identity)? {
         // A run that ended between naming the result and tidying up has left its work behind.
         work::discard(job)?;
-        return Ok(Outcome { manifest, resumed: 0, was_complete: true, costs });
+        let search_costs = None;
+        return Ok(Outcome { manifest, resumed: 0, was_complete: true, costs, search_costs });
     }
-    check_disk(job, &plan)?;
-    let mut work = Work::open(job, &identity)?;
-    let committed = &stages(&plan)[..work.committed()];
+    let largest = survey.as_ref().map_or(plan, Survey::largest);
+    check_disk(job, largest)?;
+    let work = Work::open(job, &identity)?;
+    let inputs = Inputs { rows, identity, costs };
+    match survey {
+        Some(survey) => search(job, &survey, inputs, work),
+        None => carry_out(job, plan, inputs, work, &[]),
+    }
+}
+
+/// What a job has gathered before it begins its work.
+struct Inputs {
+    rows: Option<Rows>,
+    identity: Value,
+    costs: Costs,
+}
+
+/// Searches for the best recipe within the budget, and carries that out.
+fn search(
+    job: &Job<'_>,
+    survey: &Survey<'_>,
+    inputs: Inputs,
+    mut work: Work,
+) -> Result<Outcome, EngineError> {
+    for (candidate, why) in &survey.refused {
+        job.progress.note(&format!("{candidate} is no candidate: {why}"));
+    }
+    let missing = || EngineError::Internal("a search without rows".to_owned());
+    let rows = inputs.rows.as_ref().ok_or_else(missing)?;
+    let costs = Costs::default();
+    let found = inputs.costs.charge(Part::Search, || {
+        let measured = measure::measure(job, survey, rows, &mut work, &costs)?;
+        survey.choose(&measured)
+    })?;
+    for line in &found.summary {
+        job.progress.note(line);
+    }
+    let job = Job { recipe: &found.recipe, fs: Arc::clone(&job.fs), ..*job };
+    announce_plan(&job, &found.plan)?;
+    // A recipe that needs no rows is carried out without, as it is when it is run by itself.
+    let rows = inputs.rows.filter(|_| found.plan.calibration.is_some());
+    let inputs = Inputs { rows, ..inputs };
+    let outcome = carry_out(&job, &found.plan, inputs, work, &found.files)?;
+    Ok(Outcome { search_costs: Some(costs), ..outcome })
+}
+
+/// Goes through the blocks and publishes the folder, with these files beside the usual ones.
+fn carry_out(
+    job: &Job<'_>,
+    plan: &Plan,
+    inputs: Inputs,
+    mut work: Work,
+    more_files: &[(&str, Vec<u8>)],
+) -> Result<Outcome, EngineError> {
+    let Inputs { rows, identity, costs } = inputs;
+    let rows = rows.as_ref();
+    let committed = &stages(plan)[..work.committed()];
     let resumed = committed.iter().filter(|stage| matches!(stage, Place::Block(_))).count();
     if resumed > 0 {
         job.progress.note(&format!("resuming: {resumed} blocks are done"));
     }
-    run_blocks(job, &plan, rows.as_ref(), &mut work, &costs)?;
+    run_blocks(job, plan, rows, &mut work, &costs)?;
     let manifest = costs
-        .charge(Part::Write, || publish::publish(job, &plan, rows.as_ref(), &identity, work))?;
-    Ok(Outcome { manifest, resumed, was_complete: false, costs })
+        .charge(Part::Write, || publish::publish(job, plan, rows, &identity, work, more_files))?;
+    Ok(Outcome { manifest, resumed, was_complete: false, costs, search_costs: None })
 }
 
 /// A result within the source's folder would be part of the source the next time.

@@ -5,6 +5,7 @@
 //! randomness belong to the engine. A method names no format. [`Chain`] makes one method of the
 //! steps that a recipe sends to one layer.
 
+pub mod allocate;
 mod chain;
 mod eigen;
 mod factor;

@@ -65,6 +65,7 @@ fn to_json(outcome: &Outcome, folder: &Path) -> Value {
         "was_complete": outcome.was_complete,
         "seconds": seconds(&outcome.costs, |cost| cost.wall),
         "processor_seconds": seconds(&outcome.costs, |cost| cost.processor),
+        "search_seconds": outcome.search_costs.as_ref().map(|costs| seconds(costs, |c| c.wall)),
         "sites": manifest.sites,
     })
 }
@@ -112,6 +113,9 @@ fn describe(outcome: &Outcome, folder: &Path, model: &str) -> String {
     );
     if !outcome.was_complete {
         let _ = writeln!(text, "{}", cost_line(&outcome.costs));
+        if let Some(costs) = &outcome.search_costs {
+            let _ = writeln!(text, "the search in it: {}", cost_line(costs));
+        }
     }
     let fallbacks = manifest.fallbacks().count();
     if fallbacks > 0 {

@@ -1,12 +1,13 @@
-//! `lapidary plan`: what a recipe would do, with nothing computed.
+//! `lapidary plan`: what a recipe would do, or with a budget could, with nothing computed.
 
 use super::{disk, open, recipe};
 use crate::arguments::PlanArguments;
 use crate::error::CliError;
 use crate::output::Output;
 use crate::table::{in_tables, megabytes, table};
-use lapidary_engine::Plan;
 use lapidary_engine::plan::{ActivationsIn, Limits};
+use lapidary_engine::search::Candidate;
+use lapidary_engine::{Plan, Survey};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -15,7 +16,16 @@ pub(crate) fn run(arguments: &PlanArguments, output: &mut Output) -> Result<(), 
     let fs = disk();
     let source = open(&fs, &arguments.recipe.model)?;
     let recipe = recipe(&*fs, &arguments.recipe)?;
-    let plan = Plan::new(&fs, &source, &recipe, Limits { memory: arguments.recipe.memory })?;
+    let limits = Limits { memory: arguments.recipe.memory };
+    if recipe.budget.is_some() {
+        let survey = Survey::new(&fs, &source, &recipe, limits, arguments.shard_size)?;
+        let (bits, sizes) = (survey.range_of_bits(), survey.range_of_sizes()?);
+        return output.result(
+            || survey_to_json(&survey, bits, sizes),
+            || describe_survey(&survey, bits, sizes),
+        );
+    }
+    let plan = Plan::new(&fs, &source, &recipe, limits)?;
     output.result(|| to_json(&plan), || describe(&plan))
 }
 
@@ -56,6 +66,65 @@ fn to_json(plan: &Plan) -> Value {
         "dropped": plan.dropped,
         "notes": notes,
     })
+}
+
+/// What a search chooses from; `bits` and `sizes` are the least and the most that can come out.
+fn survey_to_json(survey: &Survey<'_>, bits: (f64, f64), sizes: (u64, u64)) -> Value {
+    let candidates: Vec<Value> = survey
+        .candidates
+        .iter()
+        .map(|candidate| {
+            json!({
+                "label": candidate.label,
+                "bits_per_weight": candidate.plan.bits_per_weight(),
+                "output_bytes": candidate.plan.output_bytes(),
+            })
+        })
+        .collect();
+    let refused: Vec<Value> =
+        survey.refused.iter().map(|(label, why)| json!({ "label": label, "why": why })).collect();
+    json!({
+        "budget": survey.budget().to_json(),
+        "format": survey.plan().format.id(),
+        "candidates": candidates,
+        "refused": refused,
+        "units": survey.units.len(),
+        "bits_per_weight": [bits.0, bits.1],
+        "weight_file_bytes": [sizes.0, sizes.1],
+        "source_bytes": survey.plan().source_bytes,
+        "peak_memory_bytes": survey.memory(),
+    })
+}
+
+fn describe_survey(survey: &Survey<'_>, bits: (f64, f64), sizes: (u64, u64)) -> String {
+    let row = |candidate: &Candidate| {
+        let bits = format!("{:.3}", candidate.plan.bits_per_weight());
+        vec![candidate.label.clone(), bits, megabytes(candidate.plan.output_bytes())]
+    };
+    let rows: Vec<Vec<String>> = survey.candidates.iter().map(row).collect();
+    let mut text = table(&["candidate, everywhere", "bits a weight", "weights"], &rows);
+    let layers: usize = survey.units.iter().map(|unit| unit.modules.len()).sum();
+    let plan = survey.plan();
+    let _ = write!(
+        text,
+        "\n\nbudget {}: the best candidate for each of {} groups of layers ({layers} layers)\n\
+         reachable: {:.3} to {:.3} bits a weight, weights of {} to {}, from {}\n\
+         format {} ({})\nmemory at most {}\n",
+        survey.budget(),
+        survey.units.len(),
+        bits.0,
+        bits.1,
+        megabytes(sizes.0),
+        megabytes(sizes.1),
+        megabytes(plan.source_bytes),
+        plan.format.id(),
+        plan.format.loaders(),
+        megabytes(survey.memory()),
+    );
+    for (label, why) in &survey.refused {
+        let _ = writeln!(text, "note: {label} is no candidate: {why}");
+    }
+    text
 }
 
 fn describe(plan: &Plan) -> String {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 mod bad_input;
+mod budget;
 mod damage;
 mod devices;
 mod interruption;

@@ -2,7 +2,7 @@
 //! `step.key=value` for everything else.
 
 use super::document::{Content, Node, Place};
-use super::{RecipeError, known_keys, method_named, parse_document};
+use super::{Budget, RecipeError, known_keys, method_named, parse_document};
 use serde_json::{Value, json};
 
 /// Changes to a recipe, applied before it is read, so that they are checked like the recipe itself.
@@ -22,6 +22,8 @@ pub struct Overrides {
     pub seq_len: Option<usize>,
     /// The format.
     pub format: Option<String>,
+    /// What a search has to keep.
+    pub budget: Option<Budget>,
     /// `step.key=value`, where step is a step's name or method, `calibration`, or `*` for all steps;
     /// or `untie=value`.
     pub set: Vec<String>,
@@ -55,6 +57,9 @@ impl Overrides {
         }
         if let Some(format) = &self.format {
             document.set("format", Node::given(json!(format)));
+        }
+        if let Some(budget) = self.budget {
+            document.set("budget", Node::given(budget.to_json()));
         }
         self.set.iter().try_for_each(|assignment| set(document, assignment))
     }

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 /// The schema of a recipe: every method with its parameters, described.
 pub fn schema() -> Value {
-    let steps: Vec<Value> = entries().iter().map(step).collect();
+    let mut steps: Vec<Value> = entries().iter().map(step).collect();
+    steps.push(one_of());
     let formats: Vec<&str> = lapidary_formats::formats().iter().map(|format| format.id()).collect();
     let schema = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -17,6 +18,7 @@ pub fn schema() -> Value {
         "additionalProperties": false,
         "properties": {
             "steps": { "type": "array", "minItems": 1, "items": { "oneOf": steps } },
+            "budget": budget(),
             "calibration": inlined(schema_for!(Calibration).to_value()),
             "format": { "enum": formats, "description": "The format that is written." },
             "untie": {
@@ -27,6 +29,55 @@ pub fn schema() -> Value {
     });
     debug_assert!(RECIPE_KEYS.iter().all(|key| schema["properties"].get(key).is_some()));
     schema
+}
+
+/// The schema of a choice between steps.
+fn one_of() -> Value {
+    json!({
+        "title": "one_of",
+        "description": "Steps, or lists of steps that go together, of which a search takes one for \
+                        each layer.",
+        "type": "object",
+        "required": ["one_of"],
+        "additionalProperties": false,
+        "properties": {
+            "one_of": {
+                "type": "array",
+                "minItems": 1,
+                "items": { "anyOf": [{ "type": "object" }, { "type": "array" }] },
+                "description": "The steps.",
+            },
+        },
+    })
+}
+
+/// The schema of a budget.
+fn budget() -> Value {
+    json!({
+        "type": "object",
+        "description": "What the search for the best of all candidates has to keep; one of the \
+                        three. Candidates are the values of parameters that are lists, and the \
+                        steps under one_of.",
+        "minProperties": 1,
+        "maxProperties": 1,
+        "additionalProperties": false,
+        "properties": {
+            "bpw": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "description": "Bits stored for each weight of the compressed layers.",
+            },
+            "size": {
+                "type": ["integer", "string"],
+                "description": "Size of the weight files, for instance 80MB.",
+            },
+            "max_kl": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "description": "Divergence from the uncompressed model, in nats a token.",
+            },
+        },
+    })
 }
 
 /// The schema of a step with one method.
@@ -43,6 +94,9 @@ fn step(method: &Entry) -> Value {
     schema["required"] = json!(["method"]);
     schema["additionalProperties"] = json!(false);
     let properties = &mut schema["properties"];
+    for parameter in properties.as_object_mut().into_iter().flat_map(|all| all.values_mut()) {
+        *parameter = or_several(parameter.take());
+    }
     properties["method"] = json!({ "const": method.id });
     properties["name"] =
         json!({ "type": "string", "description": "Name for --set; the method's by default." });
@@ -50,6 +104,15 @@ fn step(method: &Entry) -> Value {
         patterns("Modules it goes to: Linear, Embedding, a name, or re: and an expression.");
     properties["ignore"] = patterns("Modules among them that it does not go to.");
     schema
+}
+
+/// A parameter, or a list of the values that a search may choose from.
+fn or_several(mut parameter: Value) -> Value {
+    let description = parameter.as_object_mut().and_then(|fields| fields.remove("description"));
+    json!({
+        "description": description,
+        "anyOf": [parameter, { "type": "array", "minItems": 1, "items": parameter }],
+    })
 }
 
 /// A schema with its definitions in place of the references to them.

@@ -147,9 +147,9 @@ fn the_schema_describes_every_method_and_nothing_stays_referred_to() {
     let schema = schema();
     let steps = schema["properties"]["steps"]["items"]["oneOf"].as_array().unwrap();
     let titles: Vec<&str> = steps.iter().filter_map(|step| step["title"].as_str()).collect();
-    assert_eq!(titles, method_ids());
+    assert_eq!(titles, [method_ids(), vec!["one_of"]].concat());
     assert!(!schema.to_string().contains("$ref"), "{schema}");
-    for step in steps {
+    for step in steps.iter().filter(|step| step["title"] != "one_of") {
         let properties = step["properties"].as_object().unwrap();
         assert!(properties.len() > STEP_KEYS.len(), "{} has parameters", step["title"]);
         for (key, property) in properties {

@@ -95,7 +95,12 @@ impl BlockRunner<'_> {
 
     /// The residual stream before the first block, from the tables as they are stored: those that
     /// the first `stages` stages, none or one, have committed.
-    fn embed(&self, rows: &Rows, stages: usize, work: &Work) -> Result<Activations, EngineError> {
+    pub(super) fn embed(
+        &self,
+        rows: &Rows,
+        stages: usize,
+        work: &Work,
+    ) -> Result<Activations, EngineError> {
         let mut tables = BTreeMap::new();
         for site in (0..stages).flat_map(|_| self.plan.sites_in(Place::Embedding)) {
             tables.insert(site.linear.weight.clone(), work.read_site(0, site, self.plan)?);
@@ -129,7 +134,7 @@ impl BlockRunner<'_> {
     }
 
     /// The graph of a block or of the head.
-    fn graph(&self, stage: Place) -> Result<&Graph, EngineError> {
+    pub(super) fn graph(&self, stage: Place) -> Result<&Graph, EngineError> {
         let graph = match stage {
             Place::Embedding => Some(&self.plan.spec.embed),
             Place::Block(block) => self.plan.spec.blocks.get(block),
@@ -174,7 +179,7 @@ impl BlockRunner<'_> {
     }
 
     /// Gathers the statistics that the methods of a stage's sites ask for, by module.
-    fn observe(
+    pub(super) fn observe(
         &self,
         graph: &Graph,
         weights: &GraphWeights,
@@ -182,11 +187,12 @@ impl BlockRunner<'_> {
         stage: Place,
     ) -> Result<BTreeMap<String, Statistics>, EngineError> {
         let block = next_block(self.plan, stage);
-        let wanted: Vec<&SitePlan> = self
-            .plan
-            .sites_in(stage)
-            .filter(|site| site.method.needs() != Needs::default())
-            .collect();
+        // A search measures every layer, whatever its method needs.
+        let is_search = self.job.recipe.budget.is_some();
+        let is_wanted = |site: &&SitePlan| {
+            is_search || (site.stage == stage && site.method.needs() != Needs::default())
+        };
+        let wanted: Vec<&SitePlan> = self.plan.sites.iter().filter(is_wanted).collect();
         let precision = self.executor.backend().precision;
         // One Gram matrix for all linears that share an input, under the name of the first.
         let mut grams: BTreeMap<String, Gram> = BTreeMap::new();
@@ -252,7 +258,7 @@ impl BlockRunner<'_> {
         Ok((done, stored))
     }
 
-    fn encode_site(
+    pub(super) fn encode_site(
         &self,
         site: &SitePlan,
         statistics: Option<&Statistics>,
@@ -285,7 +291,7 @@ impl BlockRunner<'_> {
     }
 
     /// Moves the activations past a stage.
-    fn advance(
+    pub(super) fn advance(
         &self,
         graph: &Graph,
         weights: &GraphWeights,
@@ -322,9 +328,9 @@ impl BlockRunner<'_> {
 }
 
 /// A source with some of its tables as they are stored in the result.
-struct Stored<'a> {
-    source: &'a Source,
-    tables: BTreeMap<String, Weight>,
+pub(super) struct Stored<'a> {
+    pub(super) source: &'a Source,
+    pub(super) tables: BTreeMap<String, Weight>,
 }
 
 impl Tensors for Stored<'_> {

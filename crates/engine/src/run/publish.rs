@@ -9,6 +9,7 @@ use crate::manifest::{
 };
 use crate::plan::Plan;
 use crate::recipe::BUILTIN_TEXT;
+use crate::search::{RECIPE_NAME, SEARCH};
 use crate::{EngineError, card};
 use lapidary_formats::{Layout, Source};
 use lapidary_store::Checkpoint;
@@ -32,6 +33,7 @@ pub(super) fn publish(
     rows: Option<&Rows>,
     identity: &Value,
     work: Work,
+    more_files: &[(&str, Vec<u8>)],
 ) -> Result<Manifest, EngineError> {
     let staging = work.staging();
     if job.fs.metadata(&staging).is_ok() {
@@ -41,6 +43,9 @@ pub(super) fn publish(
     let (shards, copied) = write_tensors(job, plan, &work, &staging)?;
     write_files(job, &staging)?;
     write_config(job, plan, &staging)?;
+    for (name, bytes) in more_files {
+        write(&job.fs, &staging.join(name), bytes)?;
+    }
     let mut manifest = manifest(job, plan, rows, identity, &work, shards);
     write(&job.fs, &staging.join("README.md"), card::card(job, plan, &manifest).as_bytes())?;
     manifest.files = hash_folder(&*job.fs, &staging)?;
@@ -100,7 +105,8 @@ fn write_files(job: &Job<'_>, staging: &Path) -> Result<(), EngineError> {
     for file in job.source.files() {
         let name = match file.name.as_str() {
             "README.md" => SOURCE_CARD,
-            FILE_NAME | SOURCE_CARD => continue,
+            // What was found for the source need not hold for what is made of it.
+            FILE_NAME | SOURCE_CARD | SEARCH | RECIPE_NAME => continue,
             name => name,
         };
         let path = staging.join(name);

@@ -10,6 +10,7 @@ use super::{Job, difference};
 use crate::EngineError;
 use crate::manifest::SiteRecord;
 use crate::plan::{Plan, SitePlan};
+use crate::search::Measured;
 use lapidary_formats::FormatError;
 use lapidary_store::fs::FileLock;
 use lapidary_store::journal::Journal;
@@ -32,6 +33,7 @@ pub(super) struct Work {
     folder: PathBuf,
     journal: Journal,
     stages: Vec<StageRecord>,
+    measured: Vec<MeasuredStage>,
     /// The stage that the kept activations stand before.
     kept: Option<usize>,
     last_kept: Instant,
@@ -43,8 +45,16 @@ pub(super) struct Work {
 #[serde(rename_all = "lowercase")]
 enum Line {
     Identity(Value),
+    Measured(MeasuredStage),
     Stage(StageRecord),
     Activations(usize),
+}
+
+/// What a search has measured of a stage.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct MeasuredStage {
+    stage: usize,
+    pub(super) units: Vec<Measured>,
 }
 
 /// A committed stage.
@@ -120,9 +130,11 @@ impl Work {
             }
         }
         let (mut stages, mut kept): (Vec<StageRecord>, _) = (vec![], None);
+        let mut measured = vec![];
         for line in lines {
             match line? {
                 Line::Identity(_) => {}
+                Line::Measured(record) => measured.push(record),
                 Line::Stage(record) => {
                     stages.truncate(record.stage);
                     stages.push(record);
@@ -131,7 +143,8 @@ impl Work {
             }
         }
         let now = Instant::now();
-        let mut work = Self { fs, folder, journal, stages, kept, last_kept: now, _lock: lock };
+        let mut work =
+            Self { fs, folder, journal, stages, measured, kept, last_kept: now, _lock: lock };
         work.check_files(job);
         Ok(work)
     }
@@ -175,6 +188,35 @@ impl Work {
         self.stages.truncate(stage);
         self.stages.push(record);
         Ok(())
+    }
+
+    /// What a search has measured so far, by stage.
+    pub(super) fn measured(&self) -> &[MeasuredStage] {
+        &self.measured
+    }
+
+    /// Records what a search has measured of the next stage.
+    pub(super) fn commit_measured(
+        &mut self,
+        stage: usize,
+        units: Vec<Measured>,
+    ) -> Result<(), EngineError> {
+        let record = MeasuredStage { stage, units };
+        self.journal.append(&json!(Line::Measured(record.clone())))?;
+        self.measured.push(record);
+        Ok(())
+    }
+
+    /// Removes the file of the activations before a stage, where they are in one.
+    pub(super) fn remove_activations(
+        &self,
+        activations: &Activations,
+        stage: usize,
+    ) -> Result<(), EngineError> {
+        match activations.is_on_disk() {
+            true => Ok(self.fs.remove_file(&self.activations_path(stage))?),
+            false => Ok(()),
+        }
     }
 
     /// Records the activations before `stage`: those in a file always, those in memory when the

@@ -6,5 +6,6 @@ mod chains;
 mod interruption;
 mod refusals;
 mod results;
+mod search;
 mod support;
 mod tables;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::Writer;
-use super::writer::{byte_len, sort_by_alignment};
+use super::writer::{byte_len, header, sort_by_alignment};
 use crate::atomic::{AtomicFile, Written};
 use crate::error::{Quoted, Result, StoreError};
 use crate::fs::Fs;
@@ -31,6 +31,17 @@ pub struct Shard {
     pub tensors: Vec<TensorSpec>,
     /// The bytes of its tensors, without the header.
     pub bytes: u64,
+}
+
+impl Shard {
+    /// The bytes of the file, when it is written without metadata: header and tensors.
+    ///
+    /// # Errors
+    /// As [`Writer::create`].
+    pub fn file_bytes(&self) -> Result<u64> {
+        let header = header(Path::new(&self.file), &self.tensors, &BTreeMap::new())?;
+        sum(u64::try_from(header.len()).unwrap_or(u64::MAX), self.bytes)
+    }
 }
 
 /// Which tensors go into which file.

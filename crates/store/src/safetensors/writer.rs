@@ -151,7 +151,7 @@ pub(super) fn byte_len(path: &Path, tensor: &TensorSpec) -> Result<u64> {
 }
 
 /// The length prefix and the header, padded with spaces to a multiple of 8.
-fn header(
+pub(super) fn header(
     path: &Path,
     tensors: &[TensorSpec],
     metadata: &BTreeMap<String, String>,
