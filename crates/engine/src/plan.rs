@@ -142,6 +142,11 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Whether some method wants to know how its inputs drift from the uncompressed model's.
+    pub(crate) fn needs_drift(&self) -> bool {
+        self.sites.iter().any(|site| site.method.needs().drift)
+    }
+
     /// The site of a tensor.
     pub fn site_of(&self, tensor: &str) -> Option<&SitePlan> {
         self.sites.iter().find(|site| site.linear.weight == tensor)

@@ -3,6 +3,7 @@
 mod activations;
 mod block;
 mod measure;
+mod observe;
 mod publish;
 mod work;
 
@@ -377,7 +378,7 @@ fn run_blocks(
         costs.charge(Part::Write, || -> Result<(), EngineError> {
             work.commit(index, &done)?;
             match activations.as_ref().filter(|_| !is_last) {
-                Some(activations) => work.keep(activations, index + 1),
+                Some(streams) => work.keep(&streams.compressed, index + 1),
                 None => Ok(()),
             }
         })?;

@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod attention;
 pub mod convert;
+pub mod cross;
 pub mod ggml;
 pub mod gram;
 pub mod grid;

@@ -11,6 +11,7 @@
 //! beforehand (`static_groups`), so that no format needs an index. A column whose input was always
 //! zero is rounded to nearest, not zeroed.
 
+use crate::drift::target;
 use crate::factor::{InverseFactor, column_order, inverse_factor};
 use crate::{
     Encoded, GridParams, Method, MethodError, Needs, Note, ParamError, Site, Tensorwise,
@@ -41,6 +42,10 @@ pub struct Params {
     pub static_groups: bool,
     /// How a group's grid is fitted.
     pub scale: ScaleChoice,
+    /// How far the layer makes up for what the layers before it lost, from 0 to 1: its target is
+    /// what the uncompressed model computes there, not what the layer would from drifted inputs.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub drift_correction: f64,
 }
 
 /// How a group's grid is fitted.
@@ -63,6 +68,7 @@ impl Default for Params {
             act_order: true,
             static_groups: true,
             scale: ScaleChoice::Weighted,
+            drift_correction: 0.0,
         }
     }
 }
@@ -76,6 +82,10 @@ pub(crate) fn build(params: Params) -> Result<Method, ParamError> {
         let what = format!("{} is not from 0 to 1", params.dampening_frac);
         return Err(ParamError::new("dampening_frac", what));
     }
+    if !(0.0..=1.0).contains(&params.drift_correction) {
+        let what = format!("{} is not from 0 to 1", params.drift_correction);
+        return Err(ParamError::new("drift_correction", what));
+    }
     if params.act_order && !params.static_groups {
         let what = "act_order with groups needs static_groups: other formats of a group's columns \
                     cannot be stored";
@@ -88,7 +98,7 @@ pub(crate) struct Gptq(pub(crate) Params);
 
 impl Tensorwise for Gptq {
     fn needs(&self) -> Needs {
-        Needs { gram: true }
+        Needs { gram: true, drift: self.0.drift_correction > 0.0 }
     }
 
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
@@ -117,6 +127,8 @@ impl Tensorwise for Gptq {
             return Ok(encoded);
         };
         let notes = factor.notes(self.0.dampening_frac);
+        let weight = target(site, &order, &factor, self.0.drift_correction);
+        let site = &Site { weight: &weight, ..*site };
         let job = Job::new(&self.0, site, &order, &factor);
         let (codes, grids) = job.run();
         self.0.grid.assemble(site, codes, &grids, notes)

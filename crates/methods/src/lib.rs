@@ -7,6 +7,7 @@
 
 pub mod allocate;
 mod chain;
+mod drift;
 mod eigen;
 mod factor;
 mod grid;

@@ -67,7 +67,7 @@ struct Lqer(Params);
 
 impl Correction for Lqer {
     fn needs(&self) -> Needs {
-        Needs { gram: self.0.weighting != Weighting::None }
+        Needs { gram: self.0.weighting != Weighting::None, ..Needs::default() }
     }
 
     fn terms(&self, rows: usize, cols: usize, floats: FloatType) -> Vec<TermOutline> {

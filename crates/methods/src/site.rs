@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 pub struct Needs {
     /// The Gram matrix of the inputs.
     pub gram: bool,
+    /// How the inputs have drifted from those of the uncompressed model.
+    pub drift: bool,
 }
 
 impl Needs {
     /// What either needs.
     pub fn or(self, other: Self) -> Self {
-        Self { gram: self.gram || other.gram }
+        Self { gram: self.gram || other.gram, drift: self.drift || other.drift }
     }
 }
 
@@ -23,6 +25,9 @@ impl Needs {
 pub struct Statistics {
     /// `Σ x xᵀ` over the calibration tokens, row-major `[cols, cols]`, symmetric.
     pub gram: Vec<f32>,
+    /// `Σ (x̃ − x) xᵀ`, row-major `[cols, cols]`, where x̃ is the input that the uncompressed model
+    /// has for the same token; `None` where nothing before the site is compressed.
+    pub drift: Option<Vec<f32>>,
     /// Tokens summed over.
     pub tokens: u64,
 }
@@ -65,7 +70,9 @@ impl Site<'_> {
         if let Some((row, column)) = place(self.weight) {
             return wrong(format!("its weight is not finite at row {row}, column {column}"));
         }
-        if let Some((row, column)) = self.statistics.and_then(|known| place(&known.gram)) {
+        let drift = |known: &'_ Statistics| known.drift.as_deref().and_then(place);
+        let known = self.statistics;
+        if let Some((row, column)) = known.and_then(|s| place(&s.gram).or_else(|| drift(s))) {
             return wrong(format!(
                 "the Gram matrix of its inputs is not finite at row {row}, column {column}; the \
                  model's activations overflow on the calibration text"

@@ -9,6 +9,7 @@
 //! (reverse water-filling). The number of bits a weight may so be any, and is kept exactly, side
 //! information included. The few values that lie far outside a Gaussian are stored apart.
 
+use crate::drift::target;
 use crate::factor::{InverseFactor, column_order, inverse_factor};
 use crate::gptq::{self, Gptq};
 use crate::{Encoded, GridParams, Method, MethodError, Needs, Note, ParamError, Site, Tensorwise};
@@ -41,11 +42,15 @@ pub struct Params {
     pub dampening_frac: f64,
     /// Visit the columns by falling diagonal of the Gram matrix.
     pub act_order: bool,
+    /// How far the layer makes up for what the layers before it lost, from 0 to 1: its target is
+    /// what the uncompressed model computes there, not what the layer would from drifted inputs.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub drift_correction: f64,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { bits: 4.0, state_bits: 12, outliers: 1e-4, dampening_frac: 0.01, act_order: true }
+        Self { bits: 4.0, state_bits: 12, outliers: 1e-4, dampening_frac: 0.01, act_order: true, drift_correction: 0.0 }
     }
 }
 
@@ -75,6 +80,9 @@ pub(crate) fn build(params: Params) -> Result<Method, ParamError> {
     check("outliers", is_share, format!("{outliers} is not from 0 to 0.1"))?;
     let is_fraction = (0.0..=1.0).contains(&dampening_frac);
     check("dampening_frac", is_fraction, format!("{dampening_frac} is not from 0 to 1"))?;
+    let is_share = (0.0..=1.0).contains(&params.drift_correction);
+    let what = format!("{} is not from 0 to 1", params.drift_correction);
+    check("drift_correction", is_share, what)?;
     Ok(Method::Tensorwise(Box::new(TrellisCoded { params, has_statistics: true })))
 }
 
@@ -143,7 +151,8 @@ impl TrellisCoded {
 
 impl Tensorwise for TrellisCoded {
     fn needs(&self) -> Needs {
-        Needs { gram: self.has_statistics }
+        let drift = self.has_statistics && self.params.drift_correction > 0.0;
+        Needs { gram: self.has_statistics, drift }
     }
 
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
@@ -177,6 +186,8 @@ impl Tensorwise for TrellisCoded {
         let mut notes = vec![];
         let (order, factor) = self.factor(site, &mut notes)?;
         notes.extend(factor.notes(self.params.dampening_frac));
+        let weight = target(site, &order, &factor, self.params.drift_correction);
+        let site = &Site { weight: &weight, ..*site };
         let job = Job::new(self, site, &order, &factor);
         let weight = job.run();
         let weight =

@@ -6,7 +6,7 @@ use crate::calibration::is_ready;
 use crate::recipe::{Calibration, CalibrationPrecision};
 use lapidary_formats::Source;
 use lapidary_methods::Needs;
-use lapidary_model::{Graph, LinearOp, Op, Place, Spec};
+use lapidary_model::{Graph, InputGroup, LinearOp, Op, Place, Spec};
 use lapidary_weight::{Outline, TermOutline};
 use std::path::Path;
 
@@ -82,7 +82,10 @@ impl Shapes<'_> {
         let graphs = || self.spec.blocks.iter().chain(head);
         let statistics = largest(graphs(), |graph| self.statistics(graph));
         let tokens = (self.rows.0 * self.rows.1) as u64;
-        let activations = 4 * tokens * self.spec.hidden_size as u64;
+        // Once as the compressed blocks give them, and once as the uncompressed.
+        let has_drift = self.sites.iter().any(|site| site.method.needs().drift);
+        let streams = 1 + u64::from(has_drift);
+        let activations = streams * 4 * tokens * self.spec.hidden_size as u64;
         let reading = if is_ready(Path::new(&calibration.text)) { 0 } else { self.tokenizing() };
         let forward = largest(graphs(), |graph| self.forward(graph));
         let working = forward.max(self.encoding(|site| site.stage != Place::Embedding));
@@ -121,11 +124,15 @@ impl Shapes<'_> {
     fn statistics(&self, graph: &Graph) -> u64 {
         let needs = |linear: &LinearOp| {
             let site = self.sites.iter().find(|site| site.linear.weight == linear.weight);
-            site.is_some_and(|site| site.method.needs() != Needs::default())
+            site.map(|site| site.method.needs()).unwrap_or_default()
         };
         let groups = graph.shared_inputs();
-        let needed = groups.iter().filter(|group| group.linears.iter().any(|l| needs(l)));
-        needed.map(|group| 4 * square(group.linears[0].in_features)).sum()
+        let of_group = |group: &InputGroup<'_>| {
+            let needs = group.linears.iter().map(|l| needs(l)).fold(Needs::default(), Needs::or);
+            let matrices = u64::from(needs.gram) + u64::from(needs.drift);
+            4 * matrices * square(group.linears[0].in_features)
+        };
+        groups.iter().map(of_group).sum()
     }
 
     /// Intermediate values of a chunk: what is live at the widest node.
@@ -134,8 +141,13 @@ impl Shapes<'_> {
         let tokens = (rows * self.rows.1) as u64;
         let widest = graph.nodes.iter().map(|node| node.width).max().unwrap_or(0) as u64;
         let hidden = self.spec.hidden_size as u64;
+        // Where drift is wanted, the inputs of all groups are held, and two transposes of one.
+        let has_drift = self.sites.iter().any(|site| site.method.needs().drift);
+        let groups = graph.shared_inputs();
+        let inputs = groups.iter().map(|group| group.linears[0].in_features as u64).sum::<u64>();
+        let drift = if has_drift { 4 * tokens * (inputs + 3 * widest) } else { 0 };
         // Gate, up and the packed copy of an input; the residual stream twice.
-        tokens * (4 * 2 * widest + 2 * widest + 4 * 2 * hidden)
+        drift + tokens * (4 * 2 * widest + 2 * widest + 4 * 2 * hidden)
     }
 
     /// What encoding the largest site works with: weight, working copy, codes, and with statistics

@@ -6,6 +6,15 @@ use lapidary_store::fs::{ReadAt, WriteFile};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// The calibration rows on their way through the blocks.
+pub(super) struct Streams {
+    /// Past the compressed blocks.
+    pub(super) compressed: Activations,
+    /// Past the same blocks uncompressed, where a method wants to know how the two drift apart. They
+    /// are never kept for a resumed job: it computes them again.
+    pub(super) uncompressed: Option<Activations>,
+}
+
 /// Values of every token, `[tokens, width]`, read and replaced chunk by chunk in order.
 pub(super) struct Activations {
     pub(super) width: usize,

@@ -1,6 +1,6 @@
 //! One block: gather its statistics, encode its sites, move the activations past it.
 
-use super::activations::{Activations, Writer};
+use super::activations::{Activations, Streams, Writer};
 use super::work::Work;
 use super::{Job, next_block, stage_name};
 use crate::EngineError;
@@ -9,14 +9,14 @@ use crate::cost::{Costs, Part};
 use crate::manifest::SiteRecord;
 use crate::plan::{ActivationsIn, CHUNK_TOKENS, Plan, SitePlan};
 use lapidary_formats::{FormatError, Source};
-use lapidary_kernels::gram::Gram;
 use lapidary_kernels::matrix::{PackedMatrix, Precision};
 use lapidary_kernels::memory::return_freed;
-use lapidary_methods::{Encoded, Needs, Note, Site, Statistics};
+use lapidary_methods::{Encoded, Note, Site, Statistics};
 use lapidary_model::{Batch, Executor, Graph, GraphWeights, Place};
 use lapidary_store::TensorSpec;
 use lapidary_weight::{TensorError, Tensors, Weight};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Runs the stages of a job.
 pub(super) struct BlockRunner<'a> {
@@ -55,6 +55,31 @@ impl BlockRunner<'_> {
         rows: &Rows,
         committed: &[Place],
         work: &mut Work,
+    ) -> Result<Streams, EngineError> {
+        let compressed = self.restore_compressed(rows, committed, work)?;
+        if !self.plan.needs_drift() {
+            return Ok(Streams { compressed, uncompressed: None });
+        }
+        let path = |stage| work.uncompressed_path(stage);
+        let tables = committed.iter().filter(|stage| **stage == Place::Embedding).count();
+        let mut uncompressed = self.embed(rows, self.job.source, &path(tables))?;
+        for (index, stage) in committed.iter().enumerate() {
+            if let Place::Block(_) = stage {
+                let what = format!("replaying {}", stage_name(self.plan, *stage));
+                self.job.progress.advance(index as u64, &what);
+                let graph = self.graph(*stage)?;
+                let weights = GraphWeights::load(graph, self.job.source, self.executor.backend())?;
+                self.advance(graph, &weights, &mut uncompressed, &path(index + 1), *stage)?;
+            }
+        }
+        Ok(Streams { compressed, uncompressed: Some(uncompressed) })
+    }
+
+    fn restore_compressed(
+        &self,
+        rows: &Rows,
+        committed: &[Place],
+        work: &mut Work,
     ) -> Result<Activations, EngineError> {
         let width = self.plan.spec.hidden_size;
         let kept = work.kept_activations(committed.len());
@@ -65,7 +90,8 @@ impl BlockRunner<'_> {
             }
             None => {
                 let tables = committed.iter().filter(|stage| **stage == Place::Embedding).count();
-                (self.embed(rows, tables, work)?, tables)
+                let stored = self.stored_tables(tables, work)?;
+                (self.embed(rows, &stored, &work.activations_path(tables))?, tables)
             }
         };
         for (index, stage) in committed.iter().enumerate().skip(from) {
@@ -78,7 +104,8 @@ impl BlockRunner<'_> {
                 let weight = work.read_site(index, site, self.plan)?;
                 weights.replace(&site.linear, &weight.decode(), self.executor.backend())?;
             }
-            self.advance(graph, &weights, &mut activations, work, *stage, index)?;
+            let path = work.activations_path(index + 1);
+            self.advance(graph, &weights, &mut activations, &path, *stage)?;
         }
         Ok(activations)
     }
@@ -93,25 +120,29 @@ impl BlockRunner<'_> {
         }
     }
 
-    /// The residual stream before the first block, from the tables as they are stored: those that
-    /// the first `stages` stages, none or one, have committed.
-    pub(super) fn embed(
-        &self,
-        rows: &Rows,
-        stages: usize,
-        work: &Work,
-    ) -> Result<Activations, EngineError> {
+    /// The tables as they are stored: those that the first `stages` stages, none or one, have
+    /// committed.
+    fn stored_tables(&self, stages: usize, work: &Work) -> Result<Stored<'_>, EngineError> {
         let mut tables = BTreeMap::new();
         for site in (0..stages).flat_map(|_| self.plan.sites_in(Place::Embedding)) {
             tables.insert(site.linear.weight.clone(), work.read_site(0, site, self.plan)?);
         }
-        let tensors = Stored { source: self.job.source, tables };
+        Ok(Stored { source: self.job.source, tables })
+    }
+
+    /// The residual stream before the first block; in the file at `path` where it goes to the disk.
+    pub(super) fn embed(
+        &self,
+        rows: &Rows,
+        tables: &dyn Tensors,
+        path: &Path,
+    ) -> Result<Activations, EngineError> {
         let width = self.plan.spec.hidden_size;
         let per_chunk = chunk_rows(rows.seq_len);
         let chunks = rows.tokens.chunks(per_chunk * rows.seq_len);
         let embed = |tokens: &[u32]| {
             let batch = Batch { rows: tokens.len() / rows.seq_len, seq_len: rows.seq_len };
-            self.executor.embed(&self.plan.spec, &tensors, batch, tokens.into())
+            self.executor.embed(&self.plan.spec, tables, batch, tokens.into())
         };
         match self.plan.memory.activations_in {
             ActivationsIn::Memory => {
@@ -122,13 +153,12 @@ impl BlockRunner<'_> {
                 Ok(Activations::in_memory(values, width))
             }
             ActivationsIn::Disk => {
-                let path = work.activations_path(stages);
-                let mut writer = Writer::create(&self.job.fs, &path)?;
+                let mut writer = Writer::create(&self.job.fs, path)?;
                 for tokens in chunks {
                     writer.append(&embed(tokens)?)?;
                 }
                 writer.finish()?;
-                Activations::on_disk(&self.job.fs, &path, width, rows.tokens.len())
+                Activations::on_disk(&self.job.fs, path, width, rows.tokens.len())
             }
         }
     }
@@ -148,13 +178,13 @@ impl BlockRunner<'_> {
     pub(super) fn compress(
         &self,
         stage: Place,
-        activations: Option<&mut Activations>,
+        streams: Option<&mut Streams>,
         last: bool,
         index: usize,
         work: &Work,
     ) -> Result<Done, EngineError> {
         let graph = self.graph(stage)?;
-        let Some(activations) = activations else {
+        let Some(streams) = streams else {
             return Ok(self.encode(graph, stage, &BTreeMap::new())?.0);
         };
         let (source, backend) = (self.job.source, self.executor.backend());
@@ -162,11 +192,15 @@ impl BlockRunner<'_> {
             true => GraphWeights::load_to_observe(graph, source, backend)?,
             false => GraphWeights::load(graph, source, backend)?,
         };
-        let statistics = self.observe(graph, &weights, activations, stage)?;
+        let statistics = self.observe(graph, &weights, streams, stage)?;
         return_freed();
         if last {
             drop(weights);
             return Ok(self.encode(graph, stage, &statistics)?.0);
+        }
+        if let Some(uncompressed) = &mut streams.uncompressed {
+            let path = work.uncompressed_path(index + 1);
+            self.advance(graph, &weights, uncompressed, &path, stage)?;
         }
         let (done, stored) = self.encode(graph, stage, &statistics)?;
         for (site, weight) in self.plan.sites_in(stage).zip(&stored) {
@@ -174,64 +208,9 @@ impl BlockRunner<'_> {
         }
         drop((statistics, stored));
         return_freed();
-        self.advance(graph, &weights, activations, work, stage, index)?;
+        let path = work.activations_path(index + 1);
+        self.advance(graph, &weights, &mut streams.compressed, &path, stage)?;
         Ok(done)
-    }
-
-    /// Gathers the statistics that the methods of a stage's sites ask for, by module.
-    pub(super) fn observe(
-        &self,
-        graph: &Graph,
-        weights: &GraphWeights,
-        activations: &Activations,
-        stage: Place,
-    ) -> Result<BTreeMap<String, Statistics>, EngineError> {
-        let block = next_block(self.plan, stage);
-        // A search measures every layer, whatever its method needs.
-        let is_search = self.job.recipe.budget.is_some();
-        let is_wanted = |site: &&SitePlan| {
-            is_search || (site.stage == stage && site.method.needs() != Needs::default())
-        };
-        let wanted: Vec<&SitePlan> = self.plan.sites.iter().filter(is_wanted).collect();
-        let precision = self.executor.backend().precision;
-        // One Gram matrix for all linears that share an input, under the name of the first.
-        let mut grams: BTreeMap<String, Gram> = BTreeMap::new();
-        if wanted.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        for (start, batch) in self.chunks(activations) {
-            self.job.check_stop(block)?;
-            let input = activations.read(start, batch.tokens())?;
-            self.costs.charge(Part::Forward, || {
-                self.executor.observe(graph, weights, batch, input, &mut |tap| {
-                    let linears = &tap.group.linears;
-                    let is_wanted =
-                        |site: &&SitePlan| linears.iter().any(|l| l.weight == site.linear.weight);
-                    if wanted.iter().any(is_wanted) {
-                        let columns = linears[0].in_features;
-                        let gram = grams
-                            .entry(linears[0].module.clone())
-                            .or_insert_with(|| Gram::new(columns, precision));
-                        self.costs.charge(Part::Statistics, || {
-                            gram.accumulate(tap.input, batch.tokens())
-                        });
-                    }
-                    Ok(())
-                })
-            })?;
-        }
-        let mut by_module = BTreeMap::new();
-        for group in graph.shared_inputs() {
-            let Some(gram) = grams.remove(&group.linears[0].module) else { continue };
-            let tokens = gram.rows() as u64;
-            let statistics = Statistics { gram: gram.finish(), tokens };
-            if !statistics.gram.iter().all(|value| value.is_finite()) {
-                let what = format!("the inputs of {} are not finite", group.linears[0].module);
-                return Err(EngineError::NotFinite { block, what });
-            }
-            by_module.insert(group.linears[0].module.clone(), statistics);
-        }
-        Ok(by_module)
     }
 
     /// Encodes each site and reads back what was stored: later blocks see that, not what the method
@@ -290,18 +269,17 @@ impl BlockRunner<'_> {
         Ok((record, tensors, stored))
     }
 
-    /// Moves the activations past a stage.
+    /// Moves the activations past a stage; those on the disk to the file `next`.
     pub(super) fn advance(
         &self,
         graph: &Graph,
         weights: &GraphWeights,
         activations: &mut Activations,
-        work: &Work,
+        next: &Path,
         stage: Place,
-        index: usize,
     ) -> Result<(), EngineError> {
         let block = next_block(self.plan, stage);
-        activations.begin(&work.activations_path(index + 1))?;
+        activations.begin(next)?;
         for (start, batch) in self.chunks(activations) {
             self.job.check_stop(block)?;
             let input = activations.read(start, batch.tokens())?;
@@ -319,7 +297,7 @@ impl BlockRunner<'_> {
     }
 
     /// First token and batch of each chunk.
-    fn chunks(&self, activations: &Activations) -> Vec<(usize, Batch)> {
+    pub(super) fn chunks(&self, activations: &Activations) -> Vec<(usize, Batch)> {
         let rows = activations.tokens / self.seq_len.max(1);
         let per_chunk = chunk_rows(self.seq_len);
         let batch = |row| Batch { rows: per_chunk.min(rows - row), seq_len: self.seq_len };

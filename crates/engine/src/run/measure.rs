@@ -7,7 +7,7 @@
 //! whole model is noted. Memory is this block, one of those after it (or all, where they are small),
 //! the statistics, and the activations of the rows.
 
-use super::activations::Activations;
+use super::activations::Streams;
 use super::block::{BlockRunner, Stored};
 use super::work::Work;
 use super::{Job, next_block, stage_name};
@@ -185,7 +185,10 @@ impl<'a> Pass<'a> {
         let (runner, plan) = (&self.runners[0], self.survey.plan());
         let done = work.measured().len();
         self.job.progress.begin("measuring", stages.len() as u64);
-        let mut activations = runner.embed(learned, 0, work)?;
+        let path = work.activations_path(0);
+        // Nothing is compressed here, so that nothing drifts.
+        let compressed = runner.embed(learned, self.job.source, &path)?;
+        let mut activations = Streams { compressed, uncompressed: None };
         let mut stream = self.embed(probes, BTreeMap::new())?;
         for (index, stage) in stages.iter().enumerate() {
             self.job.check_stop(next_block(plan, *stage))?;
@@ -202,7 +205,9 @@ impl<'a> Pass<'a> {
                     return_freed();
                 }
                 if index + 1 < stages.len() {
-                    runner.advance(graph, &weights, &mut activations, work, *stage, index)?;
+                    let path = work.activations_path(index + 1);
+                    let stream = &mut activations.compressed;
+                    runner.advance(graph, &weights, stream, &path, *stage)?;
                     stream = self.forward(graph, &weights, stream)?;
                     work.remove_activations(&activations, index)?;
                 }
@@ -251,7 +256,7 @@ impl<'a> Pass<'a> {
 
     /// Measures the units before and after the blocks: tables, which the head may multiply by too,
     /// and layers of the head.
-    fn ends(&self, activations: &Activations, probes: &Rows) -> Result<Vec<Measured>, EngineError> {
+    fn ends(&self, activations: &Streams, probes: &Rows) -> Result<Vec<Measured>, EngineError> {
         let (source, backend) = (self.job.source, self.executor.backend());
         let graph = self.survey.plan().spec.head.as_ref();
         let statistics = match graph {

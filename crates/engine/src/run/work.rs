@@ -247,6 +247,12 @@ impl Work {
         self.folder.join(format!("activations-{stage:05}.f32"))
     }
 
+    /// File of the activations of the uncompressed model before a stage. There are never more than
+    /// two, which take turns: one is read while the other is written.
+    pub(super) fn uncompressed_path(&self, stage: usize) -> PathBuf {
+        self.folder.join(format!("uncompressed-{}.f32", stage % 2))
+    }
+
     /// The kept activations that stand before `committed` or an earlier stage.
     pub(super) fn kept_activations(&self, committed: usize) -> Option<(PathBuf, usize)> {
         let stage = self.kept.filter(|stage| *stage <= committed)?;

@@ -28,6 +28,13 @@ fn tables_and_heads_resume_too() {
     dies_anywhere(|folder| Setup::new("llama-untied", step, folder, "native"));
 }
 
+/// The same with the uncompressed model's activations beside the compressed one's.
+#[test]
+fn corrected_drift_resumes_too() {
+    let step = "method: gptq, bits: 3, group_size: 16, drift_correction: 0.5";
+    dies_anywhere(|folder| Setup::new("llama-head-dim", step, folder, "compressed-tensors"));
+}
+
 fn dies_anywhere(setup: impl Fn(&Path) -> Setup) {
     let undisturbed = scratch();
     let mut job = setup(undisturbed.path());

@@ -172,3 +172,19 @@ fn what_is_compressed_already_can_be_compressed_again_and_says_so() {
     let notes: Vec<&str> = outcome.manifest.notes.iter().map(|n| n.note.what.as_str()).collect();
     assert!(notes.iter().any(|note| note.contains("compressed already")), "{notes:?}");
 }
+
+/// The first block has no drift; the others have, and what is written there is another.
+#[test]
+fn drift_is_corrected_where_there_is_any() {
+    let scratch = scratch();
+    let weight = |share: &str, layer: usize| {
+        let output = scratch.path().join(format!("out-{share}"));
+        let step = format!("method: gptq, bits: 3, group_size: 16, drift_correction: {share}");
+        let setup = Setup::new("llama-tied", &step, scratch.path(), "native");
+        setup.run(&output).unwrap();
+        let written = Source::open(real(), &output).unwrap();
+        written.read(&format!("model.layers.{layer}.self_attn.q_proj.weight")).unwrap()
+    };
+    assert_eq!(weight("0.0", 0), weight("1.0", 0));
+    assert_ne!(weight("0.0", 1), weight("1.0", 1));
+}

@@ -60,7 +60,7 @@ pub(crate) fn gram(inputs: &[f32], n: usize) -> Statistics {
         }
     }
     let tokens = (inputs.len() / n) as u64;
-    Statistics { gram: sums.into_iter().map(|sum| sum as f32).collect(), tokens }
+    Statistics { gram: sums.into_iter().map(|sum| sum as f32).collect(), drift: None, tokens }
 }
 
 /// The encoder of this name with some parameters changed.
