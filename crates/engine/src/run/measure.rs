@@ -206,17 +206,17 @@ impl<'a> Pass<'a> {
                 }
                 if index + 1 < stages.len() {
                     let path = work.activations_path(index + 1);
-                    let stream = &mut activations.compressed;
-                    runner.advance(graph, &weights, stream, &path, *stage)?;
+                    let advancing = &mut activations.compressed;
+                    runner.advance(graph, &weights, advancing, &path, *stage)?;
                     stream = self.forward(graph, &weights, stream)?;
-                    work.remove_activations(&activations, index)?;
+                    work.remove_activations(&activations.compressed, index)?;
                 }
             } else if index >= done {
                 let units = self.ends(&activations, probes)?;
                 self.costs.charge(Part::Write, || work.commit_measured(index, units))?;
             }
         }
-        work.remove_activations(&activations, stages.len().saturating_sub(1))?;
+        work.remove_activations(&activations.compressed, stages.len().saturating_sub(1))?;
         self.job.progress.end();
         Ok(())
     }
