@@ -156,16 +156,16 @@ impl Drop for Context {
 }
 
 /// The texts of the checks.
-struct Texts {
-    evaluation: PathBuf,
-    calibration: String,
-    name: String,
+pub(crate) struct Texts {
+    pub(crate) evaluation: PathBuf,
+    pub(crate) calibration: String,
+    pub(crate) name: String,
 }
 
 impl Texts {
     /// WikiText-2 where `LAPIDARY_WIKITEXT` says it is, else the texts of the repository: for
     /// evaluation the demo's held-out text, with headings as WikiText has them, which make pages.
-    fn find(root: &Path, scratch: &Path) -> Result<Self, Error> {
+    pub(crate) fn find(root: &Path, scratch: &Path) -> Result<Self, Error> {
         if let Some(folder) = std::env::var_os("LAPIDARY_WIKITEXT") {
             let folder = PathBuf::from(folder);
             let file = |name: &str| {

@@ -1,7 +1,8 @@
 //! Tasks that are not the product: `cargo xtask real` checks it on real models against other
-//! packages, `cargo xtask compare` measures it beside llm-compressor.
+//! packages, `cargo xtask compare` measures it beside llm-compressor, `cargo xtask quality` measures
+//! its methods against each other.
 //!
-//! Both fetch what they need into a cache outside the tree: `LAPIDARY_CACHE`, else `lapidary` in
+//! All fetch what they need into a cache outside the tree: `LAPIDARY_CACHE`, else `lapidary` in
 //! the user's cache folder. With `LAPIDARY_WIKITEXT`, a folder with WikiText-2's `wiki.test.raw`
 //! and `wiki.valid.tokens`, they run on that text; without it on the texts of this repository.
 
@@ -11,6 +12,7 @@ mod compare;
 mod context;
 mod error;
 mod process;
+mod quality;
 mod random;
 mod real;
 mod setup;
@@ -32,12 +34,15 @@ enum Task {
     Real(real::Options),
     /// Measure our GPTQ and llm-compressor's on the same model, rows and settings
     Compare(compare::Options),
+    /// Measure the methods against each other at equal bits
+    Quality(quality::Options),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Real(options) => real::run(&options),
         Task::Compare(options) => compare::run(&options),
+        Task::Quality(options) => quality::run_all(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

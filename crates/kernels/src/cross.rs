@@ -1,6 +1,7 @@
 //! `Σ a bᵀ` over rows of two matrices, gathered batch by batch: how two streams of inputs go together.
 
 use crate::matrix::{PackedMatrix, Precision};
+use rayon::prelude::*;
 
 /// Rows multiplied at a time: bounds the memory of the transposes.
 const ROWS_PER_ROUND: usize = 2048;
@@ -46,15 +47,18 @@ pub fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
     let mut result = vec![0.0; matrix.len()];
     // In squares, so that neither side is read or written far apart.
     const SIDE: usize = 32;
-    for first_row in (0..rows).step_by(SIDE) {
-        for first_column in (0..columns).step_by(SIDE) {
-            for row in first_row..rows.min(first_row + SIDE) {
-                for column in first_column..columns.min(first_column + SIDE) {
-                    result[column * rows + row] = matrix[row * columns + column];
-                }
+    let bands = result.par_chunks_mut((SIDE * rows).max(1)).enumerate();
+    bands.for_each(|(band, lines)| {
+        let first_column = band * SIDE;
+        for first_row in (0..rows).step_by(SIDE) {
+            let last_row = rows.min(first_row + SIDE);
+            for (column, line) in lines.chunks_exact_mut(rows).enumerate() {
+                let from = matrix[first_row * columns + first_column + column..].iter();
+                let to = &mut line[first_row..last_row];
+                to.iter_mut().zip(from.step_by(columns)).for_each(|(to, from)| *to = *from);
             }
         }
-    }
+    });
     result
 }
 
