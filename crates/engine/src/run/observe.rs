@@ -72,7 +72,8 @@ impl BlockRunner<'_> {
             let input = streams.compressed.read(start, batch.tokens())?;
             self.costs.charge(Part::Forward, || {
                 self.executor.observe(graph, weights, batch, input, &mut |tap| {
-                    if let Some(needs) = needs(&wanted, tap.group) {
+                    if let Some(mut needs) = needs(&wanted, tap.group) {
+                        needs.drift &= streams.uncompressed.is_some();
                         let first = &tap.group.linears[0];
                         let of_group = gathered
                             .entry(first.module.clone())
