@@ -160,50 +160,46 @@ vectorized! {
     }
 }
 
+/// The costs of all states that follow: new bits come in below the kept ones. In two passes, since
+/// the compiler makes vectors of each.
+fn branch(isa: Isa, best: &[f32], values: &[f32], target: f32, scale: f32, costs: &mut [f32]) {
+    repeat(isa, best, costs);
+    add_errors(isa, values, target, scale, costs);
+}
+
 vectorized! {
-    /// The costs of all states that follow: new bits come in below the kept ones.
-    fn branch(best: &[f32], values: &[f32], target: f32, scale: f32, costs: &mut [f32]) {
+    /// Each of `best` as often as `costs` are more.
+    fn repeat(best: &[f32], costs: &mut [f32]) {
         match costs.len() / best.len() {
-            2 => branch_few::<2>(best, values, target, scale, costs),
-            4 => branch_few::<4>(best, values, target, scale, costs),
-            8 => branch_few::<8>(best, values, target, scale, costs),
+            2 => repeat_by::<2>(best, costs),
+            4 => repeat_by::<4>(best, costs),
+            8 => repeat_by::<8>(best, costs),
+            16 => repeat_by::<16>(best, costs),
+            32 => repeat_by::<32>(best, costs),
+            64 => repeat_by::<64>(best, costs),
+            128 => repeat_by::<128>(best, costs),
             branches => {
-                let states = values.chunks_exact(branches).zip(costs.chunks_exact_mut(branches));
-                for (best, (values, costs)) in best.iter().zip(states) {
-                    let (values, _) = values.as_chunks::<LANES>();
-                    let (costs, _) = costs.as_chunks_mut::<LANES>();
-                    for (values, costs) in values.iter().zip(costs) {
-                        for lane in 0..LANES {
-                            let error = target - scale * values[lane];
-                            costs[lane] = *best + error * error;
-                        }
-                    }
-                }
+                let costs = costs.chunks_exact_mut(branches);
+                costs.zip(best).for_each(|(costs, best)| costs.fill(*best));
             }
         }
     }
 }
 
-/// Several kept states in one vector.
 #[inline(always)]
-fn branch_few<const BRANCHES: usize>(
-    best: &[f32],
-    values: &[f32],
-    target: f32,
-    scale: f32,
-    costs: &mut [f32],
-) {
-    let (values, _) = values.as_chunks::<LANES>();
-    let (costs, _) = costs.as_chunks_mut::<LANES>();
-    let best = best.chunks_exact(LANES / BRANCHES);
-    for (best, (values, costs)) in best.zip(values.iter().zip(costs)) {
-        let mut before = [0.0; LANES];
-        for lane in 0..LANES {
-            before[lane] = best[lane / BRANCHES];
-        }
-        for lane in 0..LANES {
-            let error = target - scale * values[lane];
-            costs[lane] = before[lane] + error * error;
+fn repeat_by<const TIMES: usize>(best: &[f32], costs: &mut [f32]) {
+    let (costs, _) = costs.as_chunks_mut::<TIMES>();
+    for (costs, best) in costs.iter_mut().zip(best) {
+        *costs = [*best; TIMES];
+    }
+}
+
+vectorized! {
+    /// `costs += (target − scale · values)²`.
+    fn add_errors(values: &[f32], target: f32, scale: f32, costs: &mut [f32]) {
+        for (cost, value) in costs.iter_mut().zip(values) {
+            let error = target - scale * value;
+            *cost += error * error;
         }
     }
 }
