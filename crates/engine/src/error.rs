@@ -99,6 +99,7 @@ impl EngineError {
             Self::Format(error) => of_category(error.category()),
             Self::Model(error) => of_model(error),
             Self::Method(MethodError::Numerical { .. }) => Failure::Numerical,
+            Self::Method(MethodError::Structure { .. }) => Failure::Refused,
             Self::Method(_) | Self::Internal(_) => Failure::Internal,
             Self::NotFinite { .. } => Failure::Numerical,
             Self::Interrupted { .. } => Failure::Interrupted,

@@ -99,6 +99,9 @@ pub struct TensorLists {
     pub compressed: Vec<String>,
     /// Tensors that were handed on as they were.
     pub copied: Vec<String>,
+    /// Tensors that are written changed and not compressed: other numbers, the same function.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rewritten: Vec<String>,
     /// Tensors that were not written, with the reason.
     pub dropped: Vec<(String, String)>,
 }

@@ -2,26 +2,27 @@
 
 mod chain;
 mod memory;
-mod untie;
+mod prepare;
+mod rescale;
 
 pub(crate) use memory::CHUNK_TOKENS;
 pub use memory::{ActivationsIn, MemoryPlan};
+pub(crate) use prepare::prepared;
 
 use crate::EngineError;
 use crate::calibration;
-use crate::recipe::{Calibration, Recipe};
+use crate::recipe::{Calibration, Recipe, Step};
 use chain::Chained;
 use lapidary_formats::{Format, LogicalTensor, ModuleKind, Pattern, Source, find};
-use lapidary_methods::{Needs, Note, Tensorwise};
+use lapidary_methods::{Blockwise, Method, Needs, Note, Tensorwise};
 use lapidary_model::{LinearOp, Matrix, Place, Spec, spec};
-use lapidary_store::{Fs, TensorSpec};
+use lapidary_store::{Dtype, Fs, TensorSpec};
 use lapidary_weight::{FloatType, Grouping, Outline, Tensors};
 use memory::Shapes;
+use prepare::made_apart;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use untie::made_apart;
-pub(crate) use untie::untied;
 
 /// What will be done to a model.
 pub struct Plan {
@@ -33,6 +34,9 @@ pub struct Plan {
     pub plain: Vec<String>,
     /// Tensors handed on as they are.
     pub copied: Vec<String>,
+    /// Tensors that are written changed and not encoded; with the stage that settles their values,
+    /// where these follow from the calibration.
+    pub rewritten: Vec<(String, Option<Place>)>,
     /// Tensors of the checkpoint that are not written, with the reason.
     pub dropped: Vec<(String, String)>,
     /// Tensors of the result, in order.
@@ -64,10 +68,20 @@ pub struct SitePlan {
     pub step: String,
     /// Ids of their methods, likewise.
     pub method_id: String,
-    /// What the steps do to the weight, as one method.
+    /// What scales its inputs before it is encoded.
+    pub blockwise: Option<Arc<dyn Blockwise>>,
+    /// What encodes and corrects the weight, as one method.
     pub method: Box<dyn Tensorwise>,
     /// What it will be.
     pub outline: Outline,
+}
+
+impl SitePlan {
+    /// What must be gathered for its steps.
+    pub fn needs(&self) -> Needs {
+        let blockwise = self.blockwise.as_ref().map(|method| method.needs());
+        self.method.needs().or(blockwise.unwrap_or_default())
+    }
 }
 
 /// Limits a plan must keep.
@@ -89,8 +103,9 @@ impl Plan {
         recipe: &Recipe,
         limits: Limits,
     ) -> Result<Self, EngineError> {
-        let apart = untied(source, recipe)?;
-        let source = apart.as_ref().unwrap_or(source);
+        // A plan names tensors and counts bytes: any seed will do.
+        let prepared = prepared(source, recipe, 0)?;
+        let source = prepared.as_ref().unwrap_or(source);
         let spec = spec(source.config())?;
         check_tensors(&spec, source)?;
         let unknown = || EngineError::Refused(format!("there is no format {:?}", recipe.format));
@@ -101,22 +116,33 @@ impl Plan {
         let mut sites = vec![];
         for (matrix, steps) in choice {
             let chained = chain::link(recipe, &steps, &matrix.linear.module)?;
+            if chained.blockwise.is_some() && matrix.place == Place::Embedding {
+                return Err(EngineError::Refused(format!(
+                    "step {}: the rows of {} are looked up, so that its inputs cannot be scaled; \
+                     add it to ignore, or with untie: true give the head that shares it its own",
+                    chained.step, matrix.linear.module
+                )));
+            }
             let scales = format.scale_type(float_type);
             let (chained, unweighted) = with_statistics_there_are(chained, &matrix)?;
-            let Chained { step, method_id, method } = chained;
+            let Chained { step, method_id, blockwise, method } = chained;
             let Fitted { method, outline, note: fitted } = fit(method, &matrix, scales, format)?;
             let Matrix { linear, place, tied } = matrix;
             let note = |note| (linear.module.clone(), note);
             notes.extend(unweighted.into_iter().chain(fitted).map(note));
             let of_head = tied.is_some() && method.needs() != Needs::default();
             let stage = if of_head { Place::Head } else { place };
-            sites.push(SitePlan { linear, place, stage, step, method_id, method, outline });
+            let scaled =
+                SitePlan { linear, place, stage, step, method_id, blockwise, method, outline };
+            sites.push(scaled);
         }
+        let rescaled = rescale::settle(&spec, &mut sites);
+        notes.extend(rescaled.notes);
         notes.extend(made_apart(source, &spec));
         notes.extend(requantized(source, &sites));
         // A search measures every layer, whatever its method needs.
-        let calibrated = recipe.budget.is_some()
-            || sites.iter().any(|site| site.method.needs() != Needs::default());
+        let calibrated =
+            recipe.budget.is_some() || sites.iter().any(|site| site.needs() != Needs::default());
         let calibration = calibrated.then(|| recipe.calibration.clone());
         let rows = match &calibration {
             Some(calibration) => calibration::shape(fs, calibration, spec.context)?,
@@ -129,6 +155,7 @@ impl Plan {
             spec,
             sites,
             copied: vec![],
+            rewritten: rescaled.tensors,
             dropped: source.consumed().to_vec(),
             tensors: vec![],
             format,
@@ -144,7 +171,26 @@ impl Plan {
 
     /// Whether some method wants to know how its inputs drift from the uncompressed model's.
     pub(crate) fn needs_drift(&self) -> bool {
-        self.sites.iter().any(|site| site.method.needs().drift)
+        self.sites.iter().any(|site| site.needs().drift)
+    }
+
+    /// How a tensor that is not encoded is written, and as which floats.
+    pub(crate) fn written(&self, name: &str) -> Result<(&TensorSpec, FloatType), EngineError> {
+        let spec = self.tensors.iter().find(|tensor| tensor.name == name);
+        let float = |spec: &TensorSpec| match spec.dtype {
+            Dtype::F32 => Some(FloatType::F32),
+            Dtype::F16 => Some(FloatType::F16),
+            Dtype::BF16 => Some(FloatType::Bf16),
+            _ => None,
+        };
+        let found = spec.and_then(|spec| Some((spec, float(spec)?)));
+        found.ok_or_else(|| EngineError::Refused(format!("{name} is no tensor of plain floats")))
+    }
+
+    /// The tensors that a stage writes changed besides those it encodes.
+    pub(crate) fn rewritten_in(&self, stage: Place) -> impl Iterator<Item = &str> {
+        let of_stage = move |(_, when): &&(String, Option<Place>)| *when == Some(stage);
+        self.rewritten.iter().filter(of_stage).map(|(name, _)| name.as_str())
     }
 
     /// The site of a tensor.
@@ -217,7 +263,12 @@ impl Plan {
                     self.tensors.extend(tensors);
                 }
                 None => {
-                    self.copied.push(tensor.name.clone());
+                    let is_rescaled = self.rewritten.iter().any(|(name, _)| *name == tensor.name);
+                    if source.is_edited(&tensor.name) && !is_rescaled {
+                        self.rewritten.push((tensor.name.clone(), None));
+                    } else if !is_rescaled {
+                        self.copied.push(tensor.name.clone());
+                    }
                     let dtype = source.raw_dtype(tensor);
                     self.tensors.push(TensorSpec::new(&tensor.name, dtype, tensor.shape.clone()));
                 }
@@ -243,7 +294,10 @@ fn check_tensors(spec: &Spec, source: &Source) -> Result<(), EngineError> {
 /// The matrices that steps go to, each with the steps' indices.
 fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, Vec<usize>)>, EngineError> {
     let matrices = spec.matrices();
-    for step in &recipe.steps {
+    let goes_to_all = |step: &Step| matches!(step.build(), Ok(Method::Graphwise(_)));
+    let of_layers = |index: &usize| !goes_to_all(&recipe.steps[*index]);
+    let indices: Vec<usize> = (0..recipe.steps.len()).filter(of_layers).collect();
+    for step in indices.iter().map(|index| &recipe.steps[*index]) {
         for pattern in step.targets.iter().chain(&step.ignore) {
             if !matrices.iter().any(|matrix| matches(pattern, matrix)) {
                 let modules = matrices.iter().flat_map(|m| m.tied.iter().chain([&m.linear.module]));
@@ -261,12 +315,12 @@ fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, Vec<usize>)>, Eng
     }
     let mut chosen = vec![];
     for matrix in matrices {
-        let wants = |step: &crate::recipe::Step| {
+        let wants = |step: &Step| {
             step.targets.iter().any(|pattern| matches(pattern, &matrix))
                 && !step.ignore.iter().any(|pattern| matches(pattern, &matrix))
         };
         let steps: Vec<usize> =
-            (0..recipe.steps.len()).filter(|index| wants(&recipe.steps[*index])).collect();
+            indices.iter().copied().filter(|index| wants(&recipe.steps[*index])).collect();
         if !steps.is_empty() {
             chosen.push((matrix, steps));
         }
@@ -299,7 +353,7 @@ fn with_statistics_there_are(
     if !is_looked_up || chained.method.needs() == Needs::default() {
         return Ok((chained, None));
     }
-    let Chained { step, method_id, method } = &chained;
+    let Chained { step, method_id, method, .. } = &chained;
     match method.without_statistics() {
         Some(method) => {
             let what = format!(

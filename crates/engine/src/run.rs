@@ -5,11 +5,12 @@ mod block;
 mod measure;
 mod observe;
 mod publish;
+mod rescale;
 mod work;
 
 use crate::calibration::{self, Rows};
 use crate::cost::{Costs, Part};
-use crate::plan::{Limits, Plan, SitePlan, untied};
+use crate::plan::{Limits, Plan, SitePlan, prepared};
 use crate::recipe::Recipe;
 use crate::search::Survey;
 use crate::{EngineError, Manifest, Progress};
@@ -86,13 +87,13 @@ impl Job<'_> {
 /// When the plan refuses, an input is damaged, the disk fails, or a stop is asked for; nothing is
 /// visible under the output's name then, and what was committed stays.
 pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
-    match untied(job.source, job.recipe)? {
+    match prepared(job.source, job.recipe, job.seed)? {
         Some(source) => compress_source(&Job { source: &source, fs: Arc::clone(&job.fs), ..*job }),
         None => compress_source(job),
     }
 }
 
-/// Compresses the source as the recipe wants it: tied or not.
+/// Compresses the source as the recipe wants it: rewritten or not, tied or not.
 fn compress_source(job: &Job<'_>) -> Result<Outcome, EngineError> {
     let costs = Costs::default();
     let (source, limits) = (job.source, job.limits);
@@ -358,8 +359,7 @@ fn run_blocks(
     let runner = BlockRunner { job, plan, costs, executor: &executor, seq_len };
     job.progress.begin("compressing", stages.len() as u64);
     // Activations are needed up to the last stage with a method that wants statistics of them.
-    let needs =
-        |stage: &Place| plan.sites_in(*stage).any(|site| site.method.needs() != Needs::default());
+    let needs = |stage: &Place| plan.sites_in(*stage).any(|site| site.needs() != Needs::default());
     let end = stages.iter().rposition(needs).map_or(0, |last| last + 1);
     let mut activations = None;
     for (index, stage) in stages.iter().enumerate().skip(first) {
@@ -398,7 +398,7 @@ fn stages(plan: &Plan) -> Vec<Place> {
         Place::Head => all,
     };
     let wants_all =
-        |site: &&SitePlan| site.stage != Place::Head || site.method.needs() != Needs::default();
+        |site: &&SitePlan| site.stage != Place::Head || site.needs() != Needs::default();
     let blocks = plan.sites.iter().filter(wants_all).map(|site| after(site.stage)).max();
     let exists = |stage: &Place| plan.sites_in(*stage).next().is_some();
     let tables = Some(Place::Embedding).filter(exists);

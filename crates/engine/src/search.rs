@@ -18,10 +18,10 @@ pub use report::{FILE_NAME as SEARCH, RECIPE_NAME};
 
 use crate::EngineError;
 use crate::plan::{Limits, Plan};
-use crate::recipe::{Budget, Recipe};
+use crate::recipe::{Budget, Recipe, Step};
 use lapidary_formats::Source;
-use lapidary_methods::NoteKind;
 use lapidary_methods::allocate::{Allocation, Choice, allocate, frontier};
+use lapidary_methods::{Method, NoteKind};
 use lapidary_model::{Graph, Matrix, Place};
 use lapidary_store::{Fs, safetensors};
 use serde::{Deserialize, Serialize};
@@ -108,6 +108,18 @@ pub(crate) struct Found {
     pub(crate) summary: Vec<String>,
 }
 
+/// Refuses a step that changes several layers together: a search measures each alone.
+fn is_of_one_layer(step: &Step) -> Result<(), EngineError> {
+    match step.build()? {
+        Method::Tensorwise(_) | Method::Correction(_) => Ok(()),
+        Method::Blockwise(_) | Method::Graphwise(_) => Err(EngineError::Refused(format!(
+            "step {} changes several layers together, and a search measures each alone; leave it \
+             out, or the budget",
+            step.name
+        ))),
+    }
+}
+
 impl<'a> Survey<'a> {
     /// Plans every candidate of a recipe that has a budget.
     ///
@@ -149,6 +161,7 @@ impl<'a> Survey<'a> {
     ) -> Result<Self, EngineError> {
         let none = || EngineError::Internal("a search without a budget".to_owned());
         let budget = recipe.budget.ok_or_else(none)?;
+        recipe.candidates.iter().flatten().try_for_each(is_of_one_layer)?;
         let labels = merge::labels(&recipe.candidates);
         let (mut candidates, mut refused, mut first) = (vec![], vec![], None);
         for (index, label) in labels.into_iter().enumerate() {

@@ -3,13 +3,16 @@
 //! Plain tensors keep their names; a compressed layer's tensors are one logical tensor
 //! `{module}.weight`; the tensors of a GGUF appear as their Hugging Face counterparts.
 
+mod edited;
 mod from_gguf;
 
 use crate::gguf::{self, unpermute_rows};
 use crate::{FormatError, Module, Reader, TensorIndex, float_dtype, formats};
 use lapidary_store::checkpoint::FileHash;
 use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo};
-use lapidary_weight::{Dense, FloatType, Outline, TensorError, Tensors, Term, TermOutline, Weight};
+use lapidary_weight::{
+    Dense, Edits, FloatType, Outline, TensorError, Tensors, Term, TermOutline, Weight,
+};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
@@ -29,6 +32,8 @@ pub struct Source {
     /// Tensors of the checkpoint that stand for nothing here, with the reason.
     consumed: Vec<(String, String)>,
     files: Vec<SourceFile>,
+    /// Edits of tensors, applied as they are read.
+    edits: Arc<Edits>,
     /// The compressed tables that rows were looked up in, their codes unpacked.
     tables: Mutex<HashMap<String, Arc<Weight>>>,
 }
@@ -125,8 +130,23 @@ impl Source {
     ) -> Self {
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         let (checkpoint, reader) = (Arc::new(checkpoint), reader.map(Arc::from));
-        let tables = Mutex::default();
-        Self { checkpoint, config, reader, tensors, by_name, consumed, files, tables }
+        let (edits, tables) = (Arc::default(), Mutex::default());
+        Self { checkpoint, config, reader, tensors, by_name, consumed, files, edits, tables }
+    }
+
+    /// Another view of the same checkpoint.
+    fn again(&self) -> Self {
+        Self {
+            checkpoint: Arc::clone(&self.checkpoint),
+            config: self.config.clone(),
+            reader: self.reader.clone(),
+            tensors: self.tensors.clone(),
+            by_name: self.by_name.clone(),
+            consumed: self.consumed.clone(),
+            files: self.files.clone(),
+            edits: Arc::clone(&self.edits),
+            tables: Mutex::default(),
+        }
     }
 
     /// The same checkpoint under another configuration, with some tensors found under a second name
@@ -141,16 +161,7 @@ impl Source {
             tensors.push(LogicalTensor { name: name.clone(), ..self.require(of)?.clone() });
         }
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Self {
-            checkpoint: Arc::clone(&self.checkpoint),
-            config,
-            reader: self.reader.clone(),
-            tensors,
-            by_name,
-            consumed: self.consumed.clone(),
-            files: self.files.clone(),
-            tables: Mutex::default(),
-        })
+        Ok(Self { config, tensors, by_name, ..self.again() })
     }
 
     /// The folder or file that was opened.
@@ -231,8 +242,8 @@ impl Source {
     /// When the tensor is missing, no matrix, or cannot be read.
     pub fn weight(&self, tensor: &str) -> Result<Weight, FormatError> {
         let logical = self.require(tensor)?;
-        if let (Storage::Compressed(module), Some(reader)) = (&logical.storage, &self.reader) {
-            return reader.decode(module, &|name| Index(&self.checkpoint).read(name));
+        if let (Storage::Compressed(module), false) = (&logical.storage, self.is_edited(tensor)) {
+            return self.stored(module);
         }
         let [rows, cols] = logical.shape[..] else {
             return Err(FormatError::malformed(tensor, format!("has shape {:?}", logical.shape)));
@@ -246,7 +257,9 @@ impl Source {
     /// What a tensor is stored as.
     pub fn outline(&self, tensor: &LogicalTensor) -> Option<Outline> {
         match (&tensor.storage, &tensor.shape[..]) {
-            (Storage::Compressed(module), _) => Some(module.outline.clone()),
+            (Storage::Compressed(module), _) if !self.is_edited(&tensor.name) => {
+                Some(module.outline.clone())
+            }
             (_, &[rows, cols]) => {
                 let term = TermOutline::Dense { values: tensor.float_type() };
                 Some(Outline { rows, cols, terms: vec![term] })
@@ -276,8 +289,18 @@ impl Source {
             check_finite(name, &stored)?;
             Ok(float.encode(values))
         };
-        let Storage::Plain(info) = &logical.storage else {
-            return sink(&as_floats(&self.values(logical)?)?);
+        if let (&[rows, width], true, true) =
+            (&logical.shape[..], self.is_edited(name), self.is_read_by_rows(name))
+        {
+            let rows: Vec<u32> = (0..rows as u32).collect();
+            let rows_per_piece = (PIECE_BYTES as usize / (4 * width.max(1))).max(1);
+            return rows
+                .chunks(rows_per_piece)
+                .try_for_each(|rows| sink(&as_floats(&self.rows(name, rows)?)?));
+        }
+        let info = match &logical.storage {
+            Storage::Plain(info) if !self.is_edited(name) => info,
+            _ => return sink(&as_floats(&self.values(logical)?)?),
         };
         let is_kept = info.dtype.safetensors_name().is_some();
         // Blocks never cross a row of the innermost dimension.
@@ -306,7 +329,11 @@ impl Source {
     /// Type that [`raw`](Self::raw) gives.
     pub fn raw_dtype(&self, tensor: &LogicalTensor) -> Dtype {
         match &tensor.storage {
-            Storage::Plain(info) if info.dtype.safetensors_name().is_some() => info.dtype,
+            Storage::Plain(info)
+                if info.dtype.safetensors_name().is_some() && !self.is_edited(&tensor.name) =>
+            {
+                info.dtype
+            }
             _ => float_dtype(tensor.float_type()),
         }
     }
@@ -328,10 +355,10 @@ impl Source {
         }
     }
 
-    /// All values of a tensor, which must be finite.
-    fn values(&self, logical: &LogicalTensor) -> Result<Vec<f32>, FormatError> {
+    /// All values of a tensor as it is in the files, which must be finite.
+    fn unedited_values(&self, logical: &LogicalTensor) -> Result<Vec<f32>, FormatError> {
         let values = match &logical.storage {
-            Storage::Compressed(_) => self.weight(&logical.name)?.decode(),
+            Storage::Compressed(module) => self.stored(module)?.decode(),
             Storage::Plain(info) => {
                 to_f32(info, &self.checkpoint.read(info)?, logical.shape.iter().product())?
             }
@@ -349,8 +376,8 @@ impl Source {
         Ok(values)
     }
 
-    /// Rows of a matrix.
-    fn rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, FormatError> {
+    /// Rows of a matrix as it is in the files.
+    fn unedited_rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, FormatError> {
         let logical = self.require(name)?;
         let [height, width] = logical.shape[..] else {
             return Err(FormatError::malformed(name, format!("has shape {:?}", logical.shape)));
@@ -363,8 +390,8 @@ impl Source {
         }
         let info = match &logical.storage {
             Storage::Plain(info) => info,
-            Storage::Compressed(_) => {
-                let table = self.table(name)?;
+            Storage::Compressed(module) => {
+                let table = self.table(name, module)?;
                 let mut values = vec![0.0; rows.len() * width];
                 for (row, out) in rows.iter().zip(values.chunks_exact_mut(width.max(1))) {
                     table.add_row(*row as usize, out);
@@ -373,7 +400,7 @@ impl Source {
                 return Ok(values);
             }
             Storage::Paired(..) => {
-                let values = self.values(logical)?;
+                let values = self.unedited_values(logical)?;
                 let row = |row: &u32| values[*row as usize * width..][..width].to_vec();
                 return Ok(rows.iter().flat_map(row).collect());
             }
@@ -397,13 +424,20 @@ impl Source {
 }
 
 impl Source {
+    /// A compressed layer as it is in the files.
+    fn stored(&self, module: &Module) -> Result<Weight, FormatError> {
+        let missing = || FormatError::malformed(&module.name, "has no reader");
+        let reader = self.reader.as_ref().ok_or_else(missing)?;
+        reader.decode(module, &|name| Index(&self.checkpoint).read(name))
+    }
+
     /// A compressed table, unpacked at the first look-up: a byte a number, and its scales.
-    fn table(&self, name: &str) -> Result<Arc<Weight>, FormatError> {
+    fn table(&self, name: &str, module: &Module) -> Result<Arc<Weight>, FormatError> {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(table) = tables.get(name) {
             return Ok(Arc::clone(table));
         }
-        let table = Arc::new(self.weight(name)?);
+        let table = Arc::new(self.stored(module)?);
         tables.insert(name.to_owned(), Arc::clone(&table));
         Ok(table)
     }

@@ -12,6 +12,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::isa::Isa;
+use crate::matrix::PackedMatrix;
 use crate::shared::SharedSlice;
 use crate::simd::vectorized;
 use crate::tile::{Arithmetic, BLOCK, Block, PANEL, Precision, Tile};
@@ -142,6 +143,24 @@ impl Gram {
             }
         });
     }
+}
+
+/// `tr(M H Mᵀ)` for `M` of `[rows, n]` and a packed Gram matrix `H`: the energy of the outputs of a
+/// layer, or of an error of it.
+///
+/// # Panics
+/// If `matrix` does not have whole rows.
+pub fn energy(matrix: &[f32], gram: &PackedMatrix) -> f64 {
+    let cols = gram.in_features().max(1);
+    let mut sum = 0.0;
+    let mut product = vec![];
+    for rows in matrix.chunks(256 * cols) {
+        product.clear();
+        product.resize(rows.len(), 0.0);
+        gram.multiply(rows, rows.len() / cols, None, &mut product);
+        sum += rows.iter().zip(&product).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    }
+    sum
 }
 
 /// Where block (`row`, `column`) stands, for `row ≤ column < side`.

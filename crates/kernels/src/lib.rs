@@ -7,6 +7,7 @@ pub mod cross;
 pub mod ggml;
 pub mod gram;
 pub mod grid;
+pub mod hadamard;
 pub mod isa;
 pub mod matrix;
 pub mod memory;

@@ -88,6 +88,10 @@ impl Tensorwise for Chain {
         free.then(|| Self::of(encoder, self.corrections.clone()))
     }
 
+    fn draft(&self) -> Option<Box<dyn Tensorwise>> {
+        self.encoder.draft()
+    }
+
     fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
         let encoder = self.encoder.regroup(grouping)?;
         Some(Self::of(encoder, self.corrections.clone()))

@@ -110,6 +110,10 @@ impl Tensorwise for Gptq {
         Some(Box::new(Self(Params { grid, ..self.0.clone() })))
     }
 
+    fn draft(&self) -> Option<Box<dyn Tensorwise>> {
+        Some(crate::rtn::draft(&self.0.grid))
+    }
+
     /// With the identity for a Gram matrix every column is rounded to nearest.
     fn without_statistics(&self) -> Option<Box<dyn Tensorwise>> {
         Some(Box::new(Rounding(self.0.clone())))

@@ -1,9 +1,10 @@
 //! The methods of compression, one file each, named as its paper is.
 //!
-//! A method sees only what its scope needs: one weight with its statistics ([`Tensorwise`]), or that
-//! and what an encoder made of it ([`Correction`]). The loop, the files, resuming, memory, threads and
-//! randomness belong to the engine. A method names no format. [`Chain`] makes one method of the
-//! steps that a recipe sends to one layer.
+//! A method sees only what its scope needs: one weight with its statistics ([`Tensorwise`]), that and
+//! what an encoder made of it ([`Correction`]), the layers of a block that share an input
+//! ([`Blockwise`]), or the model as a value ([`Graphwise`]). The loop, the files, resuming, memory,
+//! threads and randomness belong to the engine. A method names no format. [`Chain`] makes one method
+//! of the steps that encode and correct one layer.
 
 pub mod allocate;
 mod chain;
@@ -11,20 +12,25 @@ mod drift;
 mod eigen;
 mod factor;
 mod grid;
+mod group;
 mod registry;
 mod site;
 
 pub use chain::Chain;
 pub use grid::{GridParams, GroupSize};
+pub use group::{Group, Reader, Rescaled, Shared};
 pub use registry::{Entry, Method, ParamError, entries, find, method_ids};
 pub use site::{Corrected, Encoded, Needs, Note, NoteKind, Site, Statistics};
 
-use lapidary_weight::{FloatType, Grouping, Outline, TermOutline, Weight, WeightError};
+use lapidary_model::Spec;
+use lapidary_weight::{Edits, FloatType, Grouping, Outline, TermOutline, Weight, WeightError};
 
 registry::methods! {
+    awq,
     gptq,
     lqer,
     omse,
+    rotate,
     rtn,
     trellis,
 }
@@ -56,6 +62,12 @@ pub trait Tensorwise: Send + Sync {
     fn without_statistics(&self) -> Option<Box<dyn Tensorwise>> {
         None
     }
+
+    /// A quick stand-in that rounds on the same grid, for searches that encode a weight many times;
+    /// `None` when the method itself is the quickest there is.
+    fn draft(&self) -> Option<Box<dyn Tensorwise>> {
+        None
+    }
 }
 
 /// Adds terms to a weight that is encoded already, for what the encoding lost.
@@ -81,6 +93,31 @@ pub trait Correction: Send + Sync {
     }
 }
 
+/// Chooses scales for the inputs of a block's layers before these are encoded.
+pub trait Blockwise: Send + Sync {
+    /// What the engine must gather for each input before [`rescale`](Self::rescale).
+    fn needs(&self) -> Needs;
+
+    /// Scales for the input that some layers share: the layers' columns are multiplied by them, and
+    /// what makes the input divided, so that the float model stays as it is.
+    ///
+    /// # Errors
+    /// When the layers cannot be encoded.
+    fn rescale(&self, group: &Group<'_>) -> Result<Rescaled, MethodError>;
+}
+
+/// Rewrites a model as another with the same function.
+pub trait Graphwise: Send + Sync {
+    /// Whether the head must have a weight of its own, apart from the embedding's.
+    fn unties(&self) -> bool;
+
+    /// The edits of tensors that make the other model; the graphs stay. `seed` keys random choices.
+    ///
+    /// # Errors
+    /// When the model is of a structure that does not allow it.
+    fn rewrite(&self, spec: &Spec, seed: u64) -> Result<Edits, MethodError>;
+}
+
 /// Why a method could not encode a site.
 #[derive(Debug, thiserror::Error)]
 pub enum MethodError {
@@ -91,6 +128,14 @@ pub enum MethodError {
         site: String,
         /// The statistic.
         what: &'static str,
+    },
+    /// A model that the method cannot rewrite.
+    #[error("{place} {what}")]
+    Structure {
+        /// The part of the model.
+        place: String,
+        /// What stands in the way, as the rest of a sentence.
+        what: String,
     },
     /// Numbers that no fallback can mend.
     #[error("{site}: {what}")]

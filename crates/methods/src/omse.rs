@@ -54,6 +54,10 @@ impl Tensorwise for Omse {
         self.0.grid.encode(site, |values| levels.fit_search(values, None, search, store))
     }
 
+    fn draft(&self) -> Option<Box<dyn Tensorwise>> {
+        Some(crate::rtn::draft(&self.0.grid))
+    }
+
     fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
         let grid = self.0.grid.regrouped(grouping);
         Some(Box::new(Self(Params { grid, ..self.0.clone() })))

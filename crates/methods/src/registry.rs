@@ -1,6 +1,6 @@
 //! The list of methods: each is one identifier in `methods!`, one file, and nothing else.
 
-use crate::{Correction, Tensorwise};
+use crate::{Blockwise, Correction, Graphwise, Tensorwise};
 use serde_json::Value;
 
 /// A method by its scope.
@@ -9,6 +9,10 @@ pub enum Method {
     Tensorwise(Box<dyn Tensorwise>),
     /// A weight that is encoded already.
     Correction(Box<dyn Correction>),
+    /// The layers of a block that share an input.
+    Blockwise(Box<dyn Blockwise>),
+    /// The model as a value.
+    Graphwise(Box<dyn Graphwise>),
 }
 
 /// A method as users see it: its name, its paper, its parameters.

@@ -28,6 +28,11 @@ pub(crate) fn build(params: Params) -> Result<Method, ParamError> {
 
 struct Rtn(Params);
 
+/// Rounding to nearest on a grid, in a search for what a slower method will do on it.
+pub(crate) fn draft(grid: &GridParams) -> Box<dyn Tensorwise> {
+    Box::new(Rtn(Params { grid: grid.clone() }))
+}
+
 impl Tensorwise for Rtn {
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
         self.0.grid.outline(rows, cols, scales)
@@ -37,6 +42,10 @@ impl Tensorwise for Rtn {
         let levels = self.0.grid.levels();
         let store = |scale| site.scale_type.round_scale(scale);
         self.0.grid.encode(site, |values| levels.fit_range(values, store))
+    }
+
+    fn draft(&self) -> Option<Box<dyn Tensorwise>> {
+        Some(draft(&self.0.grid))
     }
 
     fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {

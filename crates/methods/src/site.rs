@@ -32,6 +32,25 @@ pub struct Statistics {
     pub tokens: u64,
 }
 
+impl Statistics {
+    /// Columns.
+    pub fn side(&self) -> usize {
+        self.gram.len().isqrt()
+    }
+
+    /// Those of the same inputs, each channel divided by its scale.
+    pub fn scaled(&self, scales: &[f32]) -> Self {
+        let row = |(row, scale): (&[f32], &f32)| -> Vec<f32> {
+            row.iter().zip(scales).map(|(value, other)| value / scale / other).collect()
+        };
+        let scaled = |matrix: &[f32]| -> Vec<f32> {
+            matrix.chunks_exact(self.side().max(1)).zip(scales).flat_map(row).collect()
+        };
+        let drift = self.drift.as_deref().map(scaled);
+        Self { gram: scaled(&self.gram), drift, tokens: self.tokens }
+    }
+}
+
 /// One weight to encode.
 #[derive(Debug, Clone, Copy)]
 pub struct Site<'a> {

@@ -7,6 +7,7 @@
 
 mod affine;
 mod dense;
+mod edit;
 mod float;
 mod group_floats;
 mod lookup;
@@ -21,6 +22,7 @@ mod trellis;
 
 pub use affine::{Affine, Zeros};
 pub use dense::Dense;
+pub use edit::{Edit, Edited, Edits, edit, edit_rows};
 pub use float::FloatType;
 pub use group_floats::{GroupFloats, GroupNames, GroupType, Levels, Origin, Runs, TwoLevel};
 pub use lookup::Lookup;

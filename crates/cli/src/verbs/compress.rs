@@ -59,6 +59,7 @@ fn to_json(outcome: &Outcome, folder: &Path) -> Value {
         "bytes": manifest.bytes.result,
         "compressed": manifest.tensors.compressed.len(),
         "copied": manifest.tensors.copied.len(),
+        "rewritten": manifest.tensors.rewritten.len(),
         "dropped": manifest.tensors.dropped.len(),
         "fallbacks": fallbacks,
         "resumed_blocks": outcome.resumed,

@@ -63,6 +63,7 @@ fn to_json(plan: &Plan) -> Value {
         "sites": sites,
         "plain": plan.plain,
         "copied": plan.copied,
+        "rewritten": plan.rewritten.iter().map(|(name, _)| name).collect::<Vec<_>>(),
         "dropped": plan.dropped,
         "notes": notes,
     })
@@ -159,9 +160,10 @@ fn describe(plan: &Plan) -> String {
     );
     let _ = writeln!(
         text,
-        "tensors: {} compressed, {} copied, {} dropped",
+        "tensors: {} compressed, {} copied, {} rewritten, {} dropped",
         plan.sites.len(),
         plan.copied.len(),
+        plan.rewritten.len(),
         plan.dropped.len()
     );
     for (name, why) in &plan.dropped {

@@ -2,7 +2,7 @@
 
 use crate::EngineError;
 use crate::recipe::{Recipe, Step};
-use lapidary_methods::{Chain, Correction, Method, Tensorwise};
+use lapidary_methods::{Blockwise, Chain, Correction, Method, Tensorwise};
 use std::sync::Arc;
 
 /// The steps of a layer, joined.
@@ -11,45 +11,76 @@ pub(super) struct Chained {
     pub(super) step: String,
     /// Ids of their methods.
     pub(super) method_id: String,
+    /// What scales its inputs beforehand.
+    pub(super) blockwise: Option<Arc<dyn Blockwise>>,
+    /// What encodes and corrects it.
     pub(super) method: Box<dyn Tensorwise>,
+}
+
+/// The steps so far.
+#[derive(Default)]
+struct Links {
+    blockwise: Option<Arc<dyn Blockwise>>,
+    encoder: Option<Box<dyn Tensorwise>>,
+    corrections: Vec<Arc<dyn Correction>>,
+}
+
+impl Links {
+    /// Adds a step; the error is what is wrong with that, and what to do.
+    fn add(&mut self, method: Method) -> Result<(), &'static str> {
+        match method {
+            Method::Graphwise(_) => {}
+            Method::Blockwise(_) if self.encoder.is_some() => {
+                return Err("scales weights before they are encoded, and a step before it has \
+                            encoded this one; put it before that step");
+            }
+            Method::Blockwise(_) if self.blockwise.is_some() => {
+                return Err("scales what a step before it has scaled already; leave one out");
+            }
+            Method::Blockwise(method) => self.blockwise = Some(Arc::from(method)),
+            Method::Tensorwise(_) if self.encoder.is_some() => {
+                return Err(
+                    "encodes what a step before it has encoded already; narrow the targets \
+                            of one, or add the layer to its ignore",
+                );
+            }
+            Method::Tensorwise(method) => self.encoder = Some(method),
+            Method::Correction(_) if self.encoder.is_none() => {
+                return Err(
+                    "corrects what a step before it lost, and none before it encodes this \
+                            layer; put a step such as rtn or gptq before it",
+                );
+            }
+            Method::Correction(method) => self.corrections.push(Arc::from(method)),
+        }
+        Ok(())
+    }
 }
 
 /// Joins the steps of a layer in the order of the recipe.
 ///
 /// # Errors
-/// When two of them encode the layer, or one corrects what no step before it encoded.
+/// When they make no chain: one that scales, one that encodes, any that correct.
 pub(super) fn link(recipe: &Recipe, steps: &[usize], module: &str) -> Result<Chained, EngineError> {
     let steps: Vec<&Step> = steps.iter().map(|index| &recipe.steps[*index]).collect();
-    let mut encoder: Option<(&Step, Box<dyn Tensorwise>)> = None;
-    let mut corrections: Vec<Arc<dyn Correction>> = vec![];
-    for step in &steps {
-        match (step.build()?, &encoder) {
-            (Method::Tensorwise(method), None) => encoder = Some((step, method)),
-            (Method::Tensorwise(_), Some((first, _))) => {
-                return Err(EngineError::Refused(format!(
-                    "steps {} and {} both go to {module}; narrow their targets, or add it to \
-                     ignore in one",
-                    first.name, step.name
-                )));
-            }
-            (Method::Correction(method), Some(_)) => corrections.push(Arc::from(method)),
-            (Method::Correction(_), None) => {
-                return Err(EngineError::Refused(format!(
-                    "step {} corrects what a step before it lost, and none before it encodes \
-                     {module}; put a step such as rtn or gptq before it, or add the layer to \
-                     ignore",
-                    step.name
-                )));
-            }
-        }
-    }
-    let Some((_, encoder)) = encoder else {
-        return Err(EngineError::Internal(format!("{module} has no step")));
-    };
     let joined = |texts: Vec<&str>| texts.join(" + ");
+    let names = joined(steps.iter().map(|step| step.name.as_str()).collect());
+    let mut links = Links::default();
+    for step in &steps {
+        links.add(step.build()?).map_err(|what| {
+            EngineError::Refused(format!("{module} ({names}): step {} {what}", step.name))
+        })?;
+    }
+    let Some(encoder) = links.encoder else {
+        return Err(EngineError::Refused(format!(
+            "{module} ({names}): no step encodes it; put one such as rtn or gptq last, or add the \
+             layer to ignore"
+        )));
+    };
     Ok(Chained {
-        step: joined(steps.iter().map(|step| step.name.as_str()).collect()),
+        step: names,
         method_id: joined(steps.iter().map(|step| step.method.id).collect()),
-        method: Chain::of(encoder, corrections),
+        blockwise: links.blockwise,
+        method: Chain::of(encoder, links.corrections),
     })
 }

@@ -83,7 +83,7 @@ impl Shapes<'_> {
         let statistics = largest(graphs(), |graph| self.statistics(graph));
         let tokens = (self.rows.0 * self.rows.1) as u64;
         // Once as the compressed blocks give them, and once as the uncompressed.
-        let has_drift = self.sites.iter().any(|site| site.method.needs().drift);
+        let has_drift = self.sites.iter().any(|site| site.needs().drift);
         let streams = 1 + u64::from(has_drift);
         let activations = streams * 4 * tokens * self.spec.hidden_size as u64;
         let reading = if is_ready(Path::new(&calibration.text)) { 0 } else { self.tokenizing() };
@@ -124,7 +124,7 @@ impl Shapes<'_> {
     fn statistics(&self, graph: &Graph) -> u64 {
         let needs = |linear: &LinearOp| {
             let site = self.sites.iter().find(|site| site.linear.weight == linear.weight);
-            site.map(|site| site.method.needs()).unwrap_or_default()
+            site.map(SitePlan::needs).unwrap_or_default()
         };
         let groups = graph.shared_inputs();
         let of_group = |group: &InputGroup<'_>| {
@@ -142,7 +142,7 @@ impl Shapes<'_> {
         let widest = graph.nodes.iter().map(|node| node.width).max().unwrap_or(0) as u64;
         let hidden = self.spec.hidden_size as u64;
         // Where drift is wanted, the inputs of all groups are held, and two transposes of one.
-        let has_drift = self.sites.iter().any(|site| site.method.needs().drift);
+        let has_drift = self.sites.iter().any(|site| site.needs().drift);
         let groups = graph.shared_inputs();
         let inputs = groups.iter().map(|group| group.linears[0].in_features as u64).sum::<u64>();
         let drift = if has_drift { 4 * tokens * (inputs + 3 * widest) } else { 0 };
@@ -155,11 +155,20 @@ impl Shapes<'_> {
     fn encoding(&self, among: impl Fn(&SitePlan) -> bool) -> u64 {
         let site = |site: &SitePlan| {
             let weights = (site.linear.in_features * site.linear.out_features) as u64;
-            let factor = match site.method.needs().gram {
+            let factor = match site.needs().gram {
                 true => (8 + 8 + 4 + 4) * square(site.linear.in_features),
                 false => 0,
             };
-            weights * (4 + 4 + 1 + 1 + 4) + factor
+            // The error and its products in f64, and an eigenproblem of the smaller side.
+            let is_low_rank = |term: &TermOutline| matches!(term, TermOutline::LowRank { .. });
+            let low_rank = match site.outline.terms.iter().any(is_low_rank) {
+                true => {
+                    let side = site.linear.in_features.min(site.linear.out_features);
+                    24 * weights + 8 * square(site.linear.in_features) + 40 * square(side)
+                }
+                false => 0,
+            };
+            weights * (4 + 4 + 1 + 1 + 4) + factor.max(low_rank)
         };
         self.sites.iter().filter(|site| among(site)).map(site).max().unwrap_or(0)
     }

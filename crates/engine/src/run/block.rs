@@ -1,6 +1,7 @@
 //! One block: gather its statistics, encode its sites, move the activations past it.
 
 use super::activations::{Activations, Streams, Writer};
+use super::rescale::Rewritten;
 use super::work::Work;
 use super::{Job, next_block, stage_name};
 use crate::EngineError;
@@ -9,12 +10,13 @@ use crate::cost::{Costs, Part};
 use crate::manifest::SiteRecord;
 use crate::plan::{ActivationsIn, CHUNK_TOKENS, Plan, SitePlan};
 use lapidary_formats::{FormatError, Source};
+use lapidary_kernels::gram::energy;
 use lapidary_kernels::matrix::{PackedMatrix, Precision};
 use lapidary_kernels::memory::return_freed;
 use lapidary_methods::{Encoded, Note, Site, Statistics};
 use lapidary_model::{Batch, Executor, Graph, GraphWeights, Place};
 use lapidary_store::TensorSpec;
-use lapidary_weight::{TensorError, Tensors, Weight};
+use lapidary_weight::{Edit, Edited, Edits, TensorError, Tensors, Weight};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -99,7 +101,9 @@ impl BlockRunner<'_> {
             let what = format!("replaying {}", stage_name(self.plan, *stage));
             self.job.progress.advance(index as u64, &what);
             let graph = self.graph(*stage)?;
-            let mut weights = GraphWeights::load(graph, self.job.source, self.executor.backend())?;
+            let edits = self.committed_edits(*stage, index, work)?;
+            let view = Edited::new(self.job.source, edits);
+            let mut weights = GraphWeights::load(graph, &view, self.executor.backend())?;
             for site in self.plan.sites_in(*stage) {
                 let weight = work.read_site(index, site, self.plan)?;
                 weights.replace(&site.linear, &weight.decode(), self.executor.backend())?;
@@ -185,24 +189,30 @@ impl BlockRunner<'_> {
     ) -> Result<Done, EngineError> {
         let graph = self.graph(stage)?;
         let Some(streams) = streams else {
-            return Ok(self.encode(graph, stage, &BTreeMap::new())?.0);
+            return Ok(self.encode(graph, stage, &BTreeMap::new(), Rewritten::default())?.0);
         };
         let (source, backend) = (self.job.source, self.executor.backend());
         let mut weights = match last {
             true => GraphWeights::load_to_observe(graph, source, backend)?,
             false => GraphWeights::load(graph, source, backend)?,
         };
-        let statistics = self.observe(graph, &weights, streams, stage)?;
+        let mut statistics = self.observe(graph, &weights, streams, stage)?;
         return_freed();
+        let rewritten = self.rescale(graph, stage, &mut statistics)?;
         if last {
             drop(weights);
-            return Ok(self.encode(graph, stage, &statistics)?.0);
+            return Ok(self.encode(graph, stage, &statistics, rewritten)?.0);
         }
         if let Some(uncompressed) = &mut streams.uncompressed {
             let path = work.uncompressed_path(index + 1);
             self.advance(graph, &weights, uncompressed, &path, stage)?;
         }
-        let (done, stored) = self.encode(graph, stage, &statistics)?;
+        if !rewritten.edits.is_empty() {
+            drop(weights);
+            let view = Edited::new(source, rewritten.edits.clone());
+            weights = GraphWeights::load(graph, &view, backend)?;
+        }
+        let (done, stored) = self.encode(graph, stage, &statistics, rewritten)?;
         for (site, weight) in self.plan.sites_in(stage).zip(&stored) {
             weights.replace(&site.linear, &weight.decode(), backend)?;
         }
@@ -220,16 +230,20 @@ impl BlockRunner<'_> {
         graph: &Graph,
         stage: Place,
         statistics: &BTreeMap<String, Statistics>,
+        rewritten: Rewritten,
     ) -> Result<(Done, Vec<Weight>), EngineError> {
         let groups = graph.shared_inputs();
-        let mut done = Done { tensors: vec![], sites: vec![] };
+        let Rewritten { edits, tensors, mut notes } = rewritten;
+        let view = Edited::new(self.job.source, edits);
+        let mut done = Done { tensors, sites: vec![] };
         let mut stored = vec![];
         for site in self.plan.sites_in(stage) {
             // By the weight: a table that the head multiplies by has a module of its own.
             let weight = &site.linear.weight;
             let group = groups.iter().find(|g| g.linears.iter().any(|l| l.weight == *weight));
             let statistics = group.and_then(|group| statistics.get(&group.linears[0].module));
-            let (record, tensors, weight) = self.encode_site(site, statistics)?;
+            let (mut record, tensors, weight) = self.encode_site(site, &view, statistics)?;
+            record.notes.splice(0..0, notes.remove(&record.name).unwrap_or_default());
             done.sites.push(record);
             done.tensors.extend(tensors);
             stored.push(weight);
@@ -240,11 +254,11 @@ impl BlockRunner<'_> {
     pub(super) fn encode_site(
         &self,
         site: &SitePlan,
+        tensors: &dyn Tensors,
         statistics: Option<&Statistics>,
     ) -> Result<(SiteRecord, Vec<StoredTensor>, Weight), EngineError> {
         let (plan, linear) = (self.plan, &site.linear);
-        let weight =
-            self.job.source.read(&linear.weight).map_err(lapidary_model::ModelError::from)?;
+        let weight = tensors.read(&linear.weight).map_err(lapidary_model::ModelError::from)?;
         let view = Site {
             name: &linear.module,
             rows: linear.out_features,
@@ -267,6 +281,22 @@ impl BlockRunner<'_> {
         let record =
             self.costs.charge(Part::Measure, || record(site, &weight, &stored, statistics, notes));
         Ok((record, tensors, stored))
+    }
+
+    /// The tensors that a committed stage has changed besides those it encoded.
+    fn committed_edits(
+        &self,
+        stage: Place,
+        index: usize,
+        work: &Work,
+    ) -> Result<Edits, EngineError> {
+        let mut edits = Edits::new();
+        for name in self.plan.rewritten_in(stage) {
+            let (_, float) = self.plan.written(name)?;
+            let values = float.decode(&work.read_tensor(index, name)?);
+            edits.insert(name.to_owned(), vec![Edit::Replace(values.into())]);
+        }
+        Ok(edits)
     }
 
     /// Moves the activations past a stage; those on the disk to the file `next`.
@@ -381,18 +411,4 @@ fn record(
 
 fn squares(values: &[f32]) -> f64 {
     values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum()
-}
-
-/// `tr(M H Mᵀ)`, some rows of `M` at a time.
-fn energy(matrix: &[f32], gram: &PackedMatrix) -> f64 {
-    let cols = gram.in_features().max(1);
-    let mut sum = 0.0;
-    let mut product = vec![];
-    for rows in matrix.chunks(256 * cols) {
-        product.clear();
-        product.resize(rows.len(), 0.0);
-        gram.multiply(rows, rows.len() / cols, None, &mut product);
-        sum += rows.iter().zip(&product).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    }
-    sum
 }

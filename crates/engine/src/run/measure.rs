@@ -316,7 +316,7 @@ impl<'a> Pass<'a> {
                 let has = |linear: &&LinearOp| linear.weight == site.linear.weight;
                 let group = groups.iter().find(|group| group.linears.iter().any(has));
                 let statistics = group.and_then(|group| statistics.get(&group.linears[0].module));
-                let (record, _, weight) = runner.encode_site(site, statistics)?;
+                let (record, _, weight) = runner.encode_site(site, self.job.source, statistics)?;
                 sum += record.output_error.unwrap_or(record.weight_error);
                 stored.push((&site.linear, weight));
             }

@@ -52,7 +52,7 @@ impl BlockRunner<'_> {
         // A search measures every layer, whatever its method needs.
         let is_search = self.job.recipe.budget.is_some();
         let is_wanted = |site: &&SitePlan| {
-            is_search || (site.stage == stage && site.method.needs() != Needs::default())
+            is_search || (site.stage == stage && site.needs() != Needs::default())
         };
         let wanted: Vec<&SitePlan> = self.plan.sites.iter().filter(is_wanted).collect();
         if wanted.is_empty() {
@@ -127,5 +127,5 @@ impl BlockRunner<'_> {
 /// What the sites of a group need; `None` when there is no such site.
 fn needs(wanted: &[&SitePlan], group: &InputGroup<'_>) -> Option<Needs> {
     let is_in = |site: &&&SitePlan| group.linears.iter().any(|l| l.weight == site.linear.weight);
-    wanted.iter().filter(is_in).map(|site| site.method.needs()).reduce(Needs::or)
+    wanted.iter().filter(is_in).map(|site| site.needs()).reduce(Needs::or)
 }

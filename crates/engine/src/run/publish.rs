@@ -14,7 +14,7 @@ use crate::{EngineError, card};
 use lapidary_formats::{Layout, Source};
 use lapidary_store::Checkpoint;
 use lapidary_store::atomic::{publish_dir, write};
-use lapidary_store::hash::Sha256;
+use lapidary_store::hash::{Sha256, sha256};
 use lapidary_store::safetensors::{self, ShardedWriter};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -70,6 +70,7 @@ fn write_tensors(
             let tensors = plan.format.tensors(&site.linear.module, &site.outline, plan.float_type);
             stage_of.extend(tensors.into_iter().map(|tensor| (tensor.name, index)));
         }
+        stage_of.extend(plan.rewritten_in(stage).map(|name| (name.to_owned(), index)));
     }
     let shards = safetensors::plan(&plan.tensors, job.shard_bytes)?;
     let mut writer = ShardedWriter::create(&job.fs, staging, shards, BTreeMap::new())?;
@@ -159,6 +160,7 @@ fn manifest(
     let of_rows = rows.into_iter().flat_map(|rows| &rows.notes);
     notes.extend(of_rows.map(|note| JobNote { site: String::new(), note: note.clone() }));
     let compressed = plan.sites.iter().map(|site| site.linear.weight.clone()).collect();
+    let rewritten = plan.rewritten.iter().map(|(name, _)| name.clone()).collect();
     let skipped =
         job.source.skipped_files().map(|(name, why)| (format!("file {name}"), why.to_owned()));
     let dropped = plan.dropped.iter().cloned().chain(skipped).collect();
@@ -171,7 +173,7 @@ fn manifest(
         calibration,
         sites: work.site_records(),
         notes,
-        tensors: TensorLists { compressed, copied: plan.copied.clone(), dropped },
+        tensors: TensorLists { compressed, copied: plan.copied.clone(), rewritten, dropped },
         files: vec![],
     }
 }
@@ -198,19 +200,30 @@ fn check(
                 return Err(differs(&site.linear.module));
             }
         }
+        for name in plan.rewritten_in(stage) {
+            if hash_of(&written, name)? != sha256(&work.read_tensor(index, name)?) {
+                return Err(differs(name));
+            }
+        }
     }
-    for name in &plan.copied {
-        let mut hash = Sha256::new();
-        written.raw(name, |bytes| -> Result<(), EngineError> {
-            hash.update(bytes);
-            Ok(())
-        })?;
-        if copied.get(name) != Some(&hash.finish()) {
+    let rewritten = plan.rewritten.iter().filter(|(_, stage)| stage.is_none());
+    for name in plan.copied.iter().chain(rewritten.map(|(name, _)| name)) {
+        if copied.get(name) != Some(&hash_of(&written, name)?) {
             return Err(differs(name));
         }
     }
-    match written.tensors().len() == plan.sites.len() + plan.copied.len() {
+    match written.tensors().len() == plan.sites.len() + plan.copied.len() + plan.rewritten.len() {
         true => Ok(()),
         false => Err(differs("the list of tensors")),
     }
+}
+
+/// SHA-256 of a tensor as a folder hands it on.
+fn hash_of(folder: &Source, name: &str) -> Result<String, EngineError> {
+    let mut hash = Sha256::new();
+    folder.raw(name, |bytes| -> Result<(), EngineError> {
+        hash.update(bytes);
+        Ok(())
+    })?;
+    Ok(hash.finish())
 }

@@ -273,6 +273,12 @@ impl Work {
         Ok(plan.format.decode(&site.linear.module, &site.outline, plan.float_type, &read)?)
     }
 
+    /// The bytes of a tensor that a committed stage has changed.
+    pub(super) fn read_tensor(&self, stage: usize, name: &str) -> Result<Vec<u8>, EngineError> {
+        let file = self.open_stage(stage)?;
+        Ok(file.read(file.require(name)?)?)
+    }
+
     /// The file of a committed stage.
     pub(super) fn open_stage(&self, stage: usize) -> Result<Checkpoint, EngineError> {
         let record = self.stages.get(stage);

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 const GPTQ: &str = "method: gptq, bits: 3, group_size: 16";
 
-fn chain(steps: &[&str]) -> String {
+pub(crate) fn chain(steps: &[&str]) -> String {
     steps.join("}, {")
 }
 
@@ -68,4 +68,8 @@ fn chains_resume_and_do_not_depend_on_threads() {
     }
 }
 
-const CHAINS: &[&[&str]] = &[&[GPTQ, "method: lqer, rank: 4, rounds: 2"]];
+const CHAINS: &[&[&str]] = &[
+    &[GPTQ, "method: lqer, rank: 4, rounds: 2"],
+    &["method: awq", GPTQ],
+    &["method: rotate", "method: awq", GPTQ, "method: lqer, rank: 2"],
+];

@@ -6,6 +6,7 @@ mod chains;
 mod interruption;
 mod refusals;
 mod results;
+mod rewriting;
 mod search;
 mod support;
 mod tables;

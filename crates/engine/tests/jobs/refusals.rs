@@ -27,15 +27,40 @@ fn recipes_that_do_not_fit_the_model() {
         (
             "method: rtn}, {method: omse, targets: [\"re:.*q_proj\"]",
             "llama-tied",
-            "steps rtn and omse both go to model.layers.0.self_attn.q_proj",
+            "model.layers.0.self_attn.q_proj (rtn + omse): step omse encodes what a step before it",
         ),
+        ("method: awq}, {method: rtn, bits: [3, 4]", "llama-tied", "and a search measures each"),
         ("method: lqer", "llama-tied", "step lqer corrects what a step before it lost"),
+        ("method: awq", "llama-tied", "(awq): no step encodes it"),
+        ("method: rtn}, {method: awq", "llama-tied", "(rtn + awq): step awq scales weights before"),
+        (
+            "method: awq}, {method: awq}, {method: rtn",
+            "llama-tied",
+            "step awq-2 scales what a step",
+        ),
+        ("method: awq}, {method: rotate}, {method: rtn", "llama-tied", "rotate: it rewrites the"),
+        ("method: rotate}, {method: rotate}, {method: rtn", "llama-tied", "put it first, and only"),
+        (
+            "method: rotate, ignore: [\"re:.*q_proj\"]}, {method: rtn",
+            "llama-tied",
+            "leave out targets",
+        ),
+        ("method: rotate}, {method: rtn", "bert-masked-lm", "has layer norms, which subtract the"),
+        ("method: rotate}, {method: lqer", "llama-tied", "none before it encodes this layer"),
+        (
+            "method: awq, targets: [lm_head]}, {method: rtn, targets: [lm_head]",
+            "llama-tied",
+            "are looked up",
+        ),
         ("method: lqer}, {method: rtn", "llama-tied", "put a step such as rtn or gptq before it"),
         ("method: rtn}, {method: lqer", "llama-tied", "cannot hold it: it holds one affine term"),
     ];
     for (step, model, expected) in cases {
         let scratch = scratch();
-        let setup = Setup::new(model, step, scratch.path(), "compressed-tensors");
+        let mut setup = Setup::new(model, step, scratch.path(), "compressed-tensors");
+        if expected.contains("a search") {
+            setup.recipe.push_str("budget: {bpw: 4.5}\n");
+        }
         let error = refusal(&setup, scratch.path());
         assert_eq!(error.failure(), Failure::Refused, "{error}");
         assert!(error.to_string().contains(expected), "{step}: {error}");

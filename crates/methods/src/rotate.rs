@@ -1,0 +1,208 @@
+//! Rotations: the same model in another basis, in which no channel stands out.
+//!
+//! `QuaRot` (Ashkboos et al., 2024, arXiv 2404.00456) without its online parts: the residual stream is
+//! multiplied by one random orthogonal matrix `Q`, which goes into the embedding, the readers and the
+//! writers of the stream; and the values of each head by another, which goes into the value and the
+//! output projection. A root-mean-square norm keeps its function under rotation once its gain is
+//! folded into the layers that read it; a layer norm, which subtracts the mean, does not.
+//!
+//! `Q` is random signs and a Hadamard matrix, with a Hartley matrix for an odd factor of the width
+//! (`kernels::hadamard`), so that every width is spread over all its channels. Where the authors'
+//! code subtracts the mean of the embedding's rows, nothing is subtracted here: that is no identity.
+
+use crate::{Graphwise, Method, MethodError, ParamError};
+use lapidary_kernels::hadamard::Rotation;
+use lapidary_model::{Absorber, Graph, LinearOp, Op, Spec, Value};
+use lapidary_weight::{Edit, Edits};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+pub(crate) const SUMMARY: &str = "the same model in a basis in which no channel stands out";
+pub(crate) const PAPER: &str = "Ashkboos et al., 2024, arXiv 2404.00456";
+
+/// Parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Params {
+    /// Rotate the residual stream; a head that shares the embedding's weight gets its own.
+    pub residual: bool,
+    /// Rotate the values of each attention head.
+    pub value: bool,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self { residual: true, value: true }
+    }
+}
+
+pub(crate) fn build(params: Params) -> Result<Method, ParamError> {
+    if !(params.residual || params.value) {
+        return Err(ParamError::new(".", "with neither residual nor value there is nothing to do"));
+    }
+    Ok(Method::Graphwise(Box::new(Rotate(params))))
+}
+
+struct Rotate(Params);
+
+impl Graphwise for Rotate {
+    fn unties(&self) -> bool {
+        self.0.residual
+    }
+
+    fn rewrite(&self, spec: &Spec, seed: u64) -> Result<Edits, MethodError> {
+        let mut rewriting = Rewriting::default();
+        if self.0.residual {
+            let rotation = Rotation::new(spec.hidden_size, key(seed, "residual"));
+            rewriting.residual(spec, &Arc::new(rotation))?;
+        }
+        if self.0.value {
+            spec.blocks.iter().try_for_each(|block| rewriting.values(block, seed))?;
+        }
+        Ok(rewriting.0)
+    }
+}
+
+/// The key of a random choice: one for each place, so that none depends on another.
+fn key(seed: u64, place: &str) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    place.bytes().fold(0xcbf2_9ce4_8422_2325 ^ seed.rotate_left(32), step)
+}
+
+/// The edits so far.
+#[derive(Default)]
+struct Rewriting(Edits);
+
+impl Rewriting {
+    fn add(&mut self, tensor: &str, edit: Edit) {
+        self.0.entry(tensor.to_owned()).or_default().push(edit);
+    }
+
+    /// Rotates what a linear layer gives, its bias along.
+    fn outputs(&mut self, linear: &LinearOp, rotation: &Arc<Rotation>) {
+        for tensor in std::iter::once(&linear.weight).chain(&linear.bias) {
+            self.add(tensor, Edit::RotateRows(Arc::clone(rotation)));
+        }
+    }
+
+    /// Rotates what a linear layer reads.
+    fn inputs(&mut self, linear: &LinearOp, rotation: &Arc<Rotation>) {
+        self.add(&linear.weight, Edit::RotateColumns(Arc::clone(rotation)));
+    }
+
+    fn residual(&mut self, spec: &Spec, rotation: &Arc<Rotation>) -> Result<(), MethodError> {
+        if spec.tied {
+            return Err(refused("head", "shares the embedding's weight, which is rotated alone"));
+        }
+        for node in &spec.embed.nodes {
+            match &node.op {
+                Op::Embedding(table) | Op::Positions { table, .. } | Op::TokenType(table) => {
+                    self.add(&table.name, Edit::RotateColumns(Arc::clone(rotation)));
+                }
+                Op::Add => {}
+                op => return Err(unrotatable(&spec.embed, op)),
+            }
+        }
+        for block in &spec.blocks {
+            if !self.stream(block, rotation)?.contains(&block.output) {
+                return Err(refused(&block.name, "does not end in the residual stream"));
+            }
+        }
+        match &spec.head {
+            Some(head) if self.stream(head, rotation)?.contains(&head.output) => {
+                Err(refused("head", "ends in the residual stream"))
+            }
+            Some(_) => Ok(()),
+            None => Err(refused("head", "is missing: the hidden states are the result")),
+        }
+    }
+
+    /// Rotates the stream through a graph that it enters; returns the values that are the stream.
+    fn stream(
+        &mut self,
+        graph: &Graph,
+        rotation: &Arc<Rotation>,
+    ) -> Result<BTreeSet<Value>, MethodError> {
+        let mut stream = BTreeSet::from([Value::INPUT]);
+        let mut normed: BTreeMap<Value, &str> = BTreeMap::new();
+        for (index, node) in graph.nodes.iter().enumerate() {
+            let value = Value::of_node(index);
+            let reads = |values: &dyn Fn(&Value) -> bool| node.inputs.iter().any(values);
+            match &node.op {
+                Op::RmsNorm { gain, width, .. } if stream.contains(&node.inputs[0]) => {
+                    if *width != node.width {
+                        return Err(refused(gain, "norms parts of the residual stream"));
+                    }
+                    self.add(gain, Edit::Ones);
+                    normed.insert(value, gain);
+                }
+                Op::Linear(linear) => {
+                    let gain = normed.get(&node.inputs[0]);
+                    if let Some(gain) = gain {
+                        self.add(&linear.weight, Edit::FoldGain((*gain).to_owned()));
+                    }
+                    if gain.is_some() || stream.contains(&node.inputs[0]) {
+                        self.inputs(linear, rotation);
+                    }
+                }
+                Op::Add if reads(&|input| stream.contains(input)) => {
+                    for input in node.inputs.iter().filter(|input| !stream.contains(input)) {
+                        self.outputs(writer(graph, *input)?, rotation);
+                    }
+                    stream.insert(value);
+                }
+                op if reads(&|v| stream.contains(v) || normed.contains_key(v)) => {
+                    return Err(unrotatable(graph, op));
+                }
+                _ => {}
+            }
+        }
+        Ok(stream)
+    }
+
+    /// Rotates the values of each head of a block.
+    fn values(&mut self, block: &Graph, seed: u64) -> Result<(), MethodError> {
+        for (index, node) in block.nodes.iter().enumerate() {
+            let (Op::Attention(_), value) = (&node.op, Value::of_node(index)) else { continue };
+            let Some(Absorber::Rows { linear, head_dim, .. }) = block.absorber(value) else {
+                return Err(refused(&block.name, "has values that something else reads too"));
+            };
+            // One for all heads: query heads that share a key head read the same values.
+            let rotation = Arc::new(Rotation::new(head_dim, key(seed, &linear.module)));
+            self.outputs(linear, &rotation);
+            for reader in block.consumers(value) {
+                if let Op::Linear(linear) = &reader.op {
+                    self.inputs(linear, &rotation);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The linear layer that makes a value which only an addition to the stream reads.
+fn writer(graph: &Graph, value: Value) -> Result<&LinearOp, MethodError> {
+    let alone = graph.consumers(value).count() == 1 && value != graph.output;
+    match graph.producer(value).map(|node| &node.op) {
+        Some(Op::Linear(linear)) if alone => Ok(linear),
+        _ => Err(refused(&graph.name, "adds something to the residual stream that is no layer's")),
+    }
+}
+
+fn unrotatable(graph: &Graph, op: &Op) -> MethodError {
+    let what = match op {
+        Op::LayerNorm { .. } => {
+            "has layer norms, which subtract the mean, and so have another result in a rotated \
+             basis; set residual: false to rotate the values only"
+        }
+        _ => "has an operation on the residual stream that does not commute with a rotation",
+    };
+    refused(&graph.name, what)
+}
+
+fn refused(place: &str, what: &str) -> MethodError {
+    let place = if place.is_empty() { "head" } else { place };
+    MethodError::Structure { place: place.to_owned(), what: what.to_owned() }
+}
