@@ -55,8 +55,7 @@ pub(crate) fn recipe(fs: &dyn Fs, arguments: &RecipeArguments) -> Result<Recipe,
     let path = Path::new(name);
     let is_file = path.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|x| e == *x));
     let mut document = if is_file || fs.metadata(path).is_ok() {
-        let bytes = lapidary_store::fs::read(fs, path, "the recipe", 1 << 20)?;
-        let text = String::from_utf8_lossy(&bytes);
+        let text = lapidary_store::fs::read_text(fs, path, "the recipe", 1 << 20)?;
         Node::parse(&text).map_err(|(place, what)| in_recipe(RecipeError { place, what }))?
     } else {
         preset(name).and_then(|preset| preset.document()).map_err(in_recipe)?

@@ -5,6 +5,7 @@ use crate::EngineError;
 use crate::recipe::{BUILTIN_TEXT, Calibration};
 use lapidary_formats::Source;
 use lapidary_methods::Note;
+use lapidary_store::fs::read_lines;
 use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo, Tokenizer, hash};
 use std::path::Path;
 use std::sync::Arc;
@@ -89,7 +90,14 @@ pub fn rows(
     let tokens = if calibration.text == BUILTIN_TEXT {
         tokens_of(BUILTIN, &tokenizer)?
     } else {
-        tokens_of_file(fs, path, &tokenizer)?
+        let (text, is_cut) = read_lines(&**fs, path, "the calibration text", MOST_TEXT)?;
+        if is_cut {
+            let bytes = text.len();
+            notes.push(Note::fact(format!(
+                "of the calibration text the first {bytes} bytes were read, up to a line's end"
+            )));
+        }
+        tokens_of_file(&text, path, &tokenizer)?
     };
     let mut samples = calibration.samples;
     if tokens.len() / inner < samples {
@@ -183,16 +191,11 @@ fn piece_end(text: &str) -> usize {
     (PIECE_BYTES..bytes.len()).find(ends_line).unwrap_or(bytes.len())
 }
 
-/// Tokens of a text file, or of the texts of a JSONL file one after another.
-fn tokens_of_file(
-    fs: &Arc<dyn Fs>,
-    path: &Path,
-    tokenizer: &Tokenizer,
-) -> Result<Vec<u32>, EngineError> {
-    let text = read_text(fs, path)?;
+/// Tokens of the content of a text file, or of the texts of a JSONL file one after another.
+fn tokens_of_file(text: &str, path: &Path, tokenizer: &Tokenizer) -> Result<Vec<u32>, EngineError> {
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     if !["jsonl", "ndjson"].contains(&extension) {
-        return tokens_of(&text, tokenizer);
+        return tokens_of(text, tokenizer);
     }
     let mut tokens = vec![];
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
@@ -206,28 +209,6 @@ fn tokens_of_file(
         tokens.extend(tokenizer.encode(text, false)?);
     }
     Ok(tokens)
-}
-
-/// The start of a text file, at most [`MOST_TEXT`] bytes of whole characters.
-fn read_text(fs: &Arc<dyn Fs>, path: &Path) -> Result<String, EngineError> {
-    let file = fs.open(path)?;
-    let length = file.len()?.min(MOST_TEXT);
-    let mut bytes = vec![0; length as usize];
-    file.read_exact_at(&mut bytes, 0)?;
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(text),
-        // A character may be cut at the limit; anywhere else the file is not text.
-        Err(error) => {
-            let valid = error.utf8_error().valid_up_to();
-            let mut bytes = error.into_bytes();
-            if length < MOST_TEXT || valid + 4 < bytes.len() {
-                let what = format!("{}: byte {valid} is not UTF-8 text", path.display());
-                return Err(EngineError::BadInput(what));
-            }
-            bytes.truncate(valid);
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
-        }
-    }
 }
 
 /// Rows and tokens of a row that a recipe will get; for rows made elsewhere the file says.

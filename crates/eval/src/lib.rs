@@ -7,7 +7,7 @@ mod score;
 mod size;
 
 pub use language::{Against, Evaluation, Report, Scored, evaluate};
-pub use protocol::{Protocol, Segment, read_text};
+pub use protocol::{Protocol, Segment};
 pub use runner::{EncoderAgreement, compare_encoders};
 pub use size::{Size, size};
 

@@ -10,7 +10,7 @@
 
 use crate::EvalError;
 use lapidary_formats::Source;
-use lapidary_store::{Fs, Tokenizer, json};
+use lapidary_store::{Tokenizer, json};
 use regex::Regex;
 use serde_json::Value;
 use std::path::Path;
@@ -107,18 +107,6 @@ impl Protocol {
         }
         Ok(cut)
     }
-}
-
-/// Reads a text file.
-///
-/// # Errors
-/// When it cannot be read or is not UTF-8.
-pub fn read_text(fs: &dyn Fs, path: &Path) -> Result<String, EvalError> {
-    let bytes = lapidary_store::fs::read(fs, path, "the text", 1 << 30)?;
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        EvalError::Unusable(format!("{}: byte {at} is not UTF-8 text", path.display()))
-    })
 }
 
 /// CRLF and CR as LF, as Python's text mode reads them: a file with CRLF gives other tokens.

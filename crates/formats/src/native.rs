@@ -1,7 +1,7 @@
 //! Lapidary's own format: any sum of terms, each stored as its parts.
 //!
 //! The weight of module `m` becomes tensors `m.terms.0.codes`, `m.terms.0.scales`, …; the outlines
-//! stand in `config.json`. The same layout holds the committed blocks of an unfinished job.
+//! stand in `config.json`.
 
 use crate::{Format, FormatError, Layout, Module, ReadTensor, Reader, TensorIndex, float_dtype};
 use lapidary_store::{Dtype, TensorSpec};

@@ -10,13 +10,17 @@ use crate::table::megabytes;
 use lapidary_engine::{Progress, tokenizer};
 use lapidary_eval::{
     EncoderAgreement, EvalError, Evaluation, Protocol, Report, Size, compare_encoders, evaluate,
-    read_text, size,
+    size,
 };
 use lapidary_formats::Source;
 use lapidary_model::{Precision, Spec, spec};
+use lapidary_store::fs::read_text;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::num::NonZeroUsize;
+
+/// Longest text that is evaluated.
+const MOST_TEXT: u64 = 1 << 30;
 
 /// Held-out text of the demo model's kind.
 pub(crate) const HELD_OUT: &str = include_str!("../../../../assets/demo/evaluation.txt");
@@ -33,7 +37,7 @@ pub(crate) fn run(
     let reference_spec = reference.as_ref().map(|source| spec(source.config())).transpose()?;
     let reference = reference.as_ref().zip(reference_spec.as_ref());
     let text = match &arguments.text {
-        Some(path) => read_text(&*fs, path)?,
+        Some(path) => read_text(&*fs, path, "the text", MOST_TEXT)?,
         None => HELD_OUT.to_owned(),
     };
     let size = size(&source, &model);

@@ -77,10 +77,11 @@ impl Shapes<'_> {
         };
         // Of the head only what its last layers read is computed, and only where a site needs it.
         let head = self.spec.head.as_ref().filter(|graph| self.statistics(graph) > 0);
-        let of_head = head.map_or(0, |graph| factor * (weights(graph) - last_weights(graph)));
-        let block = largest(&self.spec.blocks, |graph| factor * weights(graph)).max(of_head);
-        let graphs = || self.spec.blocks.iter().chain(head);
-        let statistics = largest(graphs(), |graph| self.statistics(graph));
+        let of_head = head.map(observed);
+        let graphs = || self.spec.blocks.iter().chain(&of_head);
+        let block = largest(graphs(), |graph| factor * weights(graph));
+        let statistics =
+            largest(self.spec.blocks.iter().chain(head), |graph| self.statistics(graph));
         let tokens = (self.rows.0 * self.rows.1) as u64;
         // Once as the compressed blocks give them, and once as the uncompressed.
         let has_drift = self.sites.iter().any(|site| site.needs().drift);
@@ -211,12 +212,13 @@ fn unpacked(outline: &Outline) -> u64 {
     terms.iter().map(|outline| term(outline) as u64).sum()
 }
 
-/// Numbers in the linear layers of a graph that are only reached, not multiplied by, to see their
-/// input.
-fn last_weights(graph: &Graph) -> u64 {
-    let last = graph.shared_inputs().pop();
-    let linears = last.iter().flat_map(|group| &group.linears);
-    linears.map(|linear| (linear.in_features * linear.out_features) as u64).sum()
+/// What runs of a graph so that the inputs of all its linear layers are seen: nothing from the last
+/// group of them on.
+fn observed(graph: &Graph) -> Graph {
+    let last = graph.shared_inputs().pop().map_or(vec![], |group| group.linears);
+    let is_before = |op: &Op| !matches!(op, Op::Linear(linear) if last.contains(&linear));
+    let nodes = graph.nodes.iter().take_while(|node| is_before(&node.op)).cloned().collect();
+    Graph { name: graph.name.clone(), nodes, output: graph.output }
 }
 
 /// Numbers in the linear layers of a graph.

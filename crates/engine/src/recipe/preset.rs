@@ -32,14 +32,14 @@ const RECIPES: &[(&str, &str)] = recipes![
     "W2A16-rtn",
 ];
 
-/// All presets: each recipe, the same with zero points (`W4A16_ASYM-gptq`), and the GPTQ ones under
-/// the bare names of the schemes (`W4A16`, `W4A16_ASYM`).
+/// All presets: each recipe, the same with zero points (`W4A16_ASYM-gptq`), and the first of each
+/// scheme under the scheme's bare name (`W4A16`, `W4A16_ASYM`).
 pub fn presets() -> Vec<Preset> {
-    let mut presets = vec![];
+    let mut presets: Vec<Preset> = vec![];
     for (name, text) in RECIPES {
         let (scheme, method) = name.split_once('-').unwrap_or((name, ""));
         for (scheme, symmetric) in [(scheme.to_owned(), true), (format!("{scheme}_ASYM"), false)] {
-            if method == "gptq" {
+            if presets.iter().all(|preset| preset.name != scheme) {
                 presets.push(Preset { name: scheme.clone(), text, symmetric });
             }
             presets.push(Preset { name: format!("{scheme}-{method}"), text, symmetric });

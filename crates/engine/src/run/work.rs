@@ -27,6 +27,9 @@ use std::time::{Duration, Instant};
 /// Activations in memory are written down this often, so that a resumed job repeats little.
 const KEEP_EVERY: Duration = Duration::from_secs(60);
 
+/// How the names of files of activations begin.
+const ACTIVATIONS: &str = "activations-";
+
 /// An open work folder.
 pub(super) struct Work {
     fs: Arc<dyn Fs>,
@@ -233,10 +236,13 @@ impl Work {
             activations.save(&self.fs, &self.activations_path(stage))?;
         }
         self.journal.append(&json!(Line::Activations(stage)))?;
-        if let Some(before) = self.kept.replace(stage).filter(|before| *before != stage) {
-            self.fs.remove_file(&self.activations_path(before))?;
-        } else if stage == 1 && activations.is_on_disk() {
-            self.fs.remove_file(&self.activations_path(0))?;
+        self.kept = Some(stage);
+        let kept = self.activations_path(stage);
+        for entry in self.fs.list(&self.folder)? {
+            let path = self.folder.join(&entry.name);
+            if entry.name.to_string_lossy().starts_with(ACTIVATIONS) && path != kept {
+                self.fs.remove_file(&path)?;
+            }
         }
         self.last_kept = Instant::now();
         Ok(())
@@ -244,7 +250,7 @@ impl Work {
 
     /// File of the activations before a stage.
     pub(super) fn activations_path(&self, stage: usize) -> PathBuf {
-        self.folder.join(format!("activations-{stage:05}.f32"))
+        self.folder.join(format!("{ACTIVATIONS}{stage:05}.f32"))
     }
 
     /// File of the activations of the uncompressed model before a stage. There are never more than

@@ -14,7 +14,7 @@ pub use fault::{Calls, Fault, FaultFs};
 pub use real::RealFs;
 
 use crate::checked;
-use crate::error::{Result, StoreError};
+use crate::error::{Place, Result, StoreError};
 
 /// File operations. All errors name the path.
 pub trait Fs: Send + Sync + Debug {
@@ -158,6 +158,45 @@ pub fn read(fs: &dyn Fs, path: &Path, what: &'static str, limit: u64) -> Result<
     let mut bytes = allocate(path, what, length)?;
     file.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)
+}
+
+/// Reads a whole text file of at most `limit` bytes.
+///
+/// # Errors
+/// As [`read`], and when it is not UTF-8.
+pub fn read_text(fs: &dyn Fs, path: &Path, what: &'static str, limit: u64) -> Result<String> {
+    text(path, read(fs, path, what, limit)?)
+}
+
+/// The lines of a text file that fit into `limit` bytes, and whether there are more.
+///
+/// # Errors
+/// As [`read_text`], and when the first line alone is longer.
+pub fn read_lines(
+    fs: &dyn Fs,
+    path: &Path,
+    what: &'static str,
+    limit: u64,
+) -> Result<(String, bool)> {
+    let file = fs.open(path)?;
+    let length = file.len()?;
+    if length <= limit {
+        return Ok((read_text(fs, path, what, limit)?, false));
+    }
+    let mut bytes = allocate(path, what, limit)?;
+    file.read_exact_at(&mut bytes, 0)?;
+    while bytes.pop_if(|byte| *byte != b'\n').is_some() {}
+    if bytes.is_empty() {
+        return Err(StoreError::TooLarge { path: path.to_owned(), what, bytes: length, limit });
+    }
+    Ok((text(path, bytes)?, true))
+}
+
+fn text(path: &Path, bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let place = Place::Byte(error.utf8_error().valid_up_to() as u64);
+        StoreError::malformed(path, place, "this is not UTF-8 text")
+    })
 }
 
 /// A zeroed buffer for `length` bytes of a file whose real length was checked to hold them.

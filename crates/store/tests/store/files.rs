@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lapidary_store::atomic::{self, AtomicFile, publish_dir};
-use lapidary_store::fs::{Fs, Kind, read};
+use lapidary_store::fs::{Fs, Kind, read, read_lines, read_text};
 use lapidary_store::{Category, RealFs, StoreError};
 
 use crate::support::real;
@@ -54,6 +54,25 @@ fn a_folder_is_published_once() {
     assert!(matches!(error, StoreError::Exists { .. }), "not even an empty folder is replaced");
     std::os::unix::fs::symlink("/etc", staging.join("link")).unwrap();
     assert!(publish_dir(&RealFs, &staging, &dir.path().join("new")).is_err());
+}
+
+#[test]
+fn text_is_cut_where_a_line_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("text");
+    let lines = |limit| read_lines(&RealFs, &path, "the text", limit);
+    std::fs::write(&path, "one\ntwö\nthree").unwrap();
+    assert_eq!(read_text(&RealFs, &path, "the text", 14).unwrap(), "one\ntwö\nthree");
+    assert_eq!(lines(14).unwrap(), ("one\ntwö\nthree".to_owned(), false));
+    for (limit, text) in [(13, "one\ntwö\n"), (9, "one\ntwö\n"), (7, "one\n"), (4, "one\n")] {
+        assert_eq!(lines(limit).unwrap(), (text.to_owned(), true), "{limit}");
+    }
+    assert!(matches!(lines(3), Err(StoreError::TooLarge { .. })));
+    assert!(matches!(read_text(&RealFs, &path, "the text", 13), Err(StoreError::TooLarge { .. })));
+    std::fs::write(&path, b"caf\xe9").unwrap();
+    let error = read_text(&RealFs, &path, "the text", 99).unwrap_err();
+    assert_eq!(error.category(), Category::BadInput);
+    assert!(error.to_string().contains("byte 3: this is not UTF-8"), "{error}");
 }
 
 #[test]
