@@ -11,10 +11,11 @@
 //! beforehand (`static_groups`), so that no format needs an index. A column whose input was always
 //! zero is rounded to nearest, not zeroed.
 
+use crate::block_grid::{BlockGrids, Fit};
 use crate::drift::target;
 use crate::factor::{InverseFactor, column_order, inverse_factor};
 use crate::{
-    Encoded, GridParams, Method, MethodError, Needs, Note, ParamError, Site, Tensorwise,
+    BlockGrid, Encoded, GridParams, Method, MethodError, Needs, Note, ParamError, Site, Tensorwise,
 };
 use lapidary_kernels::grid::{Grid, Levels, Search};
 use lapidary_kernels::sweep::{RowQuantizer, block_bounds, sweep};
@@ -58,6 +59,12 @@ pub enum ScaleChoice {
     Mse,
     /// For the least squared error weighted by what the sweep pays for it, `1 / U_jj²`.
     Weighted,
+}
+
+impl ScaleChoice {
+    fn block_fit(self) -> Fit {
+        if self == Self::MinMax { Fit::Range } else { Fit::Search }
+    }
 }
 
 impl Default for Params {
@@ -106,7 +113,7 @@ impl Tensorwise for Gptq {
     }
 
     fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
-        let grid = self.0.grid.regrouped(grouping);
+        let grid = self.0.grid.regrouped(grouping)?;
         Some(Box::new(Self(Params { grid, ..self.0.clone() })))
     }
 
@@ -134,6 +141,9 @@ impl Tensorwise for Gptq {
         let weight = target(site, &order, &factor, self.0.drift_correction);
         let site = &Site { weight: &weight, ..*site };
         let job = Job::new(&self.0, site, &order, &factor);
+        if self.0.grid.blocks != BlockGrid::Plain {
+            return job.run_blocks(self.0.grid.blocks, notes);
+        }
         let (codes, grids) = job.run();
         self.0.grid.assemble(site, codes, &grids, notes)
     }
@@ -142,6 +152,9 @@ impl Tensorwise for Gptq {
 /// What is left where there is no usable Gram matrix: rounding to nearest on the grid asked for,
 /// every column weighing the same.
 fn round_to_nearest(params: &Params, site: &Site<'_>) -> Result<Encoded, MethodError> {
+    if params.grid.blocks != BlockGrid::Plain {
+        return params.grid.blocks.encode(site, None, params.scale.block_fit());
+    }
     let levels = params.grid.levels();
     let store = |scale| site.scale_type.round_scale(scale);
     params.grid.encode(site, |values| match params.scale {
@@ -165,7 +178,7 @@ impl Tensorwise for Rounding {
     }
 
     fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
-        let grid = self.0.grid.regrouped(grouping);
+        let grid = self.0.grid.regrouped(grouping)?;
         Some(Box::new(Self(Params { grid, ..self.0.clone() })))
     }
 }
@@ -240,14 +253,42 @@ impl<'a> Job<'a> {
         rows.flat_map(|row| self.order.iter().map(|column| row[*column])).collect()
     }
 
-    /// Every group's grid from the original weights.
-    fn static_grids(&self) -> Vec<Grid> {
-        use rayon::prelude::*;
-        let cols = self.site.cols.max(1);
+    /// Sweeps on the grids of blocks, which are fitted beforehand.
+    fn run_blocks(&self, kind: BlockGrid, mut notes: Vec<Note>) -> Result<Encoded, MethodError> {
+        let costs = match self.scale {
+            ScaleChoice::Weighted => Some(self.costs_by_column()),
+            ScaleChoice::MinMax | ScaleChoice::Mse => None,
+        };
+        let Some(grids) = kind.fit(self.site, costs.as_deref(), self.scale.block_fit()) else {
+            return kind.plain(self.site);
+        };
+        let cols = self.site.cols;
+        let mut codes = vec![0; self.site.weight.len()];
+        let mut working = self.permuted(self.site.weight);
+        let mut quantizers: Vec<BlockRow<'_>> = codes
+            .chunks_exact_mut(cols.max(1))
+            .enumerate()
+            .map(|(row, codes)| BlockRow { row, order: self.order, grids: &grids, codes })
+            .collect();
+        sweep(&mut working, self.factor, &block_bounds(cols, 1), &mut quantizers);
+        notes.extend(kind.note(cols));
+        grids.assemble(self.site, codes, notes)
+    }
+
+    /// What the sweep pays for an error in each column, in the order of the matrix.
+    fn costs_by_column(&self) -> Vec<f32> {
         let mut costs = vec![0.0; self.site.cols];
         for (cost, column) in self.costs.iter().zip(self.order) {
             costs[*column] = *cost;
         }
+        costs
+    }
+
+    /// Every group's grid from the original weights.
+    fn static_grids(&self) -> Vec<Grid> {
+        use rayon::prelude::*;
+        let cols = self.site.cols.max(1);
+        let costs = self.costs_by_column();
         if self.grouping == Grouping::Tensor {
             let costs = costs.repeat(self.site.rows);
             return vec![self.fit(self.site.weight, &costs)];
@@ -291,5 +332,23 @@ impl RowQuantizer for Row<'_> {
         let code = grid.code(rest[0]);
         self.codes[original] = code;
         grid.value(code)
+    }
+}
+
+/// One row's codes on the grids of blocks.
+struct BlockRow<'a> {
+    row: usize,
+    order: &'a [usize],
+    grids: &'a BlockGrids,
+    codes: &'a mut [u8],
+}
+
+impl RowQuantizer for BlockRow<'_> {
+    fn quantize(&mut self, column: usize, rest: &[f32]) -> f32 {
+        let original = self.order[column];
+        let steps = self.grids.steps(self.row, original);
+        let code = steps.code(rest[0]);
+        self.codes[original] = code;
+        steps.value(code)
     }
 }

@@ -1,6 +1,6 @@
 //! Parameters and helpers of the methods that emit uniform integer grids.
 
-use crate::{Encoded, MethodError, Note, ParamError, Site};
+use crate::{BlockGrid, Encoded, MethodError, Note, ParamError, Site};
 use lapidary_kernels::grid::{Grid, Levels};
 use lapidary_weight::{
     Affine, FloatType, GroupFloats, Grouping, Outline, Term, TermOutline, Weight, ZeroType, Zeros,
@@ -20,11 +20,16 @@ pub struct GridParams {
     pub group_size: GroupSize,
     /// One scale and no zero point a group; otherwise each group has a zero point too.
     pub symmetric: bool,
+    /// A block type of GGUF files in place of the three above, exactly as such a file stores it;
+    /// `plain` for a grid of one float a group.
+    #[serde(rename = "grid")]
+    pub blocks: BlockGrid,
 }
 
 impl Default for GridParams {
     fn default() -> Self {
-        Self { bits: 4, group_size: GroupSize::Columns(128), symmetric: true }
+        let blocks = BlockGrid::default();
+        Self { bits: 4, group_size: GroupSize::Columns(128), symmetric: true, blocks }
     }
 }
 
@@ -85,6 +90,12 @@ impl From<GroupSize> for GroupSizeText {
 impl GridParams {
     /// Refuses widths the grid cannot have.
     pub(crate) fn check(&self) -> Result<(), ParamError> {
+        if self.blocks != BlockGrid::Plain {
+            let plain = Self { blocks: self.blocks, ..Self::default() };
+            let what =
+                "has bits, groups and zeros of its own; leave bits, group_size and symmetric out";
+            return if *self == plain { Ok(()) } else { Err(ParamError::new("grid", what)) };
+        }
         if (2..=8).contains(&self.bits) {
             Ok(())
         } else {
@@ -107,17 +118,23 @@ impl GridParams {
         }
     }
 
-    /// The same grid with another sharing of scales.
-    pub(crate) fn regrouped(&self, grouping: Grouping) -> Self {
+    /// The same grid with another sharing of scales; `None` where blocks fix it.
+    pub(crate) fn regrouped(&self, grouping: Grouping) -> Option<Self> {
+        if self.blocks != BlockGrid::Plain {
+            return None;
+        }
         let group_size = match grouping {
             Grouping::Tensor => GroupSize::Tensor,
             Grouping::Row => GroupSize::Row,
             Grouping::Columns(width) => GroupSize::Columns(width.get()),
         };
-        Self { group_size, ..self.clone() }
+        Some(Self { group_size, ..self.clone() })
     }
 
     pub(crate) fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
+        if self.blocks != BlockGrid::Plain {
+            return self.blocks.outline(rows, cols);
+        }
         let term = TermOutline::Affine {
             bits: self.bits,
             grouping: self.grouping(cols),

@@ -7,6 +7,7 @@
 //! of the steps that encode and correct one layer.
 
 pub mod allocate;
+mod block_grid;
 mod chain;
 mod drift;
 mod eigen;
@@ -16,6 +17,7 @@ mod group;
 mod registry;
 mod site;
 
+pub use block_grid::BlockGrid;
 pub use chain::Chain;
 pub use grid::{GridParams, GroupSize};
 pub use group::{Group, Reader, Rescaled, Shared};
@@ -32,6 +34,7 @@ registry::methods! {
     omse,
     rotate,
     rtn,
+    spqr,
     trellis,
 }
 

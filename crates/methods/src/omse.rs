@@ -5,7 +5,8 @@
 //! error is never above that of round to nearest. With zero points, both ends of the range shrink
 //! together. The paper has one scale a row; here any group.
 
-use crate::{Encoded, GridParams, Method, MethodError, ParamError, Site, Tensorwise};
+use crate::block_grid::Fit;
+use crate::{BlockGrid, Encoded, GridParams, Method, MethodError, ParamError, Site, Tensorwise};
 use lapidary_kernels::grid::Search;
 use lapidary_weight::{FloatType, Grouping, Outline};
 use schemars::JsonSchema;
@@ -48,6 +49,9 @@ impl Tensorwise for Omse {
     }
 
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
+        if self.0.grid.blocks != BlockGrid::Plain {
+            return self.0.grid.blocks.encode(site, None, Fit::Search);
+        }
         let levels = self.0.grid.levels();
         let search = Search { steps: self.0.steps, floor: 0.0 };
         let store = |scale| site.scale_type.round_scale(scale);
@@ -59,7 +63,7 @@ impl Tensorwise for Omse {
     }
 
     fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
-        let grid = self.0.grid.regrouped(grouping);
+        let grid = self.0.grid.regrouped(grouping)?;
         Some(Box::new(Self(Params { grid, ..self.0.clone() })))
     }
 }

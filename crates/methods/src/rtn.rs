@@ -4,7 +4,8 @@
 //! section 2.1) with one scale a group: `w ≈ s (q − z)`, `q = clamp(round(w / s) + z)`. Symmetric
 //! grids span `±max|w|` in `(2^bits − 1) / 2` steps, as compressed-tensors does.
 
-use crate::{Encoded, GridParams, Method, MethodError, ParamError, Site, Tensorwise};
+use crate::block_grid::Fit;
+use crate::{BlockGrid, Encoded, GridParams, Method, MethodError, ParamError, Site, Tensorwise};
 use lapidary_weight::{FloatType, Grouping, Outline};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,9 @@ impl Tensorwise for Rtn {
     }
 
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
+        if self.0.grid.blocks != BlockGrid::Plain {
+            return self.0.grid.blocks.encode(site, None, Fit::Range);
+        }
         let levels = self.0.grid.levels();
         let store = |scale| site.scale_type.round_scale(scale);
         self.0.grid.encode(site, |values| levels.fit_range(values, store))
@@ -49,6 +53,6 @@ impl Tensorwise for Rtn {
     }
 
     fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
-        Some(Box::new(Self(Params { grid: self.0.grid.regrouped(grouping) })))
+        Some(Box::new(Self(Params { grid: self.0.grid.regrouped(grouping)? })))
     }
 }

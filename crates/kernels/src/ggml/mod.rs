@@ -12,8 +12,11 @@
 mod i_quants;
 mod k_quants;
 mod legacy;
+mod pack;
 mod plain;
 mod ternary;
+
+pub use pack::{Block, PACKED, pack};
 
 /// Declares the kinds: name, ggml's number, values per block, bytes per block.
 macro_rules! kinds {

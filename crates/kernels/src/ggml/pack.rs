@@ -1,0 +1,142 @@
+//! The way into ggml's blocks: codes, scales and minima laid out in bytes. The inverse of what the
+//! decoders read; how the numbers are chosen is no concern of it.
+
+use super::BlockKind;
+use half::f16;
+
+/// What one block stores. Codes and scale codes count from zero: a signed number is stored with
+/// half its range added (a value of `Q4_0` by 8, of `Q8_0` by 128, a scale of `Q6_K` by 128, of
+/// `Q3_K` by 32).
+#[derive(Debug, Clone, Copy)]
+pub struct Block<'a> {
+    /// A code for each value.
+    pub codes: &'a [u8],
+    /// A code for each group's scale; none in blocks of 32 values.
+    pub scales: &'a [u8],
+    /// A code for each group's minimum; none where the type has no minima.
+    pub minima: &'a [u8],
+    /// Scale of the block, representable in f16.
+    pub scale: f32,
+    /// What the type subtracts from every value, in units of the minima's codes; representable in
+    /// f16. Types of 32 values store its negative.
+    pub minimum: f32,
+}
+
+/// Kinds of blocks that [`pack`] lays out.
+pub const PACKED: [BlockKind; 10] = [
+    BlockKind::Q4_0,
+    BlockKind::Q4_1,
+    BlockKind::Q5_0,
+    BlockKind::Q5_1,
+    BlockKind::Q8_0,
+    BlockKind::Q2_K,
+    BlockKind::Q3_K,
+    BlockKind::Q4_K,
+    BlockKind::Q5_K,
+    BlockKind::Q6_K,
+];
+
+/// Appends the bytes of a block of `kind`, one of [`PACKED`]; `None` when `kind` is another, or the
+/// block does not have its numbers of codes. Codes must be in their range.
+pub fn pack(kind: BlockKind, block: &Block<'_>, out: &mut Vec<u8>) -> Option<()> {
+    let (groups, minima) = match kind {
+        BlockKind::Q2_K => (16, 16),
+        BlockKind::Q3_K | BlockKind::Q6_K => (16, 0),
+        BlockKind::Q4_K | BlockKind::Q5_K => (8, 8),
+        _ => (0, 0),
+    };
+    let counts = [block.codes.len(), block.scales.len(), block.minima.len()];
+    if counts != [kind.elements(), groups, minima] {
+        return None;
+    }
+    let codes = block.codes;
+    let half = |value: f32| f16::from_f32(value).to_le_bytes();
+    let (scale, minimum, least) = (half(block.scale), half(block.minimum), half(-block.minimum));
+    let fifth = |k: usize, l: usize| codes[32 * k + l] >> 4 & 1;
+    match kind {
+        BlockKind::Q4_0 => out.extend(scale.into_iter().chain(halves(codes, 32))),
+        BlockKind::Q4_1 => {
+            out.extend(scale.into_iter().chain(least).chain(halves(codes, 32)));
+        }
+        BlockKind::Q5_0 | BlockKind::Q5_1 => {
+            let high = (0..32).fold(0, |bits, l| bits | u32::from(fifth(0, l)) << l);
+            out.extend(scale);
+            out.extend(least.into_iter().filter(|_| kind == BlockKind::Q5_1));
+            out.extend(high.to_le_bytes().into_iter().chain(halves(codes, 32)));
+        }
+        BlockKind::Q8_0 => {
+            out.extend(scale);
+            out.extend(codes.iter().map(|code| code.wrapping_sub(128)));
+        }
+        BlockKind::Q2_K => {
+            out.extend(block.scales.iter().zip(block.minima).map(|(s, m)| s & 15 | m << 4));
+            out.extend(pairs(codes, 0));
+            out.extend(scale.into_iter().chain(minimum));
+        }
+        BlockKind::Q3_K => {
+            let third =
+                |l: usize| (0..8).fold(0, |bits, k| bits | (codes[32 * k + l] >> 2 & 1) << k);
+            out.extend((0..32).map(third));
+            out.extend(pairs(codes, 0));
+            out.extend(sixteen_scales(block.scales));
+            out.extend(scale);
+        }
+        BlockKind::Q4_K | BlockKind::Q5_K => {
+            out.extend(scale.into_iter().chain(minimum));
+            out.extend(eight_pairs(block.scales, block.minima));
+            if kind == BlockKind::Q5_K {
+                let high = |l: usize| (0..8).fold(0, |bits, k| bits | fifth(k, l) << k);
+                out.extend((0..32).map(high));
+            }
+            out.extend(halves(codes, 64));
+        }
+        BlockKind::Q6_K => {
+            out.extend(halves(codes, 128));
+            out.extend(pairs(codes, 4));
+            out.extend(block.scales.iter().map(|code| code.wrapping_sub(128)));
+            out.extend(scale);
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+/// Low nibbles of the codes: in each run, those of its first half with those of its second above.
+fn halves(codes: &[u8], run: usize) -> impl Iterator<Item = u8> + '_ {
+    codes.chunks_exact(run).flat_map(|run| {
+        let (low, high) = run.split_at(run.len() / 2);
+        low.iter().zip(high).map(|(low, high)| low & 15 | high << 4)
+    })
+}
+
+/// Two bits of each of 256 codes, from bit `from`: byte `32h + l` has those of values
+/// `128h + 32s + l` at bits `2s`.
+fn pairs(codes: &[u8], from: u32) -> impl Iterator<Item = u8> + '_ {
+    codes.chunks_exact(128).flat_map(move |half| {
+        let byte = move |l: usize| {
+            (0..4).fold(0, |bits, s| bits | (half[32 * s + l] >> from & 3) << (2 * s))
+        };
+        (0..32).map(byte)
+    })
+}
+
+/// Sixteen codes of 6 bits in 12 bytes, as `Q3_K` has them.
+fn sixteen_scales(scales: &[u8]) -> [u8; 12] {
+    let mut packed = [0; 12];
+    for (j, scale) in scales.iter().enumerate() {
+        packed[j % 8] |= (scale & 15) << (4 * (j / 8));
+        packed[8 + j % 4] |= (scale >> 4 & 3) << (2 * (j / 4));
+    }
+    packed
+}
+
+/// Eight pairs of codes of 6 bits in 12 bytes, as `Q4_K` and `Q5_K` have them.
+fn eight_pairs(scales: &[u8], minima: &[u8]) -> [u8; 12] {
+    let mut packed = [0; 12];
+    for j in 0..4 {
+        packed[j] = scales[j] & 63 | (scales[j + 4] >> 4 & 3) << 6;
+        packed[j + 4] = minima[j] & 63 | (minima[j + 4] >> 4 & 3) << 6;
+        packed[j + 8] = scales[j + 4] & 15 | (minima[j + 4] & 15) << 4;
+    }
+    packed
+}
