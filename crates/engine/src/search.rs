@@ -2,10 +2,10 @@
 //!
 //! A candidate is a complete way to fill in what a recipe leaves open, so that it may be a method, a
 //! chain of them, or any of their parameters. Layers that share an input make a unit and take the
-//! same candidate: engines fuse them. The loss of a unit is `κ_u · e_{u,c}`, where `e` is the output
-//! error `‖W X − Ŵ X‖² / ‖W X‖²` measured for each candidate and `κ` the divergence of the whole
-//! model for each unit of error, measured with that unit alone changed. What the units lose is added
-//! up, and `lapidary_methods::allocate` chooses.
+//! same candidate: engines fuse them. Measured are the output error `‖W X − Ŵ X‖² / ‖W X‖²` of each
+//! candidate, and the divergence of the whole model with one unit alone changed, at a small and at a
+//! large error: it grows in proportion to the error while that is small, and often with its square
+//! and more when it is not. What the units lose is added up, and `lapidary_methods::allocate` chooses.
 //!
 //! The result is an ordinary recipe.
 
@@ -81,18 +81,38 @@ pub struct UnitChoice {
 pub(crate) struct Measured {
     /// Relative output error of each choice.
     pub(crate) errors: Vec<f64>,
-    /// The choice whose divergence was measured.
-    pub(crate) probe: usize,
+    /// The choices whose divergences were measured, by rising error.
+    pub(crate) probes: Vec<Probe>,
+}
+
+/// A choice of a unit whose effect on the whole model was measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Probe {
+    /// The choice.
+    pub(crate) choice: usize,
     /// Divergence of the model with only this unit changed: nats a token, or without a language
     /// model's head the relative error of its last hidden states.
     pub(crate) divergence: f64,
 }
 
 impl Measured {
-    /// Divergence for each unit of error.
-    pub(crate) fn coefficient(&self) -> f64 {
-        let error = self.errors.get(self.probe).copied().unwrap_or(0.0);
-        if error > 0.0 { (self.divergence / error).max(0.0) } else { 0.0 }
+    /// Predicted divergence of the model when only this unit is changed, with this error.
+    fn loss(&self, error: f64) -> f64 {
+        let point = |probe: &Probe| (self.errors[probe.choice], probe.divergence);
+        let points: Vec<(f64, f64)> =
+            self.probes.iter().map(point).filter(|(e, loss)| *e > 0.0 && *loss > 0.0).collect();
+        let (Some((least, low)), Some((most, high))) = (points.first(), points.last()) else {
+            return 0.0;
+        };
+        // Small changes: in proportion to the error, whose square root is their size. Between what
+        // was measured, by the power law through it.
+        if error <= *least {
+            low * error / least
+        } else if error >= *most {
+            high * error / most
+        } else {
+            low * (error / least).powf((high / low).ln() / (most / least).ln())
+        }
     }
 }
 
@@ -312,10 +332,9 @@ impl<'a> Survey<'a> {
     /// Size and predicted loss of every choice.
     fn losses(&self, measured: &[Measured]) -> Vec<Vec<Choice>> {
         let of_unit = |(unit, measured): (&Unit, &Measured)| {
-            let coefficient = measured.coefficient();
             let choice = |(choice, error): (&UnitChoice, &f64)| Choice {
                 size: choice.bytes as f64,
-                cost: coefficient * error,
+                cost: measured.loss(*error),
             };
             unit.choices.iter().zip(&measured.errors).map(choice).collect()
         };
@@ -518,4 +537,25 @@ fn choices(recipe: &Recipe, candidates: &[Candidate], matrices: &[&Matrix]) -> V
         !(one.is_fallback && seen.iter().any(alike))
     };
     seen.iter().filter(stands).map(|one| one.choice).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_go_through_what_was_measured() {
+        let probe = |choice, divergence| Probe { choice, divergence };
+        let errors = vec![0.16, 0.04, 0.01];
+        let two = Measured { errors, probes: vec![probe(1, 0.001), probe(0, 0.016)] };
+        for (error, loss) in
+            [(0.0, 0.0), (0.01, 0.00025), (0.04, 0.001), (0.08, 0.004), (0.16, 0.016)]
+        {
+            assert!((two.loss(error) - loss).abs() < 1e-12, "{error}: {}", two.loss(error));
+        }
+        let one = Measured { probes: vec![probe(0, 0.016)], ..two.clone() };
+        assert!((one.loss(0.08) - 0.008).abs() < 1e-12);
+        let none = Measured { probes: vec![probe(0, 0.0)], ..two };
+        assert_eq!(none.loss(0.08), 0.0);
+    }
 }

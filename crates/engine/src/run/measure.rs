@@ -1,8 +1,8 @@
 //! The measurements of a search: one pass over the blocks of the uncompressed model.
 //!
 //! At each block every candidate of every unit is encoded with the block's statistics, and its
-//! output error noted; nothing of it is kept but one candidate of each unit, the one whose error is
-//! nearest to [`PROBE_ERROR`]. With this one in its place, and all else as it was, a few rows of
+//! output error noted; nothing of it is kept but two candidates of each unit, those whose errors are
+//! nearest to [`PROBE_ERRORS`]. With one of these in its place, and all else as it was, a few rows of
 //! tokens go through the block and the rest of the model, and the divergence from the logits of the
 //! whole model is noted. Memory is this block, one of those after it (or all, where they are small),
 //! the statistics, and the activations of the rows.
@@ -15,7 +15,9 @@ use crate::EngineError;
 use crate::calibration::Rows;
 use crate::cost::{Costs, Part};
 use crate::plan::SitePlan;
-use crate::search::{LOGIT_ROWS, Measured, PROBE_ROWS, PROBE_TOKENS, Survey, Unit, is_resident};
+use crate::search::{
+    LOGIT_ROWS, Measured, PROBE_ROWS, PROBE_TOKENS, Probe, Survey, Unit, is_resident,
+};
 use lapidary_kernels::memory::return_freed;
 use lapidary_kernels::softmax::Comparison;
 use lapidary_methods::Statistics;
@@ -24,9 +26,9 @@ use lapidary_weight::{Tensors, Weight};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// Relative output error at which a unit's divergence is measured: well above the noise of rounded
-/// products, and where divergence still grows in proportion to the error.
-const PROBE_ERROR: f64 = 0.03;
+/// Relative output errors at which a unit's divergence is measured: well above the noise of rounded
+/// products, and where divergence may have begun to grow faster than the error.
+const PROBE_ERRORS: [f64; 2] = [0.02, 0.12];
 
 /// Measures every unit of a survey; what an earlier run has measured is taken from the journal.
 pub(super) fn measure(
@@ -111,8 +113,8 @@ fn split(rows: &Rows) -> (Rows, Rows) {
     (of(learned, rows.seq_len), of(probe, tokens))
 }
 
-/// A layer of a unit with what is stored of it.
-type Probe<'a> = (&'a LinearOp, Weight);
+/// The layers of a unit with what is stored of them.
+type Changes<'a> = Vec<(&'a LinearOp, Weight)>;
 
 /// One pass over the model.
 struct Pass<'a> {
@@ -233,23 +235,26 @@ impl<'a> Pass<'a> {
         let backend = self.executor.backend();
         let (mut all, mut streams) = (vec![], vec![]);
         for unit in self.survey.units.iter().filter(|unit| unit.place == stage) {
-            let (measured, stored) = self.errors(unit, Some(graph), statistics)?;
-            for (linear, weight) in &stored {
-                weights.replace(linear, &weight.decode(), backend)?;
-            }
-            streams.push(self.forward(graph, weights, stream.to_vec())?);
-            for (linear, _) in stored {
-                let original = self.job.source.read(&linear.weight);
-                let original = original.map_err(lapidary_model::ModelError::from)?;
-                weights.replace(linear, &original, backend)?;
+            let (measured, probes) = self.errors(unit, Some(graph), statistics)?;
+            for changes in probes {
+                for (linear, weight) in &changes {
+                    weights.replace(linear, &weight.decode(), backend)?;
+                }
+                streams.push(self.forward(graph, weights, stream.to_vec())?);
+                for (linear, _) in changes {
+                    let original = self.job.source.read(&linear.weight);
+                    let original = original.map_err(lapidary_model::ModelError::from)?;
+                    weights.replace(linear, &original, backend)?;
+                }
             }
             all.push(measured);
         }
         self.run_from(next_block(self.survey.plan(), stage) + 1, &mut streams)?;
         let changed: Vec<Changed<'_>> =
             streams.iter().map(|hidden| Changed { hidden, head: None }).collect();
-        for (measured, divergence) in all.iter_mut().zip(self.divergences(&changed)?) {
-            measured.divergence = divergence;
+        let probes = all.iter_mut().flat_map(|measured| &mut measured.probes);
+        for (probe, divergence) in probes.zip(self.divergences(&changed)?) {
+            probe.divergence = divergence;
         }
         Ok(all)
     }
@@ -269,44 +274,58 @@ impl<'a> Pass<'a> {
         return_freed();
         let mut all = vec![];
         for unit in self.survey.units.iter().filter(|unit| is_end(unit.place)) {
-            let (mut measured, stored) = self.errors(unit, graph, &statistics)?;
-            let of_head = |linear: &LinearOp| {
-                let linears = graph.into_iter().flat_map(Graph::linears);
-                linears.into_iter().find(|other| other.weight == linear.weight)
-            };
-            let mut head = None;
-            for (linear, weight) in &stored {
-                if let (Some(graph), Some(linear)) = (graph, of_head(linear)) {
-                    let mut weights = GraphWeights::load(graph, source, backend)?;
-                    weights.replace(linear, &weight.decode(), backend)?;
-                    head = Some(weights);
-                }
+            let (mut measured, probes_of_unit) = self.errors(unit, graph, &statistics)?;
+            for (probe, changes) in measured.probes.iter_mut().zip(probes_of_unit) {
+                probe.divergence = self.changed_end(unit, changes, probes)?;
             }
-            let mut streams = vec![];
-            if unit.place == Place::Embedding {
-                let tables = stored.into_iter().map(|(l, weight)| (l.weight.clone(), weight));
-                streams.push(self.embed(probes, tables.collect())?);
-                self.run_from(0, &mut streams)?;
-            }
-            let hidden = streams.first().unwrap_or(&self.wanted);
-            let changed = Changed { hidden, head: head.as_ref() };
-            measured.divergence = self.divergences(&[changed])?.iter().sum();
             all.push(measured);
         }
         Ok(all)
     }
 
-    /// The error of every choice of a unit, and what is stored of the one that serves as probe.
+    /// The divergence of the model with a table or a layer of the head changed.
+    fn changed_end(
+        &self,
+        unit: &Unit,
+        changes: Changes<'_>,
+        probes: &Rows,
+    ) -> Result<f64, EngineError> {
+        let backend = self.executor.backend();
+        let graph = self.survey.plan().spec.head.as_ref();
+        let mut head = None;
+        for (linear, weight) in &changes {
+            let mut of_head = graph.into_iter().flat_map(Graph::linears);
+            let of_head = of_head.find(|other| other.weight == linear.weight);
+            if let (Some(graph), Some(linear)) = (graph, of_head) {
+                let mut weights = GraphWeights::load(graph, self.job.source, backend)?;
+                weights.replace(linear, &weight.decode(), backend)?;
+                head = Some(weights);
+            }
+        }
+        let mut streams = vec![];
+        if unit.place == Place::Embedding {
+            let tables =
+                changes.into_iter().map(|(linear, weight)| (linear.weight.clone(), weight));
+            streams.push(self.embed(probes, tables.collect())?);
+            self.run_from(0, &mut streams)?;
+        }
+        let hidden = streams.first().unwrap_or(&self.wanted);
+        let changed = Changed { hidden, head: head.as_ref() };
+        Ok(self.divergences(&[changed])?.iter().sum())
+    }
+
+    /// The error of every choice of a unit, and what is stored of those that serve as probes, by
+    /// rising error; their divergences are still to be measured.
     fn errors(
         &self,
         unit: &Unit,
         graph: Option<&Graph>,
         statistics: &BTreeMap<String, Statistics>,
-    ) -> Result<(Measured, Vec<Probe<'_>>), EngineError> {
+    ) -> Result<(Measured, Vec<Changes<'_>>), EngineError> {
         let groups = graph.map(Graph::shared_inputs).unwrap_or_default();
-        let mut measured = Measured { errors: vec![], probe: 0, divergence: 0.0 };
-        let mut probe = vec![];
-        let mut nearest = f64::INFINITY;
+        let mut errors = vec![];
+        let mut nearest: Vec<(usize, Changes<'_>)> = vec![];
+        let distance = |error: f64, wanted: f64| (error.max(1e-300) / wanted).ln().abs();
         for (index, choice) in unit.choices.iter().enumerate() {
             let runner = &self.runners[choice.candidate];
             let is_in = |site: &&SitePlan| unit.modules.contains(&site.linear.module);
@@ -320,14 +339,24 @@ impl<'a> Pass<'a> {
                 sum += record.output_error.unwrap_or(record.weight_error);
                 stored.push((&site.linear, weight));
             }
-            let error = sum / unit.modules.len().max(1) as f64;
-            measured.errors.push(error);
-            let distance = (error.max(f64::MIN_POSITIVE) / PROBE_ERROR).ln().abs();
-            if distance < nearest {
-                (nearest, measured.probe, probe) = (distance, index, stored);
-            }
+            errors.push(sum / unit.modules.len().max(1) as f64);
+            nearest.push((index, stored));
+            // Only what is nearest to a wanted error is kept.
+            nearest.retain(|(kept, _)| {
+                PROBE_ERRORS.iter().any(|wanted| {
+                    let all = errors.iter().map(|error| distance(*error, *wanted));
+                    let least = all.fold(f64::INFINITY, f64::min);
+                    distance(errors[*kept], *wanted) <= least
+                })
+            });
         }
-        Ok((measured, probe))
+        nearest.sort_by(|(a, _), (b, _)| errors[*a].total_cmp(&errors[*b]));
+        // Choices with the same error tell the same.
+        nearest.dedup_by(|(a, _), (b, _)| errors[*a] == errors[*b]);
+        let probe = |(choice, _): &(usize, _)| Probe { choice: *choice, divergence: 0.0 };
+        let probes = nearest.iter().map(probe).collect();
+        let changes = nearest.into_iter().map(|(_, changes)| changes).collect();
+        Ok((Measured { errors, probes }, changes))
     }
 
     /// The probes through one graph.

@@ -58,7 +58,7 @@ fn weights(survey: &Survey<'_>) -> u64 {
     linears.map(|linear| 4 * (linear.in_features * linear.out_features) as u64).sum()
 }
 
-/// The probes' residual streams, one for each unit of a block, and their logits, with the head.
+/// The probes' residual streams, two for each unit of a block, and their logits, with the head.
 fn streams(survey: &Survey<'_>) -> u64 {
     let spec = &survey.plan().spec;
     let units = |place| survey.units.iter().filter(|unit| unit.place == place).count();
@@ -76,5 +76,5 @@ fn streams(survey: &Survey<'_>) -> u64 {
         Some(_) => 8 * LOGIT_ROWS as u64 * vocabulary + 12 * hidden * vocabulary,
         None => 0,
     };
-    4 * (most + 3) * (PROBE_ROWS * PROBE_TOKENS) as u64 * hidden + logits + statistics
+    4 * (2 * most + 3) * (PROBE_ROWS * PROBE_TOKENS) as u64 * hidden + logits + statistics
 }

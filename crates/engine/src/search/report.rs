@@ -86,8 +86,7 @@ fn of_unit(unit: &Unit, measured: &Measured, losses: &[Choice], chosen: usize) -
         },
         "modules": unit.modules,
         "weights": unit.weights,
-        "divergence_per_error": measured.coefficient(),
-        "probe": { "choice": measured.probe, "divergence": measured.divergence },
+        "measured_divergences": measured.probes,
         "choices": choices.map(choice).collect::<Vec<_>>(),
         "chosen": chosen,
     })

@@ -80,7 +80,15 @@ fn check_units(name: &str, report: &Value, manifest: &Manifest) {
         }
         let errors: Vec<f64> = choices.iter().map(|c| number(&c["output_error"])).collect();
         assert!(errors[0] > errors[errors.len() - 1], "{name}: {errors:?}");
-        assert!(number(&unit["divergence_per_error"]) > 0.0, "{name}: {modules:?}");
+        let probes = unit["measured_divergences"].as_array().unwrap();
+        assert!(!probes.is_empty() && probes.len() <= 2, "{name}: {modules:?}");
+        for probe in probes {
+            // What was measured is what is predicted there.
+            let choice = &choices[probe["choice"].as_u64().unwrap() as usize];
+            let (measured, predicted) =
+                (number(&probe["divergence"]), number(&choice["predicted_divergence"]));
+            assert!(measured > 0.0 && (predicted / measured - 1.0).abs() < 1e-9, "{name}: {unit}");
+        }
     }
     assert_eq!(layers, manifest.sites.len());
     let curve: Vec<(f64, f64)> = report["curve"]
@@ -195,7 +203,8 @@ fn tables_and_heads_are_searched_too() {
         let ends = units.iter().filter(|unit| unit["block"].is_null());
         assert_eq!(ends.clone().count(), if untie { 2 } else { 1 }, "{name} {method}");
         for unit in ends {
-            assert!(unit["divergence_per_error"].as_f64().unwrap() > 0.0, "{name} {unit}");
+            let probe = &unit["measured_divergences"][0];
+            assert!(probe["divergence"].as_f64().unwrap() > 0.0, "{name} {unit}");
         }
         let chosen = |unit: &Value| {
             unit["choices"][unit["chosen"].as_u64().unwrap() as usize]["bytes"].as_f64().unwrap()
