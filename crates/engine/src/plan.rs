@@ -166,6 +166,7 @@ impl Plan {
             source_bytes: source.total_bytes(),
         };
         plan.lay_out(source);
+        plan.rewritten.iter().try_for_each(|(name, _)| plan.written(name).map(|_| ()))?;
         Ok(plan)
     }
 
