@@ -52,7 +52,7 @@ pub(crate) struct RecipeArguments {
     pub(crate) recipe: String,
     /// Bits of a weight
     #[arg(long)]
-    bits: Option<u8>,
+    bits: Option<f64>,
     /// Columns that share a scale: a number, row, or tensor
     #[arg(long, allow_hyphen_values = true)]
     group_size: Option<String>,

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 /// Changes to a recipe, applied before it is read, so that they are checked like the recipe itself.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
-    /// Bits of a weight, for every step that has them.
-    pub bits: Option<u8>,
+    /// Bits of a weight, for every step that has them; only some methods take a fraction.
+    pub bits: Option<f64>,
     /// Group size, as it is written in a recipe.
     pub group_size: Option<String>,
     /// Symmetric grids or not.
@@ -36,7 +36,7 @@ impl Overrides {
     /// When no step takes a key, or a `--set` is not of the form `step.key=value`.
     pub fn apply(&self, document: &mut Node) -> Result<(), RecipeError> {
         let given = [
-            ("bits", self.bits.map(|bits| json!(bits))),
+            ("bits", self.bits.map(number)),
             ("group_size", self.group_size.as_deref().map(scalar)),
             ("symmetric", self.symmetric.map(|symmetric| json!(symmetric))),
         ];
@@ -82,6 +82,11 @@ fn set(document: &mut Node, assignment: &str) -> Result<(), RecipeError> {
         return Ok(());
     }
     set_in_steps(document, step, key, &value)
+}
+
+/// A whole number where it is one.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 { json!(value as i64) } else { json!(value) }
 }
 
 /// A number where it is one, else a string.

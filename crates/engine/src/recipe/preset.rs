@@ -32,9 +32,19 @@ const RECIPES: &[(&str, &str)] = recipes![
     "W2A16-rtn",
 ];
 
-/// All presets: each recipe, the same with zero points (`W4A16_ASYM-gptq`), and the first of each
-/// scheme under the scheme's bare name (`W4A16`, `W4A16_ASYM`).
+/// Files of `recipes/` that settle their grid themselves, under their own names.
+const BEST: &[(&str, &str)] = recipes!["best-4bit", "best-3bit", "best-2bit", "best-4bit-vllm"];
+
+/// All presets: those of a scheme, each with its variants, then the best there are.
 pub fn presets() -> Vec<Preset> {
+    let best =
+        BEST.iter().map(|(name, text)| Preset { name: (*name).to_owned(), text, symmetric: true });
+    schemes().into_iter().chain(best).collect()
+}
+
+/// Each recipe of a scheme, the same with zero points (`W4A16_ASYM-gptq`), and the first of each
+/// scheme under the scheme's bare name (`W4A16`, `W4A16_ASYM`).
+fn schemes() -> Vec<Preset> {
     let mut presets: Vec<Preset> = vec![];
     for (name, text) in RECIPES {
         let (scheme, method) = name.split_once('-').unwrap_or((name, ""));

@@ -92,9 +92,18 @@ fn equal_names_are_numbered() {
 
 #[test]
 fn every_preset_is_a_recipe_of_its_name() {
-    let presets = presets();
-    assert_eq!(presets.len(), 24);
-    for preset in presets {
+    let (best, schemes): (Vec<Preset>, Vec<Preset>) =
+        presets().into_iter().partition(|preset| preset.name.starts_with("best-"));
+    assert_eq!((best.len(), schemes.len()), (4, 24));
+    for preset in best {
+        let recipe = preset.recipe().unwrap();
+        let bits = match recipe.budget {
+            Some(Budget::BitsPerWeight(bits)) => bits,
+            _ => recipe.steps[1].params["bits"].as_f64().unwrap(),
+        };
+        assert_eq!(bits.floor().to_string(), preset.name[5..6], "{}", preset.name);
+    }
+    for preset in schemes {
         let recipe = preset.recipe().unwrap();
         let params = &recipe.steps[0].params;
         assert_eq!(params["bits"].to_string(), preset.name[1..2]);
@@ -111,7 +120,7 @@ fn every_preset_is_a_recipe_of_its_name() {
 fn overrides_reach_the_steps_that_take_them() {
     let mut document = preset("W4A16").unwrap().document().unwrap();
     let overrides = Overrides {
-        bits: Some(3),
+        bits: Some(3.0),
         group_size: Some("row".to_owned()),
         symmetric: Some(false),
         samples: Some(7),
