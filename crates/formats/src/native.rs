@@ -162,6 +162,10 @@ fn part_shapes(
             ("columns", Dtype::U32, vec![nonzeros]),
             ("values", float_dtype(values), vec![nonzeros]),
         ],
+        TermOutline::Columns { count, values } => vec![
+            ("columns", Dtype::U32, vec![count]),
+            ("values", float_dtype(values), vec![rows, count]),
+        ],
         TermOutline::LowRank { rank, values } => vec![
             ("left", float_dtype(values), vec![rows, rank]),
             ("right", float_dtype(values), vec![rank, cols]),

@@ -87,6 +87,29 @@ impl From<GroupSize> for GroupSizeText {
     }
 }
 
+impl GroupSize {
+    /// Who shares a scale in a matrix of `cols` columns; a group as wide as a row is a row.
+    pub(crate) fn grouping(self, cols: usize) -> Grouping {
+        match self {
+            Self::Tensor => Grouping::Tensor,
+            Self::Columns(width) if width < cols => {
+                NonZeroUsize::new(width).map_or(Grouping::Row, Grouping::Columns)
+            }
+            Self::Row | Self::Columns(_) => Grouping::Row,
+        }
+    }
+}
+
+impl From<Grouping> for GroupSize {
+    fn from(grouping: Grouping) -> Self {
+        match grouping {
+            Grouping::Tensor => Self::Tensor,
+            Grouping::Row => Self::Row,
+            Grouping::Columns(width) => Self::Columns(width.get()),
+        }
+    }
+}
+
 impl GridParams {
     /// Refuses widths the grid cannot have.
     pub(crate) fn check(&self) -> Result<(), ParamError> {
@@ -107,28 +130,15 @@ impl GridParams {
         Levels { bits: self.bits, symmetric: self.symmetric, restricted: false }
     }
 
-    /// Who shares a scale in a matrix of `cols` columns; a group as wide as a row is a row.
+    /// Who shares a scale in a matrix of `cols` columns.
     pub(crate) fn grouping(&self, cols: usize) -> Grouping {
-        match self.group_size {
-            GroupSize::Tensor => Grouping::Tensor,
-            GroupSize::Columns(width) if width < cols => {
-                NonZeroUsize::new(width).map_or(Grouping::Row, Grouping::Columns)
-            }
-            GroupSize::Row | GroupSize::Columns(_) => Grouping::Row,
-        }
+        self.group_size.grouping(cols)
     }
 
     /// The same grid with another sharing of scales; `None` where blocks fix it.
     pub(crate) fn regrouped(&self, grouping: Grouping) -> Option<Self> {
-        if self.blocks != BlockGrid::Plain {
-            return None;
-        }
-        let group_size = match grouping {
-            Grouping::Tensor => GroupSize::Tensor,
-            Grouping::Row => GroupSize::Row,
-            Grouping::Columns(width) => GroupSize::Columns(width.get()),
-        };
-        Some(Self { group_size, ..self.clone() })
+        let is_free = self.blocks == BlockGrid::Plain;
+        is_free.then(|| Self { group_size: grouping.into(), ..self.clone() })
     }
 
     pub(crate) fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {

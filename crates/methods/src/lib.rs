@@ -8,7 +8,9 @@
 
 pub mod allocate;
 mod block_grid;
+mod blocks;
 mod chain;
+mod codebook;
 mod drift;
 mod eigen;
 mod factor;
@@ -29,8 +31,11 @@ use lapidary_weight::{Edits, FloatType, Grouping, Outline, TermOutline, Weight, 
 
 registry::methods! {
     awq,
+    fp4,
     gptq,
+    kbit,
     lqer,
+    nf4,
     omse,
     rotate,
     rtn,

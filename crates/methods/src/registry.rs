@@ -1,4 +1,5 @@
-//! The list of methods: each is one identifier in `methods!`, one file, and nothing else.
+//! The list of methods: each is one identifier in `methods!` (with a name for recipes where that is no
+//! identifier), one file, and nothing else.
 
 use crate::{Blockwise, Correction, Graphwise, Tensorwise};
 use serde_json::Value;
@@ -96,11 +97,16 @@ pub fn method_ids() -> Vec<&'static str> {
     entries().iter().map(|entry| entry.id).collect()
 }
 
+/// The name given, or else that of the file.
+pub(crate) const fn id(file: &'static str, given: &[&'static str]) -> &'static str {
+    if given.is_empty() { file } else { given[0] }
+}
+
 macro_rules! methods {
-    ($($method:ident),* $(,)?) => {
+    ($($method:ident $(= $id:literal)?),* $(,)?) => {
         $(pub mod $method;)*
         const ENTRIES: &[$crate::Entry] = &[$($crate::Entry {
-            id: stringify!($method),
+            id: $crate::registry::id(stringify!($method), &[$($id)?]),
             summary: $method::SUMMARY,
             paper: $method::PAPER,
             schema: || schemars::schema_for!($method::Params),

@@ -78,6 +78,12 @@ impl Site<'_> {
         Ok(&self.statistics.ok_or_else(missing)?.gram)
     }
 
+    /// Its diagonal: the sum of squares of each input column, not negative.
+    pub(crate) fn gram_diagonal(&self) -> Result<Vec<f32>, MethodError> {
+        let gram = self.gram()?;
+        Ok((0..self.cols).map(|i| gram[i * self.cols + i].max(0.0)).collect())
+    }
+
     /// Refuses a weight or statistics that are not finite: rounding would turn them into numbers
     /// that look like any other.
     pub(crate) fn check_finite(&self) -> Result<(), MethodError> {

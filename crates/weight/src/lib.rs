@@ -6,6 +6,7 @@
 //! sizes before any work is done.
 
 mod affine;
+mod columns;
 mod dense;
 mod edit;
 mod float;
@@ -21,6 +22,7 @@ mod term;
 mod trellis;
 
 pub use affine::{Affine, Zeros};
+pub use columns::Columns;
 pub use dense::Dense;
 pub use edit::{Edit, Edited, Edits, edit, edit_rows};
 pub use float::FloatType;

@@ -136,6 +136,13 @@ pub enum TermOutline {
         /// Type of the values.
         values: FloatType,
     },
+    /// Some whole columns.
+    Columns {
+        /// Stored columns.
+        count: usize,
+        /// Type of the values.
+        values: FloatType,
+    },
     /// `left · right`.
     LowRank {
         /// Inner dimension.
@@ -163,6 +170,7 @@ impl TermOutline {
             Self::Lookup { .. } => "lookup",
             Self::Planes { .. } => "planes",
             Self::Sparse { .. } => "sparse",
+            Self::Columns { .. } => "columns",
             Self::LowRank { .. } => "low-rank",
             Self::Trellis { .. } => "trellis",
         }
@@ -199,6 +207,9 @@ impl TermOutline {
                     false => rows + 1,
                 };
                 as_bits(nonzeros) * (32 + values.bits()) + 32 * as_bits(places)
+            }
+            Self::Columns { count, values } => {
+                as_bits(count) * (32 + as_bits(rows) * values.bits())
             }
             Self::LowRank { rank, values } => {
                 as_bits(rank) * (as_bits(rows) + as_bits(cols)) * values.bits()
@@ -262,7 +273,7 @@ impl Outline {
     ///
     /// # Errors
     /// When there are too many terms, a dimension or rank exceeds 2^24, a code is not of 1 to 8
-    /// bits, or there are more nonzeros than elements.
+    /// bits, or there are more nonzeros than elements or more columns than columns.
     pub fn check(&self) -> Result<(), WeightError> {
         let refuse = |term, what| Err(WeightError::Outline { term, what });
         if self.rows > LARGEST_SIZE || self.cols > LARGEST_SIZE || self.terms.len() > MOST_TERMS {
@@ -277,6 +288,10 @@ impl Outline {
             match *term {
                 TermOutline::LowRank { rank, .. } if rank > LARGEST_SIZE => {
                     return refuse(term.kind(), format!("a rank of {rank} is beyond all sense"));
+                }
+                TermOutline::Columns { count, .. } if count > self.cols => {
+                    let what = format!("{count} columns of {}", self.cols);
+                    return refuse(term.kind(), what);
                 }
                 TermOutline::Sparse { nonzeros, .. } if nonzeros > self.rows * self.cols => {
                     let (rows, cols) = (self.rows, self.cols);
@@ -330,6 +345,7 @@ fn describe(term: &TermOutline) -> String {
             format!("{planes} binary planes, {}", shared(grouping))
         }
         TermOutline::Sparse { nonzeros, .. } => format!("sparse {nonzeros} values"),
+        TermOutline::Columns { count, .. } => format!("{count} columns"),
         TermOutline::LowRank { rank, .. } => format!("low rank {rank}"),
         TermOutline::Trellis { row_bits, state_bits, .. } => {
             format!("trellis of {state_bits} bits, {row_bits} bits a row")

@@ -2,7 +2,7 @@
 
 use crate::part::Parts;
 use crate::{
-    Affine, Dense, Lookup, LowRank, Part, Planes, Sparse, TermOutline, Trellis, WeightError,
+    Affine, Columns, Dense, Lookup, LowRank, Part, Planes, Sparse, TermOutline, Trellis, WeightError,
 };
 
 /// One addend of a [`Weight`](crate::Weight).
@@ -18,6 +18,8 @@ pub enum Term {
     Planes(Planes),
     /// A few values at explicit places.
     Sparse(Sparse),
+    /// Some whole columns.
+    Columns(Columns),
     /// `left · right`.
     LowRank(LowRank),
     /// Columns coded as sequences.
@@ -32,6 +34,7 @@ macro_rules! each {
             Term::Lookup($inner) => $result,
             Term::Planes($inner) => $result,
             Term::Sparse($inner) => $result,
+            Term::Columns($inner) => $result,
             Term::LowRank($inner) => $result,
             Term::Trellis($inner) => $result,
         }
@@ -83,6 +86,9 @@ impl Term {
             }
             TermOutline::Sparse { nonzeros, values } => {
                 Self::Sparse(Sparse::from_parts(nonzeros, rows, values, &parts)?)
+            }
+            TermOutline::Columns { count, values } => {
+                Self::Columns(Columns::from_parts(count, values, &parts)?)
             }
             TermOutline::LowRank { rank, values } => {
                 Self::LowRank(LowRank::from_parts(rank, values, &parts)?)

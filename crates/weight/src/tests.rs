@@ -281,6 +281,10 @@ proptest! {
             right: values(rank * cols, seed ^ 6, dtype),
         };
         let columns: Vec<u32> = (0..rows).map(|r| ((seed as usize % cols + r) % cols) as u32).collect();
+        let whole = Columns {
+            columns: vec![seed as u32 % cols as u32, cols as u32 - 1],
+            values: values(2 * rows, seed ^ 8, dtype), dtype,
+        };
         let sparse = Sparse {
             row_starts: (0..=rows as u32).collect(), columns,
             values: values(rows, seed ^ 7, dtype), dtype,
@@ -294,8 +298,13 @@ proptest! {
                 }
             }
             expected[row * cols + sparse.columns[row] as usize] += f64::from(sparse.values[row]);
+            for (index, column) in whole.columns.iter().enumerate() {
+                expected[row * cols + *column as usize] += f64::from(whole.values[2 * row + index]);
+            }
         }
-        let terms = vec![Term::Dense(dense), Term::LowRank(low_rank), Term::Sparse(sparse)];
+        let terms = vec![
+            Term::Dense(dense), Term::LowRank(low_rank), Term::Sparse(sparse), Term::Columns(whole),
+        ];
         let weight = Weight::new(rows, cols, terms).unwrap();
         for (value, expected) in weight.decode().into_iter().zip(expected) {
             prop_assert!((f64::from(value) - expected).abs() < 1e-5);
@@ -323,6 +332,7 @@ proptest! {
             TermOutline::Lookup { bits, grouping: Some(grouping), book_per_row: true, books: values, scales },
             TermOutline::Planes { planes: bits, grouping, offsets: true, scales: values },
             TermOutline::Sparse { nonzeros: 3, values },
+            TermOutline::Columns { count: 2, values },
             TermOutline::LowRank { rank: 2, values },
             TermOutline::Trellis { row_bits: u32::from(bits), state_bits: 12, strip: rows },
         ][kind].clone();

@@ -274,6 +274,7 @@ fn native_outlines_of_absurd_sizes_are_refused() {
         (1 << 24, 1 << 24, planes(8)),
         (4, 4, sparse.clone()),
         (most, 4, sparse),
+        (4, 4, json!({"term": "columns", "count": 5, "values": "f16"})),
         (4, 4, low_rank.clone()),
         (most, most, low_rank),
         (4, 4, json!({"term": "dense", "values": "f8"})),

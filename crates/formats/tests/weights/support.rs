@@ -4,8 +4,8 @@ use lapidary_formats::{Format, FormatError, Layout, Source};
 use lapidary_store::safetensors::Writer;
 use lapidary_store::{Dtype, Fs, RealFs, TensorSpec};
 use lapidary_weight::{
-    Affine, Dense, FloatType, GroupFloats, Grouping, Levels, Lookup, LowRank, Origin, Outline,
-    Planes, Runs, Sparse, Term, TwoLevel, Weight, Zeros,
+    Affine, Columns, Dense, FloatType, GroupFloats, Grouping, Levels, Lookup, LowRank, Origin,
+    Outline, Planes, Runs, Sparse, Term, TwoLevel, Weight, Zeros,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -147,6 +147,8 @@ impl Random {
             let (left, right) = (self.floats(rows * rank, dtype), self.floats(rank * cols, dtype));
             terms.push(Term::LowRank(LowRank { rank, left, right, dtype }));
             terms.push(Term::Sparse(self.sparse(rows, cols, dtype)));
+            let columns = vec![self.below(cols) as u32];
+            terms.push(Term::Columns(Columns { columns, values: self.floats(rows, dtype), dtype }));
         }
         for grouping in [Grouping::Tensor, Grouping::Row, columns(5), columns(32), columns(300)] {
             for symmetric in [true, false] {

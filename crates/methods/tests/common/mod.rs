@@ -76,7 +76,7 @@ pub(crate) fn build(id: &str, changes: Value) -> Method {
     let entry = find(id).unwrap();
     let mut params = (entry.defaults)();
     for (key, value) in changes.as_object().unwrap() {
-        assert!(!params[key].is_null(), "{id} has no parameter {key}");
+        assert!(params.get(key).is_some(), "{id} has no parameter {key}");
         params[key] = value.clone();
     }
     (entry.build)(&params).unwrap()
