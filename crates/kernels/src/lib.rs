@@ -8,6 +8,7 @@ pub mod ggml;
 pub mod gram;
 pub mod grid;
 pub mod hadamard;
+pub mod half_quadratic;
 pub mod isa;
 pub mod matrix;
 pub mod memory;

@@ -78,28 +78,35 @@ pub(crate) fn build(params: Params) -> Result<Method, ParamError> {
         let what = format!("{} is not from 0 to 1", params.outlier_share);
         return Err(ParamError::new("outlier_share", what));
     }
-    Ok(Method::Tensorwise(Box::new(KBit(params))))
+    Ok(Method::Tensorwise(Box::new(KBit { params, has_inputs: true })))
 }
 
-struct KBit(Params);
+struct KBit {
+    params: Params,
+    /// Otherwise the columns that stay floats are those of the largest weights.
+    has_inputs: bool,
+}
 
 impl KBit {
     fn blocks(&self, cols: usize, scales: FloatType) -> Blocks {
-        Blocks { grouping: self.0.group_size.grouping(cols), scales: GroupType::Plain(scales) }
+        Blocks { grouping: self.params.group_size.grouping(cols), scales: GroupType::Plain(scales) }
     }
 
     /// How many columns stay floats.
     fn kept(&self, cols: usize) -> usize {
-        ((self.0.outlier_share * cols as f64).round() as usize).min(cols)
+        ((self.params.outlier_share * cols as f64).round() as usize).min(cols)
     }
 
-    /// The columns of the largest mean squares of the inputs, in rising order.
+    /// The columns of the largest mean squares of the inputs (or the weights), in rising order.
     fn outliers(&self, site: &Site<'_>) -> Result<Vec<usize>, MethodError> {
         let count = self.kept(site.cols);
         if count == 0 {
             return Ok(vec![]);
         }
-        let diagonal = site.gram_diagonal()?;
+        let diagonal = match self.has_inputs {
+            true => site.gram_diagonal()?,
+            false => squares(site),
+        };
         let mut columns: Vec<usize> = (0..site.cols).collect();
         columns.sort_by(|a, b| diagonal[*b].total_cmp(&diagonal[*a]).then(a.cmp(b)));
         columns.truncate(count);
@@ -110,21 +117,21 @@ impl KBit {
 
 impl Tensorwise for KBit {
     fn needs(&self) -> Needs {
-        Needs { gram: self.0.outlier_share > 0.0 }
+        Needs { gram: self.has_inputs && self.params.outlier_share > 0.0 }
     }
 
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
         let blocks = self.blocks(cols, scales);
-        blocks.outline((rows, cols), self.0.bits, self.kept(cols), scales)
+        blocks.outline((rows, cols), self.params.bits, self.kept(cols), scales)
     }
 
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
-        let bits = self.0.bits;
+        let bits = self.params.bits;
         let blocks = self.blocks(site.cols, site.scale_type);
-        blocks.encode(site, &self.outliers(site)?, |weights| match self.0.data_type {
+        blocks.encode(site, &self.outliers(site)?, |weights| match self.params.data_type {
             DataType::Int => integers(bits),
             DataType::Float => {
-                floats(bits, self.0.exponent_bits.unwrap_or(bits.div_ceil(2)).min(bits - 1))
+                floats(bits, self.params.exponent_bits.unwrap_or_else(|| bits.div_ceil(2)).min(bits - 1))
             }
             DataType::DynamicExponent => dynamic_exponents(bits),
             DataType::Quantile => quantiles(bits, weights.sample(SAMPLE)),
@@ -132,8 +139,22 @@ impl Tensorwise for KBit {
     }
 
     fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
-        Some(Box::new(Self(Params { group_size: grouping.into(), ..self.0.clone() })))
+        let params = Params { group_size: grouping.into(), ..self.params.clone() };
+        Some(Box::new(Self { params, ..*self }))
     }
+
+    fn without_statistics(&self) -> Option<Box<dyn Tensorwise>> {
+        Some(Box::new(Self { params: self.params.clone(), has_inputs: false }))
+    }
+}
+
+/// Sums of squares of the columns of the weight.
+fn squares(site: &Site<'_>) -> Vec<f32> {
+    let mut squares = vec![0.0; site.cols];
+    for row in site.weight.chunks_exact(site.cols.max(1)) {
+        squares.iter_mut().zip(row).for_each(|(sum, w)| *sum += w * w);
+    }
+    squares
 }
 
 /// `0, 1 … 2^(bits−1) − 1` and their negatives.

@@ -16,7 +16,9 @@ mod eigen;
 mod factor;
 mod grid;
 mod group;
+mod least_squares;
 mod registry;
+mod residual;
 mod site;
 
 pub use block_grid::BlockGrid;
@@ -31,8 +33,11 @@ use lapidary_weight::{Edits, FloatType, Grouping, Outline, TermOutline, Weight, 
 
 registry::methods! {
     awq,
+    bcq,
+    bit_split = "bit-split",
     fp4,
     gptq,
+    hqq,
     kbit,
     lqer,
     nf4,
@@ -40,6 +45,7 @@ registry::methods! {
     rotate,
     rtn,
     spqr,
+    squeezellm,
     trellis,
 }
 

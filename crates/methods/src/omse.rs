@@ -4,11 +4,17 @@
 //! line of candidates, because the error is not convex in `α`. The full range is a candidate, so the
 //! error is never above that of round to nearest. With zero points, both ends of the range shrink
 //! together. The paper has one scale a row; here any group.
+//!
+//! `tensors: 2` makes the weight the sum of two such grids (section 3.2, for key layers), each group's
+//! scales and codes refined together: from the residual of the first, and from a grid of twice the
+//! bits, which two grids can express.
 
 use crate::block_grid::Fit;
+use crate::blocks::lines;
+use crate::residual::{Fitter, Sum};
 use crate::{BlockGrid, Encoded, GridParams, Method, MethodError, ParamError, Site, Tensorwise};
-use lapidary_kernels::grid::Search;
-use lapidary_weight::{FloatType, Grouping, Outline};
+use lapidary_kernels::grid::{Grid, Search};
+use lapidary_weight::{FloatType, Grouping, Outline, Term, Weight};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -25,11 +31,14 @@ pub struct Params {
     /// Candidates of the search: ratios 1, (steps − 1) / steps, … of the full range.
     #[schemars(range(min = 1, max = 10000))]
     pub steps: usize,
+    /// Grids that the weight is the sum of, 1 to 4, each of so many bits.
+    #[schemars(range(min = 1, max = 4))]
+    pub tensors: usize,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { grid: GridParams::default(), steps: 500 }
+        Self { grid: GridParams::default(), steps: 500, tensors: 1 }
     }
 }
 
@@ -38,19 +47,60 @@ pub(crate) fn build(params: Params) -> Result<Method, ParamError> {
     if !(1..=10_000).contains(&params.steps) {
         return Err(ParamError::new("steps", format!("{} is not from 1 to 10000", params.steps)));
     }
+    if !(1..=4).contains(&params.tensors) {
+        return Err(ParamError::new("tensors", format!("{} is not from 1 to 4", params.tensors)));
+    }
+    if params.tensors > 1 && params.grid.blocks != BlockGrid::Plain {
+        return Err(ParamError::new("tensors", "blocks of GGUF files hold one grid each"));
+    }
     Ok(Method::Tensorwise(Box::new(Omse(params))))
 }
 
 struct Omse(Params);
 
+impl Omse {
+    /// Several grids for each group.
+    fn encode_sum(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
+        use rayon::prelude::*;
+        site.check_finite()?;
+        let Params { grid, steps, tensors } = &self.0;
+        let (line, group, _) = lines(grid.grouping(site.cols), site.rows, site.cols);
+        let fitter = Fitter {
+            levels: grid.levels(),
+            search: Search { steps: *steps, floor: 0.0 },
+            count: *tensors,
+            float: site.scale_type,
+        };
+        let of_line = |line: &[f32]| -> Vec<Sum> {
+            line.chunks(group).map(|values| fitter.fit(values)).collect()
+        };
+        let sums: Vec<Sum> = site.weight.par_chunks(line).flat_map_iter(of_line).collect();
+        let term = |index: usize| -> Result<Term, MethodError> {
+            let codes = sums.iter().flat_map(|sum| sum.codes[index].iter().copied()).collect();
+            let grids: Vec<Grid> = sums.iter().map(|sum| sum.grids[index]).collect();
+            let encoded = grid.assemble(site, codes, &grids, vec![])?;
+            Ok(encoded.weight.terms()[0].clone())
+        };
+        let terms = (0..*tensors).map(term).collect::<Result<Vec<Term>, MethodError>>()?;
+        let weight = Weight::new(site.rows, site.cols, terms)
+            .map_err(|error| MethodError::Weight { site: site.name.to_owned(), error })?;
+        Ok(Encoded { weight, notes: vec![] })
+    }
+}
+
 impl Tensorwise for Omse {
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
-        self.0.grid.outline(rows, cols, scales)
+        let mut outline = self.0.grid.outline(rows, cols, scales);
+        outline.terms.resize(self.0.tensors, outline.terms[0].clone());
+        outline
     }
 
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
         if self.0.grid.blocks != BlockGrid::Plain {
             return self.0.grid.blocks.encode(site, None, Fit::Search);
+        }
+        if self.0.tensors > 1 {
+            return self.encode_sum(site);
         }
         let levels = self.0.grid.levels();
         let search = Search { steps: self.0.steps, floor: 0.0 };

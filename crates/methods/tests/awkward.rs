@@ -16,7 +16,8 @@ fn cases() -> Vec<(&'static str, Value)> {
         cases.push((entry.id, json!({})));
         if has("group_size") {
             cases.push((entry.id, json!({"group_size": 16})));
-            cases.push((entry.id, json!({"group_size": "tensor"})));
+            let one_scale = if entry.id == "bit-split" { "row" } else { "tensor" };
+            cases.push((entry.id, json!({"group_size": one_scale})));
         }
         if has("bits") {
             cases.push((entry.id, json!({"bits": 2})));
@@ -34,6 +35,13 @@ fn cases() -> Vec<(&'static str, Value)> {
         cases.push(("kbit", json!({"data_type": data_type, "group_size": 16})));
     }
     cases.push(("kbit", json!({"outlier_share": 0.1})));
+    cases.push(("squeezellm", json!({"sparse_share": 0.02})));
+    cases.push(("bcq", json!({"bits": 1, "group_size": 16})));
+    for (tensors, bits, symmetric) in [(2, 3, true), (2, 6, true), (3, 2, false)] {
+        let changes =
+            json!({"tensors": tensors, "bits": bits, "symmetric": symmetric, "steps": 60});
+        cases.push(("omse", changes));
+    }
     cases
 }
 

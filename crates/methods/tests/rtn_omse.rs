@@ -158,3 +158,44 @@ fn omse_finds_the_best_scale_of_all() {
         }
     }
 }
+
+/// Must show 3: two grids of 4 bits fitted together are far better than one fitted to what the other
+/// leaves, and about as good as one of 8 bits; so with 3 bits, and rows of 144 as on the card.
+#[test]
+fn two_grids_fitted_together_are_about_as_good_as_one_of_twice_the_bits() {
+    let mut random = Random::new(6);
+    let (rows, cols) = (40, 144);
+    let weight = random.gaussians(rows * cols);
+    // Mean squared errors of the card: joint, greedy.
+    for (bits, joint, greedy) in [(4, 3.5e-5, 3.2e-4), (3, 6.0e-4, 3.4e-3)] {
+        let error = |changes| {
+            let encoded = encode(&*method("omse", changes), &weight, cols, None);
+            weight_error(&encoded, &weight) / weight.len() as f64
+        };
+        let double = error(json!({"bits": 2 * bits, "group_size": "row"}));
+        let both = error(json!({"bits": bits, "group_size": "row", "tensors": 2}));
+        assert!(both < 1.1 * double, "{bits} bits: {both} {double}");
+        assert!(both < 1.2 * joint && both < 0.3 * greedy, "{bits} bits: {both}");
+    }
+}
+
+#[test]
+fn more_grids_are_never_worse() {
+    let mut random = Random::new(7);
+    let (rows, cols) = (6, 50);
+    let weight: Vec<f32> = random.gaussians(rows * cols).iter().map(|w| w * w * w).collect();
+    for (bits, symmetric) in [(2, true), (2, false), (3, true), (5, false)] {
+        let error = |tensors: usize| {
+            let changes = json!({
+                "bits": bits, "group_size": 16, "symmetric": symmetric, "tensors": tensors,
+                "steps": 100,
+            });
+            weight_error(&encode(&*method("omse", changes), &weight, cols, None), &weight)
+        };
+        let errors: Vec<f64> = (1..=4).map(error).collect();
+        for pair in errors.windows(2) {
+            assert!(pair[1] <= pair[0] * 1.0001 + 1e-9, "{bits} bits: {errors:?}");
+        }
+        assert!(errors[1] < 0.5 * errors[0], "{bits} bits: {errors:?}");
+    }
+}
