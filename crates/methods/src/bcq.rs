@@ -62,7 +62,7 @@ struct Bcq(Params);
 
 impl Tensorwise for Bcq {
     fn needs(&self) -> Needs {
-        Needs { gram: self.0.weighted }
+        Needs { gram: self.0.weighted, ..Needs::default() }
     }
 
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {

@@ -99,7 +99,7 @@ impl BitSplit {
 
 impl Tensorwise for BitSplit {
     fn needs(&self) -> Needs {
-        Needs { gram: !self.is_plain }
+        Needs { gram: !self.is_plain, ..Needs::default() }
     }
 
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {

@@ -117,7 +117,7 @@ impl KBit {
 
 impl Tensorwise for KBit {
     fn needs(&self) -> Needs {
-        Needs { gram: self.has_inputs && self.params.outlier_share > 0.0 }
+        Needs { gram: self.has_inputs && self.params.outlier_share > 0.0, ..Needs::default() }
     }
 
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {

@@ -78,7 +78,7 @@ impl SqueezeLlm {
 
 impl Tensorwise for SqueezeLlm {
     fn needs(&self) -> Needs {
-        Needs { gram: self.0.weighted }
+        Needs { gram: self.0.weighted, ..Needs::default() }
     }
 
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {

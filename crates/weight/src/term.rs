@@ -2,7 +2,8 @@
 
 use crate::part::Parts;
 use crate::{
-    Affine, Columns, Dense, Lookup, LowRank, Part, Planes, Sparse, TermOutline, Trellis, WeightError,
+    Affine, Columns, Dense, Lookup, LowRank, Part, Planes, Sparse, TermOutline, Trellis,
+    WeightError,
 };
 
 /// One addend of a [`Weight`](crate::Weight).
