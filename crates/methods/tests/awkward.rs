@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Random, encode, gram, method, weight_error};
-use lapidary_methods::{Entry, Method, MethodError, Site, Statistics, entries};
+use lapidary_methods::{Entry, Method, MethodError, Site, Statistics, entries, find};
 use lapidary_weight::FloatType;
 use serde_json::{Value, json};
 
@@ -16,6 +16,13 @@ fn encoders() -> impl Iterator<Item = &'static Entry> {
     entries().iter().filter(encodes)
 }
 
+fn takes(id: &str, changes: &Value) -> bool {
+    let entry = find(id).unwrap();
+    let mut params = (entry.defaults)();
+    changes.as_object().unwrap().iter().for_each(|(k, v)| params[k] = v.clone());
+    (entry.build)(&params).is_ok()
+}
+
 /// Each method with its defaults and with some of its choices changed, groups of 16.
 fn cases() -> Vec<(&'static str, Value)> {
     let mut cases: Vec<(&str, Value)> = vec![];
@@ -25,8 +32,8 @@ fn cases() -> Vec<(&'static str, Value)> {
         cases.push((entry.id, json!({})));
         if has("group_size") {
             cases.push((entry.id, json!({"group_size": 16})));
-            let one_scale = if entry.id == "bit-split" { "row" } else { "tensor" };
-            cases.push((entry.id, json!({"group_size": one_scale})));
+            cases.push((entry.id, json!({"group_size": "row"})));
+            cases.push((entry.id, json!({"group_size": "tensor"})));
         }
         if has("bits") {
             cases.push((entry.id, json!({"bits": 2})));
@@ -38,8 +45,9 @@ fn cases() -> Vec<(&'static str, Value)> {
             }
         }
     }
-    // Choices that exclude each other.
-    cases.retain(|(id, changes)| *id != "gptq" || changes.get("static_groups").is_none());
+    // Not every method takes every choice, and some choices exclude each other.
+    cases.retain(|(id, changes)| takes(id, changes));
+    assert!(cases.len() > 3 * encoders().count(), "{cases:?}");
     for data_type in ["int", "quantile", "dynamic-exponent"] {
         cases.push(("kbit", json!({"data_type": data_type, "group_size": 16})));
     }
