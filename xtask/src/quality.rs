@@ -12,9 +12,6 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Windows of the perplexity and of the divergence.
-const WINDOWS: &str = "20";
-
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -27,6 +24,9 @@ pub(crate) struct Options {
     /// Perplexity on the whole text as well: some minutes a row
     #[arg(long)]
     whole: bool,
+    /// Windows of 2048 tokens for perplexity and divergence
+    #[arg(long, default_value_t = 20)]
+    windows: usize,
     /// Measure with this `lapidary` instead of building one
     #[arg(long)]
     binary: Option<PathBuf>,
@@ -56,7 +56,8 @@ pub(crate) fn run_all(options: &Options) -> Result<bool, Error> {
         if !(options.only.is_empty() || options.only.iter().any(is_chosen)) {
             continue;
         }
-        let known = results.get(&key).filter(|known| known["row"] == *row && !options.again);
+        let is_same = |known: &&Value| known["row"] == *row && known["windows"] == options.windows;
+        let known = results.get(&key).filter(is_same).filter(|_| !options.again);
         let is_whole = known.is_some_and(|known| !known["perplexity_of_all"].is_null());
         if known.is_some() && (is_whole || !options.whole) {
             continue;
@@ -123,7 +124,8 @@ impl<'a> Bench<'a> {
         let compressed = parse(&compress, &stdout)?;
         let processor = compressed["processor_seconds"].as_object().into_iter().flatten();
         let processor: f64 = processor.filter_map(|(_, seconds)| seconds.as_f64()).sum();
-        let evaluated = self.evaluate(&output, &["--windows", WINDOWS], true)?;
+        let windows = self.options.windows.to_string();
+        let evaluated = self.evaluate(&output, &["--windows", &windows], true)?;
         let whole = match self.options.whole {
             true => self.evaluate(&output, &[], false)?["perplexity"].clone(),
             false => Value::Null,
@@ -133,6 +135,7 @@ impl<'a> Bench<'a> {
         }
         Ok(json!({
             "row": row,
+            "windows": self.options.windows,
             "bits_per_weight": evaluated["bits_per_weight"],
             "bytes": evaluated["bytes"],
             "perplexity": evaluated["perplexity"],
@@ -176,8 +179,8 @@ fn table(rows: &[Value], results: &Map<String, Value>) -> String {
         measured.sort_by(|a, b| divergence(b).total_cmp(&divergence(a)));
         let _ = writeln!(
             text,
-            "\n### {group}\n\n| recipe | bits a weight | MB | KL | top-1 % | perplexity, {WINDOWS} \
-             windows | perplexity, all | s | CPU s | peak MB |\n|---|---|---|---|---|---|---|---|---|---|"
+            "\n### {group}\n\n| recipe | bits a weight | MB | KL | top-1 % | perplexity | \
+             windows | perplexity, all | s | CPU s | peak MB |\n|---|---|---|---|---|---|---|---|---|---|---|"
         );
         for result in measured {
             text.push_str(&line(result));
@@ -193,13 +196,14 @@ fn line(result: &Value) -> String {
     };
     let scaled = |key: &str, factor: f64| number(key).map(|value| value * factor);
     format!(
-        "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+        "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
         result["row"]["name"].as_str().unwrap_or_default(),
         shown(number("bits_per_weight"), 3),
         shown(scaled("bytes", 1e-6), 1),
         shown(number("kl_divergence"), 4),
         shown(scaled("top1_agreement", 100.0), 1),
         shown(number("perplexity"), 2),
+        shown(number("windows"), 0),
         shown(number("perplexity_of_all"), 2),
         shown(number("seconds"), 0),
         shown(number("processor_seconds"), 0),

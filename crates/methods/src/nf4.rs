@@ -92,8 +92,8 @@ mod tests {
             let (positive, expected) = (f64::from(LEVELS[15 - i]), at(i, 8) / largest);
             assert!((positive - expected).abs() < 1e-5, "{positive} {expected}");
         }
-        for i in 0..7 {
-            let (negative, expected) = (f64::from(LEVELS[i]), -at(i, 7) / largest);
+        for (i, level) in LEVELS[..7].iter().enumerate() {
+            let (negative, expected) = (f64::from(*level), -at(i, 7) / largest);
             assert!((negative - expected).abs() < 1e-5, "{negative} {expected}");
         }
         assert_eq!((LEVELS[0], LEVELS[7], LEVELS[15]), (-1.0, 0.0, 1.0));

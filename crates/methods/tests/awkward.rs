@@ -1,5 +1,7 @@
 //! Every method on awkward weights: finite, the same on any number of threads, told where it fails.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
 mod common;
 
 use common::{Random, encode, gram, method, weight_error};

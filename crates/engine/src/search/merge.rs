@@ -109,22 +109,19 @@ fn compact(modules: &BTreeSet<&str>, matrices: &[Matrix]) -> Vec<String> {
     texts
 }
 
-/// What tells candidates apart: for each, its methods with the parameters in which any differ.
+/// What tells candidates apart: for each, its methods with the parameters in which any two steps of
+/// the method differ.
 pub(super) fn labels(candidates: &[Vec<Step>]) -> Vec<String> {
-    let values = |key: &str| -> BTreeSet<String> {
-        let steps = candidates.iter().flatten();
-        steps.map(|step| step.params.get(key).unwrap_or(&Value::Null).to_string()).collect()
+    let varies = |method: &str, key: &str| {
+        let steps = candidates.iter().flatten().filter(|step| step.method.id == method);
+        let values: BTreeSet<String> = steps.map(|step| step.params[key].to_string()).collect();
+        values.len() > 1
     };
-    let keys: BTreeSet<&String> = candidates
-        .iter()
-        .flatten()
-        .flat_map(|step| step.params.as_object().into_iter().flat_map(|params| params.keys()))
-        .collect();
-    let varying: Vec<&String> = keys.into_iter().filter(|key| values(key).len() > 1).collect();
     let of_step = |step: &Step| {
-        let value = |key: &&String| Some(format!("{key} {}", plain(step.params.get(*key)?)));
-        let values: Vec<String> = varying.iter().filter_map(value).collect();
-        [vec![step.method.id.to_owned()], values].concat().join(" ")
+        let params = step.params.as_object().into_iter().flatten();
+        let varying = params.filter(|(key, _)| varies(step.method.id, key));
+        let values = varying.map(|(key, value)| format!("{key} {}", plain(value)));
+        [step.method.id.to_owned()].into_iter().chain(values).collect::<Vec<_>>().join(" ")
     };
     let of_steps = |steps: &Vec<Step>| steps.iter().map(of_step).collect::<Vec<_>>().join(" + ");
     candidates.iter().map(of_steps).collect()
