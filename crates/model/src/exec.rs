@@ -2,8 +2,7 @@
 //!
 //! One interpreter, two arithmetics behind [`Backend`]: [`Fused`], kernels on plain slices, the fast
 //! one; and [`Composed`], candle's differentiable primitives, its oracle and the path for gradients
-//! and other devices. The fused one exists because candle is slow where it is not multiplying
-//! matrices: its softmax, SiLU and broadcasts take longer than the products beside them.
+//! and other devices.
 
 mod backend;
 mod composed;
