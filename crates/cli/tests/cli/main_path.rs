@@ -65,9 +65,17 @@ fn what_is_written_can_be_told_apart_and_holds_no_path_and_no_clock() {
 fn every_preset_is_a_plan_and_names_have_no_case() {
     let folder = with_model();
     let presets = run(folder.path(), "presets --json").json();
-    let presets = presets.as_array().unwrap();
-    assert_eq!(presets.len(), 24);
-    for preset in presets {
+    let (best, schemes): (Vec<&Value>, Vec<&Value>) = presets
+        .as_array()
+        .unwrap()
+        .iter()
+        .partition(|preset| preset["name"].as_str().unwrap().starts_with("best-"));
+    assert_eq!((best.len(), schemes.len()), (4, 24));
+    for preset in best {
+        let name = preset["name"].as_str().unwrap();
+        run(folder.path(), &format!("plan model --json -r {name}")).ok();
+    }
+    for preset in schemes {
         let name = preset["name"].as_str().unwrap();
         let plan = run(folder.path(), &format!("plan model --json -r {name}")).json();
         let site = &plan["sites"][0];
