@@ -236,7 +236,7 @@ mod tests {
             for book in &books {
                 assert_eq!(distinct(book).len(), (1 << bits) - 1, "{bits}");
             }
-            let spread = (0..5000).map(|i| ((i as f32 / 2500.0 - 1.0) * 9.0).tanh()).collect();
+            let spread = (0..5000).map(|i| ((i as f32 / 2500.0 - 1.0) * 2.0).tanh()).collect();
             let quantile = quantiles(bits, spread);
             assert_eq!(distinct(&quantile).len(), 1 << bits, "{bits}");
             for book in books.iter().chain([&quantile]) {
