@@ -14,6 +14,7 @@ pub mod matrix;
 pub mod memory;
 pub mod norm;
 pub mod pack;
+pub mod packed;
 pub mod process;
 pub mod rope;
 pub mod softmax;

@@ -1,0 +1,349 @@
+//! The right operand of products: rows of activations in the forms that the kernels read.
+//!
+//! Rows are handled in tiles of [`TILE`] tokens, whose values are interleaved: a kernel keeps one
+//! sum a token and reads, step by step, one value (or four bytes) of each token side by side. Columns
+//! are padded with zeros to whole blocks of [`BLOCK`].
+
+use std::ops::Range;
+
+use super::output::Claims;
+use super::{BLOCK, STEPS, TILE};
+use crate::isa::Isa;
+use crate::shared::SharedSlice;
+use crate::simd::vectorized;
+use crate::tile::{Arithmetic, PANEL, Precision, Tile};
+
+/// Tokens that are prepared together: whole tiles and whole panels.
+const UNIT: usize = 48;
+
+/// Which forms of the activations a product reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Forms {
+    /// f32.
+    pub float: bool,
+    /// bfloat16, in the panels that tile products read.
+    pub brain: bool,
+    /// 8-bit codes with a scale a block of 32.
+    pub int8: bool,
+}
+
+impl std::ops::BitOr for Forms {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self {
+            float: self.float | other.float,
+            brain: self.brain | other.brain,
+            int8: self.int8 | other.int8,
+        }
+    }
+}
+
+/// Activations `[tokens, cols]`, in the forms they were prepared in. The buffers are kept.
+#[derive(Default)]
+pub struct Activations {
+    isa: Option<Isa>,
+    tokens: usize,
+    cols: usize,
+    forms: Forms,
+    /// `[tile][column][token]`.
+    float: Vec<f32>,
+    /// `[tile][block][step][token]`, four codes each, the first lowest.
+    codes: Vec<u32>,
+    /// `[tile][block][token]`.
+    steps: Vec<BlockSums>,
+    /// Left panels of 16 tokens.
+    brain: Vec<Tile>,
+}
+
+/// What there is to know of 32 codes of a token.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct BlockSums {
+    /// What a code stands for.
+    pub(super) scale: f32,
+    /// The sum of the codes of each half, times the scale.
+    pub(super) halves: [f32; 2],
+    /// −8 times the sum of all codes: where a sum over 4-bit codes around 8 begins.
+    pub(super) start: i32,
+}
+
+/// The activations of one tile of tokens.
+#[derive(Clone, Copy)]
+pub(super) struct TileOf<'a> {
+    /// Tokens in it.
+    pub(super) tokens: usize,
+    /// `[column][token]`.
+    pub(super) float: &'a [f32],
+    /// `[block][step][token]`.
+    pub(super) codes: &'a [u32],
+    /// `[block][token]`.
+    pub(super) sums: &'a [BlockSums],
+}
+
+impl Activations {
+    /// Without any room yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Rows.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The forms they are in.
+    pub fn forms(&self) -> Forms {
+        self.forms
+    }
+
+    /// Takes in `x`, `[tokens, cols]`, on this thread.
+    ///
+    /// # Panics
+    /// If `x` has another shape.
+    pub fn prepare(&mut self, x: &[f32], tokens: usize, cols: usize, forms: Forms) {
+        let preparing = self.begin(tokens, cols, forms);
+        preparing.fill(0..preparing.units(), x);
+    }
+
+    /// Makes room for `[tokens, cols]`, to be filled by several threads.
+    pub fn begin(&mut self, tokens: usize, cols: usize, forms: Forms) -> Preparing<'_> {
+        self.begin_with(Isa::detect(), tokens, cols, forms)
+    }
+
+    /// [`begin`](Self::begin) for products at a level of instructions.
+    pub fn begin_with(
+        &mut self,
+        isa: Isa,
+        tokens: usize,
+        cols: usize,
+        forms: Forms,
+    ) -> Preparing<'_> {
+        let isa = isa.supported();
+        let blocks = cols.div_ceil(BLOCK);
+        let of = |wanted: bool, count: usize| if wanted { count } else { 0 };
+        let panels = tokens.div_ceil(PANEL);
+        let tiles = Arithmetic::new(isa, Precision::Bf16).tiles(cols);
+        (self.isa, self.tokens, self.cols, self.forms) = (Some(isa), tokens, cols, forms);
+        self.float.resize(of(forms.float, tokens * blocks * BLOCK), 0.0);
+        self.codes.resize(of(forms.int8, tokens * blocks * STEPS), 0);
+        self.steps.resize(of(forms.int8, tokens * blocks), BlockSums::default());
+        self.brain.resize(of(forms.brain, panels * tiles), Tile::ZERO);
+        Preparing {
+            isa,
+            tokens,
+            cols,
+            forms,
+            float: SharedSlice::new(&mut self.float),
+            codes: SharedSlice::new(&mut self.codes),
+            sums: SharedSlice::new(&mut self.steps),
+            brain: SharedSlice::new(&mut self.brain),
+            claimed: Claims::new(tokens.div_ceil(UNIT)),
+        }
+    }
+
+    /// Tiles of tokens.
+    pub(super) fn tiles(&self) -> usize {
+        self.tokens.div_ceil(TILE)
+    }
+
+    pub(super) fn tile(&self, index: usize) -> TileOf<'_> {
+        let first = index * TILE;
+        let tokens = TILE.min(self.tokens - first);
+        let blocks = self.cols.div_ceil(BLOCK);
+        let (float, int8) = (self.forms.float, self.forms.int8);
+        fn part<T>(all: &[T], there: bool, each: usize, first: usize, tokens: usize) -> &[T] {
+            if there { &all[first * each..][..tokens * each] } else { &[] }
+        }
+        TileOf {
+            tokens,
+            float: part(&self.float, float, blocks * BLOCK, first, tokens),
+            codes: part(&self.codes, int8, blocks * STEPS, first, tokens),
+            sums: part(&self.steps, int8, blocks, first, tokens),
+        }
+    }
+
+    /// Panels of 16 tokens, of bf16, for products at this level.
+    pub(super) fn panels(&self, isa: Isa) -> &[Tile] {
+        assert_eq!(self.isa, Some(isa), "activations were prepared for another level");
+        assert!(self.forms.brain, "activations were not prepared in bf16");
+        &self.brain
+    }
+}
+
+/// Activations that are being filled, unit by unit.
+pub struct Preparing<'a> {
+    isa: Isa,
+    tokens: usize,
+    cols: usize,
+    forms: Forms,
+    float: SharedSlice<'a, f32>,
+    codes: SharedSlice<'a, u32>,
+    sums: SharedSlice<'a, BlockSums>,
+    brain: SharedSlice<'a, Tile>,
+    claimed: Claims,
+}
+
+impl Preparing<'_> {
+    /// Units of work.
+    pub fn units(&self) -> usize {
+        self.tokens.div_ceil(UNIT)
+    }
+
+    /// Fills the units `units` from `x`, the whole of `[tokens, cols]`. All units must be filled once
+    /// before the activations are used.
+    ///
+    /// # Panics
+    /// If `x` has another shape, or a unit is filled twice.
+    pub fn fill(&self, units: Range<usize>, x: &[f32]) {
+        assert_eq!(x.len(), self.tokens * self.cols, "the activations have another shape");
+        for unit in units {
+            assert!(self.claimed.claim(unit), "unit {unit} is filled twice");
+            let last = self.tokens.min((unit + 1) * UNIT);
+            if self.forms.float || self.forms.int8 {
+                for first in (unit * UNIT..last).step_by(TILE) {
+                    self.fill_tile(first..last.min(first + TILE), x);
+                }
+            }
+            if self.forms.brain {
+                for first in (unit * UNIT..last).step_by(PANEL) {
+                    self.fill_panel(first..last.min(first + PANEL), x);
+                }
+            }
+        }
+    }
+
+    fn fill_tile(&self, tokens: Range<usize>, x: &[f32]) {
+        let (cols, count) = (self.cols, tokens.len());
+        let blocks = cols.div_ceil(BLOCK);
+        // SAFETY: the unit that holds these tokens was claimed once, and what belongs to a tile is
+        // contiguous: no other tile reaches it.
+        let (float, codes, sums) = unsafe {
+            let part = |wanted: bool, each: usize| match wanted {
+                true => (tokens.start * each, count * each),
+                false => (0, 0),
+            };
+            let (first, length) = part(self.forms.float, blocks * BLOCK);
+            let float = self.float.slice_mut(first, length);
+            let (first, length) = part(self.forms.int8, blocks * STEPS);
+            let codes = self.codes.slice_mut(first, length);
+            let (first, length) = part(self.forms.int8, blocks);
+            (float, codes, self.sums.slice_mut(first, length))
+        };
+        for (token, row) in
+            x[tokens.start * cols..tokens.end * cols].chunks_exact(cols.max(1)).enumerate()
+        {
+            if self.forms.float {
+                interleave(row, token, count, float);
+            }
+            if self.forms.int8 {
+                quantize(self.isa, row, token, count, codes, sums);
+            }
+        }
+    }
+
+    fn fill_panel(&self, tokens: Range<usize>, x: &[f32]) {
+        let arithmetic = Arithmetic::new(self.isa, Precision::Bf16);
+        let tiles = arithmetic.tiles(self.cols);
+        // SAFETY: the unit that holds these tokens was claimed once, and holds whole panels.
+        let panel = unsafe { self.brain.slice_mut(tokens.start / PANEL * tiles, tiles) };
+        let rows = &x[tokens.start * self.cols..];
+        arithmetic.pack_rows(rows, self.cols, tokens.len(), self.cols, panel);
+    }
+}
+
+/// Token `token` of `tokens` in a tile of floats.
+fn interleave(row: &[f32], token: usize, tokens: usize, out: &mut [f32]) {
+    if tokens == 1 {
+        out[..row.len()].copy_from_slice(row);
+        out[row.len()..].fill(0.0);
+        return;
+    }
+    let padded = row.iter().copied().chain(std::iter::repeat(0.0));
+    for (out, value) in out[token..].iter_mut().step_by(tokens).zip(padded) {
+        *out = value;
+    }
+}
+
+vectorized! {
+    /// The codes of token `token` of `tokens` in a tile, rounded to nearest in steps of 1/127 of the
+    /// greatest magnitude of each block of 32. What is not finite makes its block's scale so.
+    fn quantize(
+        row: &[f32],
+        token: usize,
+        tokens: usize,
+        codes: &mut [u32],
+        sums: &mut [BlockSums],
+    ) {
+        let blocks = codes.chunks_exact_mut(STEPS * tokens).zip(sums.chunks_exact_mut(tokens));
+        for (index, (codes, sums)) in blocks.enumerate() {
+            let values = &row[index * BLOCK..];
+            let mut block = [0.0; BLOCK];
+            match values.first_chunk::<BLOCK>() {
+                Some(whole) => block = *whole,
+                None => block[..values.len()].copy_from_slice(values),
+            }
+            let (bytes, of) = quantize_block(&block);
+            sums[token] = of;
+            for (step, bytes) in bytes.as_chunks::<4>().0.iter().enumerate() {
+                codes[step * tokens + token] = u32::from_le_bytes(*bytes);
+            }
+        }
+    }
+}
+
+/// The codes of a block, as bytes.
+#[inline(always)]
+fn quantize_block(values: &[f32; BLOCK]) -> ([u8; BLOCK], BlockSums) {
+    /// Adding it leaves the nearest integer in the lowest bits of the significand.
+    const ROUND: f32 = 12_582_912.0;
+    // As integers magnitudes are ordered as they are as numbers, with NaN above all.
+    let mut greatest = [0_u32; 16];
+    for half in values.as_chunks::<16>().0 {
+        for (greatest, value) in greatest.iter_mut().zip(half) {
+            *greatest = (*greatest).max(value.to_bits() & 0x7fff_ffff);
+        }
+    }
+    let greatest = f32::from_bits(greatest.iter().fold(0, |a, b| a.max(*b)));
+    let scale = greatest / 127.0;
+    // Below, the quotient would overflow; such a block is zero.
+    let inverse = if greatest > 1e-30 { 127.0 / greatest } else { 0.0 };
+    let mut bytes = [0_u8; BLOCK];
+    for (byte, value) in bytes.iter_mut().zip(values) {
+        *byte = (value * inverse + ROUND).to_bits() as u8;
+    }
+    let mut halves = [0_i32; 2];
+    for (sum, bytes) in halves.iter_mut().zip(bytes.as_chunks::<16>().0) {
+        *sum = bytes.iter().map(|byte| i32::from(byte.cast_signed())).sum();
+    }
+    let start = -8 * (halves[0] + halves[1]);
+    (bytes, BlockSums { scale, halves: halves.map(|sum| sum as f32 * scale), start })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_the_nearest_and_what_is_not_finite_is_not_hidden() {
+        let mut values: [f32; BLOCK] = std::array::from_fn(|i| (i as f32 - 13.3) * 0.37);
+        let (bytes, sums) = quantize_block(&values);
+        for (value, byte) in values.iter().zip(bytes) {
+            let near = f32::from(byte.cast_signed()) * sums.scale;
+            assert!((near - value).abs() <= 0.5001 * sums.scale);
+        }
+        let all: i32 = bytes.iter().map(|byte| i32::from(byte.cast_signed())).sum();
+        assert_eq!(sums.start, -8 * all);
+        values[5] = f32::NAN;
+        assert!(quantize_block(&values).1.scale.is_nan());
+        values[5] = f32::NEG_INFINITY;
+        assert_eq!(quantize_block(&values).1.scale, f32::INFINITY);
+        let (bytes, sums) = quantize_block(&[1e-40; BLOCK]);
+        assert!(bytes == [0; BLOCK] && sums.scale.is_finite());
+    }
+}

@@ -1,0 +1,112 @@
+//! Codes of 1 to 8 bits laid out for kernels in which a lane is a row.
+//!
+//! A block is [`STRIP`] rows by [`BLOCK`] columns. A kernel takes it in [`STEPS`] steps of four
+//! columns: 16 lanes of four bytes, a byte a code, the first column lowest. The bits of a code are
+//! cut into digits of 8, or of 4, 2 and 1 bits (5 = 4 + 1, lowest first); a digit of `w` bits takes
+//! `w` registers of 64 bytes, each with `8 / w` steps in the bits of its bytes, first step lowest.
+//! So codes are read in proportion to their bits, and shifting and masking a register gives a step.
+
+use super::{BLOCK, STEPS, STRIP};
+
+/// Bytes of a step: a register.
+pub(super) const STEP: usize = 4 * STRIP;
+
+/// One step of codes, a byte each.
+pub(super) type Step = [u8; STEP];
+
+/// Bytes of a block of codes of `bits` bits.
+pub(super) const fn block_bytes(bits: u8) -> usize {
+    STEP * bits as usize
+}
+
+/// The digits of codes of `bits` bits: width, and the bits below.
+pub(super) fn digits(bits: u8) -> impl Iterator<Item = (u8, u8)> {
+    [8, 4, 2, 1].into_iter().filter(move |width| bits & width != 0).scan(0, |below, width| {
+        let digit = (width, *below);
+        *below += width;
+        Some(digit)
+    })
+}
+
+/// Lays out a block, appending it to `out`. `rows` are the codes of up to 16 rows in the block's
+/// columns; what is missing is zero.
+pub(super) fn pack_block(bits: u8, rows: [&[u8]; STRIP], out: &mut Vec<u8>) {
+    let mut steps = [[0_u8; STEP]; STEPS];
+    for (row, codes) in rows.into_iter().enumerate() {
+        for (step, codes) in steps.iter_mut().zip(codes.chunks(4)) {
+            step[4 * row..][..codes.len()].copy_from_slice(codes);
+        }
+    }
+    for (width, below) in digits(bits) {
+        let mask = (0xff_u16 >> (8 - width)) as u8;
+        for steps in steps.chunks_exact(8 / usize::from(width)) {
+            let mut register = [0_u8; STEP];
+            for (place, step) in steps.iter().enumerate() {
+                for (byte, code) in register.iter_mut().zip(step) {
+                    *byte |= (code >> below & mask) << (place * usize::from(width));
+                }
+            }
+            out.extend(register);
+        }
+    }
+}
+
+/// The steps of a block, as [`pack_block`] laid it out.
+#[inline(always)]
+pub(super) fn unpack_block(bits: u8, block: &[u8]) -> [Step; STEPS] {
+    debug_assert_eq!(block.len(), block_bytes(bits));
+    let mut steps = [[0_u8; STEP]; STEPS];
+    let mut registers = block.as_chunks::<STEP>().0.iter();
+    for (width, below) in digits(bits) {
+        let mask = (0xff_u16 >> (8 - width)) as u8;
+        let each = 8 / usize::from(width);
+        for (register, steps) in registers.by_ref().take(width.into()).zip(steps.chunks_mut(each)) {
+            for (place, step) in steps.iter_mut().enumerate() {
+                for (code, byte) in step.iter_mut().zip(register) {
+                    *code |= (byte >> (place * usize::from(width)) & mask) << below;
+                }
+            }
+        }
+    }
+    steps
+}
+
+/// The codes of `row` in unpacked steps, column by column.
+#[inline(always)]
+pub(super) fn lane(steps: &[Step; STEPS], row: usize) -> [u8; BLOCK] {
+    std::array::from_fn(|column| steps[column / 4][4 * row + column % 4])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_packed_is_unpacked_in_proportion_to_its_bits(
+            bits in 1_u8..=8,
+            count in 1_usize..=BLOCK,
+            rows in 1_usize..=STRIP,
+            seed: u64,
+        ) {
+            let code = |row: usize, column: usize| {
+                let mixed = (seed ^ (row * 37 + column) as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+                ((mixed >> 40) & ((1 << bits) - 1)) as u8
+            };
+            let codes: Vec<Vec<u8>> =
+                (0..rows).map(|row| (0..count).map(|column| code(row, column)).collect()).collect();
+            let mut packed = vec![];
+            let given = std::array::from_fn(|row| codes.get(row).map_or(&[][..], Vec::as_slice));
+            pack_block(bits, given, &mut packed);
+            prop_assert_eq!(packed.len(), STRIP * BLOCK * usize::from(bits) / 8);
+            let steps = unpack_block(bits, &packed);
+            for row in 0..STRIP {
+                for (column, got) in lane(&steps, row).into_iter().enumerate() {
+                    let there = row < rows && column < count;
+                    prop_assert_eq!(got, if there { code(row, column) } else { 0 });
+                }
+            }
+        }
+    }
+}

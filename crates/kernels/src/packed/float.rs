@@ -1,0 +1,106 @@
+//! Products in f32 of weights as they decode: exact but for the order of sums.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use super::activations::TileOf;
+use super::dense::Column;
+use super::{Activations, Output, Packed, STRIP, TILE};
+use crate::isa::Isa;
+use crate::simd::vectorized;
+
+thread_local! {
+    /// A decoded strip; kept, because clearing fresh pages costs more than decoding.
+    static COLUMNS: Cell<Vec<Column>> = Cell::default();
+}
+
+/// See [`Packed::multiply`].
+pub(super) fn multiply(
+    isa: Isa,
+    packed: &Packed,
+    x: &Activations,
+    inner: &[f32],
+    strips: Range<usize>,
+    out: &Output<'_>,
+) {
+    assert!(x.forms().float, "activations were not prepared in f32");
+    let mut columns = COLUMNS.take();
+    let rank = inner.len() / x.tokens().max(1);
+    for strip in strips {
+        let mut part = out.claim(strip);
+        columns.clear();
+        columns.resize(packed.cols + rank, [0.0; STRIP]);
+        let (own, outer) = columns.split_at_mut(packed.cols);
+        packed.add_columns(strip, 0, own);
+        if let Some(dense) = &packed.outer {
+            dense.add_columns(strip, 0, outer);
+        }
+        for index in 0..x.tiles() {
+            let tile = x.tile(index);
+            let mut sums = [[0.0; STRIP]; TILE];
+            multiply_tile(isa, own, &tile, &mut sums);
+            for (token, sums) in sums[..tile.tokens].iter_mut().enumerate() {
+                let token = index * TILE + token;
+                add_inner(outer, &inner[token * rank..][..rank], sums);
+                part.write(token, sums);
+            }
+        }
+    }
+    COLUMNS.set(columns);
+}
+
+/// Adds the product of the columns with each token.
+fn multiply_tile(isa: Isa, columns: &[Column], tile: &TileOf<'_>, sums: &mut [Column; TILE]) {
+    match tile.tokens {
+        TILE => tokens_12(isa, columns, tile.float, sums),
+        1 => tokens_1(isa, columns, tile.float, sums),
+        tokens => some_tokens(isa, columns, tile.float, tokens, sums),
+    }
+}
+
+fn add_inner(columns: &[Column], values: &[f32], sums: &mut Column) {
+    for (column, value) in columns.iter().zip(values) {
+        sums.iter_mut().zip(column).for_each(|(sum, weight)| *sum += weight * value);
+    }
+}
+
+#[inline(always)]
+fn tokens<const TOKENS: usize>(columns: &[Column], x: &[f32], sums: &mut [Column; TILE]) {
+    let mut own = [[0.0; STRIP]; TOKENS];
+    for (column, x) in columns.iter().zip(x.as_chunks::<TOKENS>().0) {
+        for (sums, x) in own.iter_mut().zip(x) {
+            for (sum, weight) in sums.iter_mut().zip(column) {
+                *sum += weight * x;
+            }
+        }
+    }
+    for (sums, own) in sums.iter_mut().zip(own) {
+        sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+    }
+}
+
+vectorized! {
+    fn tokens_12(columns: &[Column], x: &[f32], sums: &mut [Column; TILE]) {
+        tokens::<12>(columns, x, sums);
+    }
+}
+
+vectorized! {
+    fn tokens_1(columns: &[Column], x: &[f32], sums: &mut [Column; TILE]) {
+        tokens::<1>(columns, x, sums);
+    }
+}
+
+vectorized! {
+    fn some_tokens(columns: &[Column], x: &[f32], count: usize, sums: &mut [Column; TILE]) {
+        for (token, sums) in sums[..count].iter_mut().enumerate() {
+            let mut own = [0.0; STRIP];
+            for (column, x) in columns.iter().zip(x.chunks_exact(count)) {
+                for (sum, weight) in own.iter_mut().zip(column) {
+                    *sum += weight * x[token];
+                }
+            }
+            sums.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+        }
+    }
+}

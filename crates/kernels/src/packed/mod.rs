@@ -1,0 +1,393 @@
+//! Products of low-bit matrices with activations: what a linear layer of a compressed model is.
+//!
+//! A matrix is packed once, into *strips* of [`STRIP`] rows, laid out in the order in which the
+//! kernels read. In all of them a lane of a register is a row of the strip: sums run down the columns
+//! and nothing is added across lanes. A strip is also the unit of work: it writes rows of the output
+//! that no other strip writes, each sum has one fixed order, and so the result is the same bits on
+//! any number of threads.
+//!
+//! In [`Precision::Float`] weights are multiplied as they decode, in f32: the oracle of the rest. In
+//! [`Precision::Int8`] activations are rounded to 8 bits in blocks of 32 columns, or to bfloat16
+//! where that is the faster way for many tokens.
+
+#[allow(dead_code, reason = "the 8-bit kernels come next")]
+mod activations;
+#[allow(dead_code, reason = "the 8-bit kernels come next")]
+mod codes;
+mod dense;
+mod float;
+mod output;
+mod source;
+
+pub use activations::{Activations, Forms, Preparing};
+pub use output::Output;
+pub use source::{Source, Zeros};
+
+use std::ops::Range;
+
+use crate::ggml::{self, BlockKind};
+use crate::isa::Isa;
+use dense::{Column, Dense};
+
+/// Rows of a strip.
+pub const STRIP: usize = 16;
+/// Tokens of a tile of activations.
+const TILE: usize = 12;
+/// Columns that share a scale of the activations.
+const BLOCK: usize = 32;
+/// Steps of four columns in a block.
+const STEPS: usize = BLOCK / 4;
+
+/// What a product may round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// Nothing but sums in f32.
+    Float,
+    /// Activations to 8 bits (or to bfloat16, and weights with them); scales to 12 bits.
+    Int8,
+}
+
+/// A source whose slices do not fit the matrix.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{part} of a matrix of {rows} x {cols} has {have} elements where {need} are needed")]
+pub struct PackError {
+    /// Which slice.
+    pub part: &'static str,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    /// Elements given.
+    pub have: usize,
+    /// Elements needed.
+    pub need: usize,
+}
+
+/// A matrix `[rows, cols]`, ready to multiply: the sum of what it was packed from.
+pub struct Packed {
+    rows: usize,
+    cols: usize,
+    terms: Vec<Term>,
+    /// The right factor of low-rank terms.
+    inner: Option<Box<Packed>>,
+    /// The left one.
+    outer: Option<Dense>,
+}
+
+enum Term {
+    Dense(Dense),
+    Columns { columns: Vec<u32>, values: Dense },
+    Sparse { row_starts: Vec<u32>, columns: Vec<u32>, values: Vec<f32> },
+}
+
+impl Packed {
+    /// Packs a sum.
+    ///
+    /// # Errors
+    /// When a slice has another length than the shape asks for.
+    pub fn new(
+        rows: usize,
+        cols: usize,
+        precision: Precision,
+        sources: &[Source<'_>],
+    ) -> Result<Self, PackError> {
+        let mut packed = Self { rows, cols, terms: vec![], inner: None, outer: None };
+        let (mut lefts, mut rights) = (vec![], vec![]);
+        for source in sources {
+            source.check(rows, cols)?;
+            match *source {
+                Source::LowRank { rank, left, right } => {
+                    lefts.push((rank, left));
+                    rights.extend_from_slice(right);
+                }
+                Source::Sparse { row_starts, columns, values } => packed.terms.push(Term::Sparse {
+                    row_starts: row_starts.to_vec(),
+                    columns: columns.to_vec(),
+                    values: values.to_vec(),
+                }),
+                Source::Columns { columns, values } => {
+                    let count = columns.len();
+                    let row = |row: usize, out: &mut [f32]| {
+                        out.copy_from_slice(&values[row * count..][..count]);
+                    };
+                    packed.terms.push(Term::Columns {
+                        columns: columns.to_vec(),
+                        values: Dense::new(rows, count, precision, &row),
+                    });
+                }
+                source => {
+                    let row = |row: usize, out: &mut [f32]| source.add_row(row, out);
+                    packed.terms.push(Term::Dense(Dense::new(rows, cols, precision, &row)));
+                }
+            }
+        }
+        let rank = lefts.iter().map(|(rank, _)| rank).sum();
+        if rank > 0 {
+            let row = |row: usize, out: &mut [f32]| {
+                let mut out = out.iter_mut();
+                for (rank, left) in &lefts {
+                    out.by_ref().zip(&left[row * rank..][..*rank]).for_each(|(o, l)| *o = *l);
+                }
+            };
+            packed.outer = Some(Dense::new(rows, rank, precision, &row));
+            let row = |row: usize, out: &mut [f32]| {
+                out.copy_from_slice(&rights[row * cols..][..cols]);
+            };
+            let inner = Self::new(rank, cols, precision, &[Source::Rows(&row)])?;
+            packed.inner = Some(Box::new(inner));
+        }
+        Ok(packed)
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes of weights that a product with one token reads.
+    pub fn bytes(&self) -> usize {
+        let term = |term: &Term| match term {
+            Term::Dense(dense) => dense.bytes(),
+            Term::Columns { columns, values } => size_of_val(columns.as_slice()) + values.bytes(),
+            Term::Sparse { columns, .. } => 8 * columns.len() + 4 * (self.rows + 1),
+        };
+        self.terms.iter().map(term).sum::<usize>()
+            + self.outer.as_ref().map_or(0, Dense::bytes)
+            + self.inner.as_ref().map_or(0, |inner| inner.bytes())
+    }
+
+    /// The forms of the activations that a product with so many tokens reads.
+    pub fn forms(&self, tokens: usize) -> Forms {
+        self.forms_with(Isa::detect(), tokens)
+    }
+
+    /// [`forms`](Self::forms) at a level of instructions.
+    pub fn forms_with(&self, _isa: Isa, _tokens: usize) -> Forms {
+        Forms { float: true, ..Forms::default() }
+    }
+
+    /// Units of work: strips of [`STRIP`] rows.
+    pub fn strips(&self) -> usize {
+        self.rows.div_ceil(STRIP)
+    }
+
+    /// The product that a low-rank term begins with: its result, `[tokens, inner.rows()]`, is what
+    /// [`multiply`](Self::multiply) takes as `inner`.
+    pub fn inner(&self) -> Option<&Packed> {
+        self.inner.as_deref()
+    }
+
+    /// Writes the rows of `strips` of `y[t] = W x[t]`, for all tokens. `inner` is the result of
+    /// [`inner`](Self::inner) for the same activations; empty where there is none.
+    ///
+    /// # Panics
+    /// If shapes differ, `x` lacks a form, or a strip is written twice.
+    pub fn multiply(&self, x: &Activations, inner: &[f32], strips: Range<usize>, out: &Output<'_>) {
+        self.multiply_with(Isa::detect(), x, inner, strips, out);
+    }
+
+    /// [`multiply`](Self::multiply) at a level of instructions, or the machine's own where that is
+    /// lower. The activations were prepared for the same level.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn multiply_with(
+        &self,
+        isa: Isa,
+        x: &Activations,
+        inner: &[f32],
+        strips: Range<usize>,
+        out: &Output<'_>,
+    ) {
+        assert_eq!(x.cols(), self.cols, "the activations have another width");
+        assert_eq!((out.tokens(), out.rows()), (x.tokens(), self.rows), "the output: other shape");
+        let rank = self.inner.as_ref().map_or(0, |inner| inner.rows);
+        assert_eq!(inner.len(), x.tokens() * rank, "the inner product has another shape");
+        float::multiply(isa.supported(), self, x, inner, strips, out);
+    }
+
+    /// The whole matrix, row-major: what the products are held to.
+    pub fn decode(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.rows * self.cols];
+        let mut columns = vec![[0.0; STRIP]; self.cols];
+        for strip in 0..self.strips() {
+            columns.fill([0.0; STRIP]);
+            self.add_columns(strip, 0, &mut columns);
+            for row in 0..STRIP.min(self.rows - strip * STRIP) {
+                let out = &mut values[(strip * STRIP + row) * self.cols..][..self.cols];
+                out.iter_mut().zip(&columns).for_each(|(out, column)| *out = column[row]);
+            }
+        }
+        if let (Some(inner), Some(outer)) = (&self.inner, &self.outer) {
+            let (right, mut left) = (inner.decode(), vec![[0.0; STRIP]; inner.rows]);
+            for row in 0..self.rows {
+                if row % STRIP == 0 {
+                    left.fill([0.0; STRIP]);
+                    outer.add_columns(row / STRIP, 0, &mut left);
+                }
+                let out = &mut values[row * self.cols..][..self.cols];
+                for (left, right) in left.iter().zip(right.chunks_exact(self.cols)) {
+                    out.iter_mut().zip(right).for_each(|(o, r)| *o += left[row % STRIP] * r);
+                }
+            }
+        }
+        values
+    }
+
+    /// Adds the columns from `first` on of all terms but the low-rank ones.
+    fn add_columns(&self, strip: usize, first: usize, out: &mut [Column]) {
+        let columns = first..first + out.len();
+        for term in &self.terms {
+            match term {
+                Term::Dense(dense) => dense.add_columns(strip, first, out),
+                Term::Columns { columns: places, values } => {
+                    let mut all = vec![[0.0; STRIP]; places.len()];
+                    values.add_columns(strip, 0, &mut all);
+                    for (place, values) in places.iter().zip(all) {
+                        if columns.contains(&(*place as usize)) {
+                            let out = &mut out[*place as usize - first];
+                            out.iter_mut().zip(values).for_each(|(o, v)| *o += v);
+                        }
+                    }
+                }
+                Term::Sparse { row_starts, columns: places, values } => {
+                    for row in strip * STRIP..self.rows.min((strip + 1) * STRIP) {
+                        let range = row_starts[row] as usize..row_starts[row + 1] as usize;
+                        for (place, value) in places[range.clone()].iter().zip(&values[range]) {
+                            if columns.contains(&(*place as usize)) {
+                                out[*place as usize - first][row % STRIP] += value;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Source<'_> {
+    /// Whether the slices are those of a matrix of this shape.
+    fn check(&self, rows: usize, cols: usize) -> Result<(), PackError> {
+        let check = |part, have: usize, need: Option<usize>| match need {
+            Some(need) if need == have => Ok(()),
+            _ => Err(PackError { part, rows, cols, have, need: need.unwrap_or(usize::MAX) }),
+        };
+        let area = rows.checked_mul(cols);
+        let groups = |group: usize| rows.checked_mul(cols.div_ceil(group.max(1)));
+        match *self {
+            Self::Rows(_) => Ok(()),
+            Self::Affine { bits, codes, group, scales, zeros } => {
+                check("bits", usize::from((1..=8).contains(&bits)), Some(1))?;
+                check("codes", codes.len(), area)?;
+                check("scales", scales.len(), groups(group))?;
+                match zeros {
+                    Zeros::Constant(_) => Ok(()),
+                    Zeros::Codes(zeros) => check("zeros", zeros.len(), groups(group)),
+                    Zeros::Floats(zeros) => check("zeros", zeros.len(), groups(group)),
+                    Zeros::Minima(minima) => check("minima", minima.len(), groups(group)),
+                }
+            }
+            Self::Lookup { bits, codes, books, group, scales } => {
+                check("bits", usize::from((1..=8).contains(&bits)), Some(1))?;
+                check("codes", codes.len(), area)?;
+                if books.len() != 1 << bits {
+                    check("books", books.len(), rows.checked_mul(1 << bits))?;
+                }
+                scales.map_or(Ok(()), |scales| check("scales", scales.len(), groups(group)))
+            }
+            Self::Sparse { row_starts, columns, values } => {
+                check("row starts", row_starts.len(), rows.checked_add(1))?;
+                check("columns", columns.len(), Some(values.len()))?;
+                let last = row_starts.last().map_or(0, |last| *last as usize);
+                check("values", values.len(), Some(last))?;
+                let (rising, first) = (row_starts.is_sorted(), row_starts.first() == Some(&0));
+                check("ordered row starts", usize::from(rising && first), Some(1))?;
+                let outside = columns.iter().filter(|column| **column as usize >= cols).count();
+                check("columns outside", outside, Some(0))
+            }
+            Self::Columns { columns, values } => {
+                check("values", values.len(), rows.checked_mul(columns.len()))?;
+                let outside = columns.iter().filter(|column| **column as usize >= cols).count();
+                check("columns outside", outside, Some(0))
+            }
+            Self::LowRank { rank, left, right } => {
+                check("left factor", left.len(), rows.checked_mul(rank))?;
+                check("right factor", right.len(), cols.checked_mul(rank))
+            }
+            Self::Blocks { kind, bytes } => {
+                let whole = cols.is_multiple_of(kind.elements());
+                let row = (cols / kind.elements()).checked_mul(kind.bytes());
+                let need = row.filter(|_| whole).and_then(|row| row.checked_mul(rows));
+                check("blocks", bytes.len(), need)
+            }
+        }
+    }
+
+    /// Adds row `row` as it decodes.
+    fn add_row(&self, row: usize, out: &mut [f32]) {
+        let cols = out.len();
+        match *self {
+            Self::Rows(rows) => rows(row, out),
+            Self::Affine { codes, group, scales, zeros, .. } => {
+                let first = row * cols.div_ceil(group);
+                let codes = codes[row * cols..][..cols].chunks(group);
+                for (group, (out, codes)) in (first..).zip(out.chunks_mut(group).zip(codes)) {
+                    let scale = scales[group];
+                    for (out, code) in out.iter_mut().zip(codes) {
+                        let code = f32::from(*code);
+                        *out += match zeros {
+                            Zeros::Constant(zero) => scale * (code - f32::from(zero)),
+                            Zeros::Codes(zeros) => scale * (code - f32::from(zeros[group])),
+                            Zeros::Floats(zeros) => scale * (code - zeros[group]),
+                            Zeros::Minima(minima) => scale * code - minima[group],
+                        };
+                    }
+                }
+            }
+            Self::Lookup { bits, codes, books, group, scales } => {
+                let book = if books.len() == 1 << bits { books } else { &books[row << bits..] };
+                let first = row * cols.div_ceil(group);
+                let codes = codes[row * cols..][..cols].chunks(group);
+                for (group, (out, codes)) in (first..).zip(out.chunks_mut(group).zip(codes)) {
+                    let scale = scales.map_or(1.0, |scales| scales[group]);
+                    for (out, code) in out.iter_mut().zip(codes) {
+                        *out += scale * book[usize::from(*code)];
+                    }
+                }
+            }
+            Self::Sparse { row_starts, columns, values } => {
+                let range = row_starts[row] as usize..row_starts[row + 1] as usize;
+                for (column, value) in columns[range.clone()].iter().zip(&values[range]) {
+                    out[*column as usize] += value;
+                }
+            }
+            Self::Columns { columns, values } => {
+                let values = &values[row * columns.len()..];
+                columns.iter().zip(values).for_each(|(c, v)| out[*c as usize] += v);
+            }
+            Self::LowRank { rank, left, right } => {
+                for (left, right) in left[row * rank..][..rank].iter().zip(right.chunks_exact(cols))
+                {
+                    out.iter_mut().zip(right).for_each(|(o, r)| *o += left * r);
+                }
+            }
+            Self::Blocks { kind, bytes } => {
+                let length = cols / kind.elements() * kind.bytes();
+                let mut values = vec![0.0; cols];
+                add_blocks(kind, &bytes[row * length..][..length], &mut values);
+                out.iter_mut().zip(values).for_each(|(o, v)| *o += v);
+            }
+        }
+    }
+}
+
+/// Dequantizes whole blocks; their number was checked when the matrix was packed.
+fn add_blocks(kind: BlockKind, bytes: &[u8], out: &mut [f32]) {
+    let done = ggml::dequantize(kind, bytes, out);
+    debug_assert!(done.is_ok());
+}
