@@ -27,12 +27,7 @@ impl Activation {
 
     /// [`apply`](Self::apply) for a level of instructions, or the machine's own where that is lower.
     pub fn apply_with(self, isa: Isa, x: &mut [f32]) {
-        let kernel = match self {
-            Self::Silu => silu,
-            Self::Gelu => gelu,
-            Self::GeluTanh => gelu_tanh,
-            Self::Relu => relu,
-        };
+        let kernel = self.alone();
         x.par_chunks_mut(ELEMENTS_PER_TASK).for_each(|x| kernel(isa, x));
     }
 
@@ -48,15 +43,42 @@ impl Activation {
     /// where that is lower.
     pub fn gate_multiply_with(self, isa: Isa, gate: &mut [f32], up: &[f32]) {
         assert_eq!(gate.len(), up.len(), "the slices differ in length");
-        let kernel = match self {
+        let kernel = self.gated();
+        gate.par_chunks_mut(ELEMENTS_PER_TASK)
+            .zip(up.par_chunks(ELEMENTS_PER_TASK))
+            .for_each(|(gate, up)| kernel(isa, gate, up));
+    }
+
+    /// [`apply`](Self::apply) on this thread alone.
+    pub fn apply_here(self, isa: Isa, x: &mut [f32]) {
+        self.alone()(isa, x);
+    }
+
+    /// [`gate_multiply`](Self::gate_multiply) on this thread alone.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn gate_multiply_here(self, isa: Isa, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "the slices differ in length");
+        self.gated()(isa, gate, up);
+    }
+
+    fn alone(self) -> fn(Isa, &mut [f32]) {
+        match self {
+            Self::Silu => silu,
+            Self::Gelu => gelu,
+            Self::GeluTanh => gelu_tanh,
+            Self::Relu => relu,
+        }
+    }
+
+    fn gated(self) -> fn(Isa, &mut [f32], &[f32]) {
+        match self {
             Self::Silu => silu_multiply,
             Self::Gelu => gelu_multiply,
             Self::GeluTanh => gelu_tanh_multiply,
             Self::Relu => relu_multiply,
-        };
-        gate.par_chunks_mut(ELEMENTS_PER_TASK)
-            .zip(up.par_chunks(ELEMENTS_PER_TASK))
-            .for_each(|(gate, up)| kernel(isa, gate, up));
+        }
     }
 }
 

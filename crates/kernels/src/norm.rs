@@ -38,6 +38,41 @@ pub fn rms_norm_in_place_with(isa: Isa, x: &mut [f32], gain: &[f32], eps: f32) {
     x.par_chunks_mut(chunk).for_each(|x| rms_norm_rows_in_place(isa, x, gain, eps));
 }
 
+/// [`rms_norm`] on this thread alone.
+///
+/// # Panics
+/// As there.
+pub fn rms_norm_here(isa: Isa, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
+    check(x, gain, out);
+    rms_norm_rows(isa, x, gain, eps, out);
+}
+
+/// [`rms_norm_in_place`] on this thread alone.
+///
+/// # Panics
+/// As there.
+pub fn rms_norm_in_place_here(isa: Isa, x: &mut [f32], gain: &[f32], eps: f32) {
+    check(x, gain, x);
+    rms_norm_rows_in_place(isa, x, gain, eps);
+}
+
+/// [`layer_norm`] on this thread alone.
+///
+/// # Panics
+/// As there.
+pub fn layer_norm_here(
+    isa: Isa,
+    x: &[f32],
+    gain: &[f32],
+    bias: Option<&[f32]>,
+    eps: f32,
+    out: &mut [f32],
+) {
+    check(x, gain, out);
+    assert!(bias.is_none_or(|bias| bias.len() == gain.len()), "bias and gain differ in length");
+    layer_norm_rows(isa, x, gain, bias, eps, out);
+}
+
 /// `out = (x - mean) / √(variance + eps) · gain + bias` for each row (Ba et al. 2016).
 ///
 /// # Panics

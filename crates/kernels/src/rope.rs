@@ -63,6 +63,17 @@ impl Rotation<'_> {
     }
 }
 
+/// Turns the heads of one row in place, by the angles of its position, on this thread; channels pair
+/// as [`Pairing::Halves`].
+///
+/// # Panics
+/// If the row does not have whole heads, or a head is narrower than twice the angles.
+pub fn turn_row(isa: Isa, x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
+    assert!(x.len().is_multiple_of(head_dim), "the row does not have whole heads");
+    assert!(cos.len() == sin.len() && 2 * cos.len() <= head_dim, "more angles than pairs");
+    turn_halves(isa, x, head_dim, cos, sin);
+}
+
 vectorized! {
     fn turn_halves(x: &mut [f32], head_dim: usize, cos: &[f32], sin: &[f32]) {
         for head in x.chunks_exact_mut(head_dim) {

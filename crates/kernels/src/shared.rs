@@ -28,8 +28,17 @@ impl<'a, T> SharedSlice<'a, T> {
     /// If the range lies outside the slice.
     #[expect(clippy::mut_from_ref, reason = "handing out disjoint parts is what this type is for")]
     pub(crate) unsafe fn slice_mut(&self, first: usize, length: usize) -> &mut [T] {
-        assert!(first <= self.length && length <= self.length - first, "a part outside the slice");
         // SAFETY: the range is inside the slice, and the caller promises that it is not shared.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(first), length) }
+        unsafe { std::slice::from_raw_parts_mut(self.part(first, length), length) }
+    }
+
+    /// Where the `length` elements from `first` on begin.
+    ///
+    /// # Panics
+    /// If the range lies outside the slice.
+    pub(crate) fn part(&self, first: usize, length: usize) -> *mut T {
+        assert!(first <= self.length && length <= self.length - first, "a part outside the slice");
+        // SAFETY: inside the slice, or at its end.
+        unsafe { self.start.add(first) }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use super::Inputs;
+use super::cache::{KeyValues, POSITIONS};
 use super::online::{self, KEYS, Rows};
+use super::{Inputs, Keys};
 use crate::shared::SharedSlice;
 use crate::tile::{BLOCK, Block, PANEL, Session, Tile};
 
@@ -14,6 +15,8 @@ pub(super) struct Workspace {
     keys: Vec<Tile>,
     /// Right panels of 16 channels each, summed over keys.
     values: Vec<Tile>,
+    /// A block of a cache.
+    block: Vec<f32>,
     /// Two left panels: 32 queries, summed over channels.
     queries: Vec<Tile>,
     /// Two left panels: the probabilities of 32 queries, summed over keys.
@@ -70,6 +73,10 @@ impl Inputs<'_> {
 
     fn pack_keys(&self, sequence: usize, kv_head: usize, p: &Packing, w: &mut Workspace) {
         let (arithmetic, dim) = (self.arithmetic, self.shape.head_dim);
+        let (k, v) = match self.keys {
+            Keys::Rows { k, v } => (k, v),
+            Keys::Cached(cache) => return self.pack_cached(cache, kv_head, p, w),
+        };
         let stride = self.shape.kv_heads * dim;
         let from = |key: usize| (sequence * self.shape.seq + key) * stride + kv_head * dim;
         let key_panels = p.keys.len().div_ceil(BLOCK) * 2;
@@ -77,7 +84,7 @@ impl Inputs<'_> {
         for (index, panel) in w.keys.chunks_exact_mut(p.channel_tiles).enumerate() {
             let first = (p.keys.start + index * PANEL).min(p.keys.end);
             let count = (p.keys.end - first).min(PANEL);
-            let source = self.k.get(from(first)..).unwrap_or_default();
+            let source = k.get(from(first)..).unwrap_or_default();
             arithmetic.pack_rows(source, stride, count, dim, panel);
             arithmetic.transpose(panel);
         }
@@ -86,10 +93,40 @@ impl Inputs<'_> {
         for (index, panel) in w.values.chunks_exact_mut(p.key_tiles).enumerate() {
             let first = (index * PANEL).min(dim);
             let count = (dim - first).min(PANEL);
-            let source = &self.v[from(p.keys.start) + first..];
+            let source = &v[from(p.keys.start) + first..];
             let (panel, rest) = panel.split_at_mut(used);
             arithmetic.pack_columns(source, stride, count, p.keys.len(), panel);
             rest.fill(Tile::ZERO);
+        }
+    }
+
+    /// The same from a cache, block by block.
+    fn pack_cached(&self, cache: &KeyValues, kv_head: usize, p: &Packing, w: &mut Workspace) {
+        let (arithmetic, dim) = (self.arithmetic, self.shape.head_dim);
+        w.keys.resize(p.keys.len().div_ceil(BLOCK) * 2 * p.channel_tiles, Tile::ZERO);
+        w.values.resize(p.channel_blocks * 2 * p.key_tiles, Tile::ZERO);
+        w.block.resize(dim * POSITIONS, 0.0);
+        let tiles = arithmetic.tiles(POSITIONS);
+        let pairs = w.keys.chunks_exact_mut(2 * p.channel_tiles);
+        for (index, panels) in pairs.enumerate() {
+            let first = p.keys.start + index * POSITIONS;
+            let count = (p.keys.end - first).min(POSITIONS);
+            cache.keys(self.isa, kv_head, first / POSITIONS, &mut w.block);
+            for (half, panel) in panels.chunks_exact_mut(p.channel_tiles).enumerate() {
+                let count = count.saturating_sub(half * PANEL).min(PANEL);
+                let source = &w.block[half * PANEL..];
+                arithmetic.pack_columns(source, POSITIONS, count, dim, panel);
+            }
+            cache.values(self.isa, kv_head, first / POSITIONS, &mut w.block);
+            for (channels, panel) in w.values.chunks_exact_mut(p.key_tiles).enumerate() {
+                let channel = (channels * PANEL).min(dim);
+                let columns = (dim - channel).min(PANEL);
+                let panel = &mut panel[index * tiles..][..tiles];
+                let (panel, rest) = panel.split_at_mut(arithmetic.tiles(count));
+                let source = w.block.get(channel..).unwrap_or_default();
+                arithmetic.pack_columns(source, dim, columns, count, panel);
+                rest.fill(Tile::ZERO);
+            }
         }
     }
 
@@ -107,7 +144,8 @@ impl Inputs<'_> {
         for (index, panel) in w.queries.chunks_exact_mut(p.channel_tiles).enumerate() {
             let first = (queries.start + index * PANEL).min(queries.end);
             let count = (queries.end - first).min(PANEL);
-            let at = (sequence * self.shape.seq + first) * stride + head * dim;
+            let row = sequence * self.shape.seq + first - self.first;
+            let at = row * stride + head * dim;
             let source = self.q.get(at..).unwrap_or_default();
             self.arithmetic.pack_rows(source, stride, count, dim, panel);
         }
@@ -188,7 +226,8 @@ impl Inputs<'_> {
     ) {
         let dim = self.shape.head_dim;
         let stride = self.shape.heads * dim;
-        let first = (sequence * self.shape.seq + queries.start) * stride + head * dim;
+        let first = sequence * self.shape.seq + queries.start - self.first;
+        let first = first * stride + head * dim;
         for row in 0..queries.len() {
             // SAFETY: tasks differ in sequence, head or queries, so no two write one element.
             let out = unsafe { out.slice_mut(first + row * stride, dim) };

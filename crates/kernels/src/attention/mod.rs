@@ -7,7 +7,14 @@
 //! threads.
 
 mod block;
+mod cache;
+mod cached;
 mod online;
+
+pub use cache::{CacheType, KeyValues};
+pub use cached::{
+    CachedQuery, CachedShape, Partials, attend, attend_block, attend_block_with, attend_with,
+};
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -94,7 +101,8 @@ pub fn attention_with(
         return;
     }
     assert!(shape.heads.is_multiple_of(shape.kv_heads), "heads and kv_heads do not fit");
-    let inputs = Inputs { shape, arithmetic: Arithmetic::new(isa, precision), isa, q, k, v };
+    let arithmetic = Arithmetic::new(isa, precision);
+    let inputs = Inputs { shape, arithmetic, isa, q, first: 0, keys: Keys::Rows { k, v } };
     let out = SharedSlice::new(out);
     let (stretches, length) = stretches(shape, rayon::current_num_threads());
     let tasks = shape.batch * shape.kv_heads * stretches;
@@ -128,8 +136,17 @@ struct Inputs<'a> {
     arithmetic: Arithmetic,
     isa: Isa,
     q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
+    /// Position of the first row of `q` in its sequence.
+    first: usize,
+    keys: Keys<'a>,
+}
+
+/// Where keys and values come from.
+enum Keys<'a> {
+    /// Rows of as many positions as there are queries.
+    Rows { k: &'a [f32], v: &'a [f32] },
+    /// A cache, which holds the positions of the queries and all before them.
+    Cached(&'a KeyValues),
 }
 
 thread_local! {

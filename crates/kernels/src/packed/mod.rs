@@ -17,6 +17,7 @@ mod codes;
 mod dense;
 mod float;
 mod output;
+mod row;
 mod source;
 
 pub use activations::{Activations, Forms, Preparing};

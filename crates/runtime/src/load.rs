@@ -1,0 +1,183 @@
+//! What a plan reads: packed matrices, vectors, tables, angles; first as names, then as numbers.
+
+use crate::plan::{Plan, Stage};
+use crate::{RuntimeError, linear};
+use lapidary_formats::{FormatError, Source};
+use lapidary_kernels::packed::{Packed, Precision, STRIP};
+use lapidary_kernels::pool::Pool;
+use lapidary_model::{LinearOp, ModelError, RopeOp, Table};
+use lapidary_weight::{TensorError, Tensors};
+
+/// Units of a stage for each thread: enough that one that is late does not hold up the others long.
+const UNITS_PER_THREAD: usize = 4;
+/// Bytes of weights that are not worth handing to another thread.
+const SMALLEST_UNIT: usize = 16 << 10;
+
+/// What plans read, by name; each once.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    /// Tensor and shape.
+    matrices: Vec<(String, [usize; 2])>,
+    vectors: Vec<(String, usize)>,
+    /// Matrices that rows are looked up in.
+    tables: Vec<usize>,
+    /// Their heads are left out: all have the same angles.
+    ropes: Vec<RopeOp>,
+}
+
+impl Names {
+    pub(crate) fn matrix(&mut self, linear: &LinearOp) -> usize {
+        let shape = [linear.out_features, linear.in_features];
+        place(&mut self.matrices, (linear.weight.clone(), shape))
+    }
+
+    pub(crate) fn table(&mut self, table: &Table) -> usize {
+        let matrix = place(&mut self.matrices, (table.name.clone(), [table.rows, table.width]));
+        place(&mut self.tables, matrix)
+    }
+
+    pub(crate) fn vector(&mut self, name: &str, width: usize) -> usize {
+        place(&mut self.vectors, (name.to_owned(), width))
+    }
+
+    pub(crate) fn rope(&mut self, rope: &RopeOp) -> usize {
+        place(&mut self.ropes, RopeOp { heads: 0, ..rope.clone() })
+    }
+}
+
+/// The index of an element in a list, which it is added to if it is not there.
+fn place<T: PartialEq>(list: &mut Vec<T>, element: T) -> usize {
+    list.iter().position(|known| *known == element).unwrap_or_else(|| {
+        list.push(element);
+        list.len() - 1
+    })
+}
+
+/// What plans read, in the order of [`Names`].
+pub(crate) struct Weights {
+    pub(crate) matrices: Vec<Packed>,
+    pub(crate) vectors: Vec<Vec<f32>>,
+    pub(crate) tables: Vec<usize>,
+    pub(crate) angles: Vec<Angles>,
+}
+
+/// Cosines and sines of rotary positions, `[positions, pairs]`.
+#[derive(Debug)]
+pub(crate) struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    pairs: usize,
+}
+
+impl Angles {
+    /// Angles are products of `f32`, as the models were trained with; their cosines are exact.
+    fn new(rope: &RopeOp, positions: usize) -> Self {
+        let frequencies = rope.inverse_frequencies();
+        let angles = (0..positions).flat_map(|position| {
+            frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency))
+        });
+        let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+        Self { cos, sin, pairs: frequencies.len() }
+    }
+
+    /// Cosines and sines of a position.
+    pub(crate) fn at(&self, position: usize) -> (&[f32], &[f32]) {
+        let first = position * self.pairs;
+        (&self.cos[first..][..self.pairs], &self.sin[first..][..self.pairs])
+    }
+}
+
+impl Weights {
+    /// Reads and packs everything, matrix by matrix on the threads of the pool.
+    pub(crate) fn load(
+        names: Names,
+        source: &Source,
+        precision: Precision,
+        context: usize,
+        pool: &mut Pool,
+    ) -> Result<Self, RuntimeError> {
+        let mut packed: Vec<Option<Result<Packed, RuntimeError>>> = vec![];
+        packed.resize_with(names.matrices.len(), || None);
+        pool.run_chunks(&mut packed, 1, |index, packed| {
+            let (tensor, shape) = &names.matrices[index];
+            packed[0] = Some(
+                check(source, tensor, shape)
+                    .and_then(|()| linear::pack(source, tensor, precision)),
+            );
+        });
+        let matrices = packed.into_iter().flatten().collect::<Result<Vec<_>, _>>()?;
+        let vectors = names.vectors.iter().map(|(name, width)| {
+            check(source, name, &[*width])?;
+            source.read(name).map_err(|TensorError(error)| lost(error))
+        });
+        let vectors = vectors.collect::<Result<Vec<_>, _>>()?;
+        let angles = names.ropes.iter().map(|rope| Angles::new(rope, context)).collect();
+        Ok(Self { matrices, vectors, tables: names.tables, angles })
+    }
+
+    /// Divides the products of a plan into units of work of about the same number of bytes.
+    pub(crate) fn divide(&self, plan: &mut Plan, threads: usize) {
+        for stage in &mut plan.stages {
+            let Stage::Products(stage) = stage else { continue };
+            let bytes = |matrix: usize| self.matrices[matrix].bytes();
+            let all: usize = stage.products.iter().map(|(matrix, _)| bytes(*matrix)).sum();
+            let share = if threads == 1 { all } else { all / (threads * UNITS_PER_THREAD) };
+            let share = share.max(SMALLEST_UNIT);
+            for (index, (matrix, _)) in stage.products.iter().enumerate() {
+                let strips = self.matrices[*matrix].strips();
+                let units = bytes(*matrix).div_ceil(share).clamp(1, strips.max(1));
+                for unit in 0..units {
+                    let strips = strips * unit / units..strips * (unit + 1) / units;
+                    stage.units.push((index, strips));
+                }
+            }
+        }
+    }
+
+    /// Bytes of weights that a step with one token reads: all matrices but those that are only
+    /// looked up in, of which it reads a row.
+    pub(crate) fn bytes_per_token(&self, plans: [&Plan; 2]) -> usize {
+        let stages = plans.into_iter().flat_map(|plan| &plan.stages);
+        let products = stages.filter_map(|stage| match stage {
+            Stage::Products(stage) => Some(&stage.products),
+            _ => None,
+        });
+        products.flatten().map(|(matrix, _)| self.matrices[*matrix].bytes()).sum()
+    }
+
+    /// Widest product that a low-rank term begins with.
+    pub(crate) fn widest_inner(&self) -> usize {
+        let inner = |matrix: &Packed| matrix.inner().map_or(0, Packed::rows);
+        self.matrices.iter().map(inner).max().unwrap_or(0)
+    }
+
+    /// Looks up a row of a table.
+    pub(crate) fn look_up(
+        &self,
+        table: usize,
+        row: usize,
+        strip: &mut Vec<[f32; STRIP]>,
+        out: &mut [f32],
+    ) {
+        self.matrices[self.tables[table]].row(row, strip, out);
+    }
+}
+
+fn check(source: &Source, name: &str, need: &[usize]) -> Result<(), RuntimeError> {
+    match source.shape(name) {
+        None => Err(ModelError::MissingTensor { name: name.to_owned() }.into()),
+        Some(have) if have != need => {
+            let need = need.to_vec();
+            Err(ModelError::Shape { name: name.to_owned(), have, need }.into())
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// The error of a tensor as what it is.
+fn lost(error: Box<dyn std::error::Error + Send + Sync>) -> RuntimeError {
+    match error.downcast::<FormatError>() {
+        Ok(error) => (*error).into(),
+        Err(error) => ModelError::Tensor(TensorError(error)).into(),
+    }
+}
