@@ -14,10 +14,7 @@ pub(crate) fn pack(
     precision: Precision,
 ) -> Result<Packed, RuntimeError> {
     let weight = source.weight(tensor)?;
-    let row = |row: usize, out: &mut [f32]| {
-        out.fill(0.0);
-        weight.add_row(row, out);
-    };
+    let row = |row: usize, out: &mut [f32]| weight.add_row(row, out);
     Packed::new(weight.rows(), weight.cols(), precision, &[packed::Source::Rows(&row)])
         .map_err(|error| RuntimeError::Pack { tensor: tensor.to_owned(), error })
 }

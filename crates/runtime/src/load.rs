@@ -101,8 +101,7 @@ impl Weights {
         pool.run_chunks(&mut packed, 1, |index, packed| {
             let (tensor, shape) = &names.matrices[index];
             packed[0] = Some(
-                check(source, tensor, shape)
-                    .and_then(|()| linear::pack(source, tensor, precision)),
+                check(source, tensor, shape).and_then(|()| linear::pack(source, tensor, precision)),
             );
         });
         let matrices = packed.into_iter().flatten().collect::<Result<Vec<_>, _>>()?;

@@ -61,6 +61,11 @@ impl Partials {
         let values = vec![0.0; tasks * shape.partial()];
         Self { values, tasks: Vec::with_capacity(tasks) }
     }
+
+    /// Numbers there is room for.
+    pub fn room(&self) -> usize {
+        self.values.len()
+    }
 }
 
 impl CachedShape {

@@ -1,0 +1,90 @@
+//! The attentions of a plan: their caches, and which kernel takes which tokens.
+
+use crate::RuntimeError;
+use crate::work::Span;
+use lapidary_kernels::attention::{
+    CacheType, CachedQuery, CachedShape, KeyValues, Partials, attend, attend_block,
+};
+use lapidary_kernels::matrix;
+use lapidary_kernels::pool::Pool;
+use lapidary_kernels::rows::RowBuffers;
+use lapidary_model::AttentionOp;
+
+/// Tokens of a sequence from which on queries are taken in blocks.
+const BLOCK_FROM: usize = 8;
+
+/// One attention of the model, with the keys and values of all sequences.
+pub(crate) struct Attention {
+    shape: CachedShape,
+    caches: Vec<KeyValues>,
+}
+
+/// The buffers of an attention.
+pub(crate) struct Buffers {
+    pub(crate) q: usize,
+    pub(crate) k: usize,
+    pub(crate) v: usize,
+    pub(crate) to: usize,
+}
+
+impl Attention {
+    pub(crate) fn new(
+        op: &AttentionOp,
+        cache: CacheType,
+        sequences: usize,
+        context: usize,
+    ) -> Result<Self, RuntimeError> {
+        if !op.causal {
+            return Err(RuntimeError::Unsupported("its positions see those after them".to_owned()));
+        }
+        if !op.head_dim.is_multiple_of(2) {
+            let what = format!("its heads are {} wide, an odd number", op.head_dim);
+            return Err(RuntimeError::Unsupported(what));
+        }
+        let AttentionOp { heads, kv_heads, head_dim, scale, window, .. } = *op;
+        let shape = CachedShape { heads, kv_heads, head_dim, scale, window };
+        let one = |_| KeyValues::new(cache, kv_heads, head_dim, context);
+        Ok(Self { shape, caches: (0..sequences).map(one).collect() })
+    }
+
+    pub(crate) fn partials(&self, context: usize) -> Partials {
+        Partials::new(&self.shape, 1, context)
+    }
+
+    /// Takes in the keys and values of a batch, and attends to all there are.
+    pub(crate) fn run(
+        &mut self,
+        pool: &mut Pool,
+        precision: matrix::Precision,
+        rows: &mut RowBuffers,
+        buffers: &Buffers,
+        spans: &[Span],
+        partials: &mut Partials,
+    ) {
+        let CachedShape { heads, kv_heads, head_dim, .. } = self.shape;
+        let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+        let tokens = spans.last().map_or(0, |span| span.row + span.count);
+        for span in spans {
+            let part = span.row * kv_width..(span.row + span.count) * kv_width;
+            let k = rows.get(buffers.k, tokens)[part.clone()].chunks_exact(kv_width);
+            let v = rows.get(buffers.v, tokens)[part].chunks_exact(kv_width);
+            let cache = &mut self.caches[span.sequence];
+            for (position, (k, v)) in (span.position..).zip(k.zip(v)) {
+                cache.put(position, k, v);
+            }
+        }
+        let (out, [q]) = rows.write(buffers.to, [buffers.q], tokens);
+        for span in spans {
+            let part = span.row * width..(span.row + span.count) * width;
+            let (q, out) = (&q[part.clone()], &mut out[part]);
+            let cache = &self.caches[span.sequence];
+            if span.count < BLOCK_FROM {
+                let positions = span.position..span.position + span.count;
+                let mut queries = positions.map(|position| CachedQuery { cache, position });
+                attend(pool, &self.shape, &mut queries, q, out, partials);
+            } else {
+                attend_block(pool, &self.shape, precision, cache, span.position, q, out);
+            }
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Carrying out a plan: the buffers it works in, and one function a kind of stage.
+
+use crate::attention::{Attention, Buffers};
+use crate::load::Weights;
+use crate::plan::{MOST_PRODUCTS, Plan, Products, RowOp, Stage, TableRow};
+use lapidary_kernels::attention::Partials;
+use lapidary_kernels::isa::Isa;
+use lapidary_kernels::packed::{Activations, Forms, Output, Precision, STRIP};
+use lapidary_kernels::pool::Pool;
+use lapidary_kernels::rows::{RowBuffers, RowsMut};
+use lapidary_kernels::{matrix, norm, rope};
+use std::cell::Cell;
+
+/// Rows that one thread takes at a time.
+const ROWS_PER_UNIT: usize = 16;
+
+/// Tokens that are computed together.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    /// Token of each row.
+    pub(crate) tokens: Vec<u32>,
+    /// Position of each row in its sequence.
+    pub(crate) positions: Vec<usize>,
+    /// The rows of each sequence, in order and without gaps.
+    pub(crate) spans: Vec<Span>,
+    /// Rows whose logits are wanted.
+    pub(crate) wanted: Vec<usize>,
+}
+
+/// Consecutive tokens of a sequence.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span {
+    pub(crate) sequence: usize,
+    /// The first row.
+    pub(crate) row: usize,
+    pub(crate) count: usize,
+    /// Position of the first.
+    pub(crate) position: usize,
+}
+
+impl Batch {
+    pub(crate) fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.spans.clear();
+        self.wanted.clear();
+    }
+
+    pub(crate) fn add(&mut self, sequence: usize, position: usize, tokens: &[u32]) {
+        let (row, count) = (self.tokens.len(), tokens.len());
+        self.tokens.extend_from_slice(tokens);
+        self.positions.extend(position..position + count);
+        self.spans.push(Span { sequence, row, count, position });
+    }
+}
+
+/// What carrying out a plan needs besides the plan and the weights.
+pub(crate) struct Work {
+    pub(crate) rows: RowBuffers,
+    /// Most rows at a time.
+    pub(crate) capacity: usize,
+    activations: Activations,
+    /// The inputs of products inside products.
+    inner: Activations,
+    /// Their results.
+    inner_out: Vec<f32>,
+    partials: Partials,
+    isa: Isa,
+    precision: Precision,
+}
+
+impl Work {
+    pub(crate) fn new(
+        plan: &Plan,
+        weights: &Weights,
+        attentions: &[Attention],
+        (capacity, context): (usize, usize),
+        precision: Precision,
+    ) -> Self {
+        let partials = attentions.iter().map(|attention| attention.partials(context));
+        Self {
+            rows: RowBuffers::new(capacity, &plan.widths),
+            capacity,
+            activations: Activations::new(),
+            inner: Activations::new(),
+            inner_out: vec![0.0; MOST_PRODUCTS * capacity * weights.widest_inner()],
+            partials: partials.max_by_key(Partials::room).unwrap_or_default(),
+            isa: Isa::detect(),
+            precision,
+        }
+    }
+
+    /// Carries out a plan on the first `tokens` rows.
+    pub(crate) fn run(
+        &mut self,
+        plan: &Plan,
+        weights: &Weights,
+        attentions: &mut [Attention],
+        batch: &Batch,
+        tokens: usize,
+        pool: &mut Pool,
+    ) {
+        for stage in &plan.stages {
+            match stage {
+                Stage::Rows(ops) => self.row_ops(ops, weights, batch, tokens, pool),
+                Stage::Products(products) => self.products(products, weights, tokens, pool),
+                &Stage::Attention { q, k, v, to, index } => {
+                    let precision = match self.precision {
+                        Precision::Float => matrix::Precision::F32,
+                        Precision::Int8 => matrix::Precision::Bf16,
+                    };
+                    let buffers = Buffers { q, k, v, to };
+                    let (rows, partials) = (&mut self.rows, &mut self.partials);
+                    attentions[index].run(pool, precision, rows, &buffers, &batch.spans, partials);
+                }
+            }
+        }
+    }
+
+    fn row_ops(
+        &mut self,
+        ops: &[RowOp],
+        weights: &Weights,
+        batch: &Batch,
+        tokens: usize,
+        pool: &mut Pool,
+    ) {
+        let isa = self.isa;
+        self.rows.divide(pool, tokens, ROWS_PER_UNIT, |rows| {
+            for row in rows.rows() {
+                for op in ops {
+                    row_op(isa, op, weights, batch, row, rows);
+                }
+            }
+        });
+    }
+
+    fn products(&mut self, stage: &Products, weights: &Weights, tokens: usize, pool: &mut Pool) {
+        let matrix = |product: usize| &weights.matrices[stage.products[product].0];
+        let all = 0..stage.products.len();
+        let forms = all.clone().map(|p| matrix(p).forms(tokens));
+        let forms = forms.fold(Forms::default(), |all, forms| all | forms);
+        let x = self.rows.get(stage.input, tokens);
+        let preparing = self.activations.begin(tokens, stage.width, forms);
+        pool.run(preparing.units(), |unit| preparing.fill(unit..unit + 1, x));
+        drop(preparing);
+        let mut rest = &mut self.inner_out[..];
+        let inner: [&[f32]; MOST_PRODUCTS] = std::array::from_fn(|product| {
+            let matrix = all.contains(&product).then(|| matrix(product).inner()).flatten();
+            let Some(matrix) = matrix else { return &[][..] };
+            let (out, others) = std::mem::take(&mut rest).split_at_mut(tokens * matrix.rows());
+            rest = others;
+            self.inner.prepare(x, tokens, stage.width, matrix.forms(tokens));
+            let shared = Output::new(out, tokens, matrix.rows());
+            pool.run(matrix.strips(), |strip| {
+                matrix.multiply(&self.inner, &[], strip..strip + 1, &shared);
+            });
+            out
+        });
+        let outs = self.rows.several_mut::<MOST_PRODUCTS>(&stage.targets, tokens);
+        let mut product = 0;
+        let outs = outs.map(|out| {
+            let output = out.map(|out| Output::new(out, tokens, matrix(product).rows()));
+            product += 1;
+            output
+        });
+        let activations = &self.activations;
+        pool.run(stage.units.len(), |unit| {
+            let (product, strips) = &stage.units[unit];
+            if let Some(out) = &outs[*product] {
+                let (matrix, strips) = (matrix(*product), strips.clone());
+                matrix.multiply(activations, inner[*product], strips, out);
+            }
+        });
+    }
+}
+
+thread_local! {
+    /// A strip of a table, decoded.
+    static TABLE_STRIP: Cell<Vec<[f32; STRIP]>> = Cell::default();
+}
+
+fn row_op(
+    isa: Isa,
+    op: &RowOp,
+    weights: &Weights,
+    batch: &Batch,
+    row: usize,
+    rows: &mut RowsMut<'_>,
+) {
+    match *op {
+        RowOp::LookUp { table, row: which, to } => {
+            let index = match which {
+                TableRow::Token => batch.tokens[row] as usize,
+                TableRow::Position { offset } => offset + batch.positions[row],
+                TableRow::First => 0,
+            };
+            let mut strip = TABLE_STRIP.take();
+            weights.look_up(table, index, &mut strip, rows.row(to, [], row).0);
+            TABLE_STRIP.set(strip);
+        }
+        RowOp::Copy { from, to } => {
+            let (to, [from]) = rows.row(to, [from], row);
+            to.copy_from_slice(from);
+        }
+        RowOp::Bias { to, bias } => add(rows.row(to, [], row).0, &weights.vectors[bias]),
+        RowOp::RmsNorm { from, to, gain, eps } if from == to => {
+            let (to, []) = rows.row(to, [], row);
+            norm::rms_norm_in_place_here(isa, to, &weights.vectors[gain], eps);
+        }
+        RowOp::RmsNorm { from, to, gain, eps } => {
+            let (to, [from]) = rows.row(to, [from], row);
+            norm::rms_norm_here(isa, from, &weights.vectors[gain], eps, to);
+        }
+        RowOp::LayerNorm { from, to, gain, bias, eps } => {
+            let (to, [from]) = rows.row(to, [from], row);
+            let (gain, bias) = (&weights.vectors[gain], &weights.vectors[bias]);
+            norm::layer_norm_here(isa, from, gain, Some(bias), eps, to);
+        }
+        RowOp::Rope { to, table, head_dim } => {
+            let (cos, sin) = weights.angles[table].at(batch.positions[row]);
+            rope::turn_row(isa, rows.row(to, [], row).0, head_dim, cos, sin);
+        }
+        RowOp::Activation { to, activation } => {
+            activation.apply_here(isa, rows.row(to, [], row).0);
+        }
+        RowOp::Gated { gate, up, activation } => {
+            let (gate, [up]) = rows.row(gate, [up], row);
+            activation.gate_multiply_here(isa, gate, up);
+        }
+        RowOp::Add { to, other } => {
+            let (to, [other]) = rows.row(to, [other], row);
+            add(to, other);
+        }
+    }
+}
+
+fn add(to: &mut [f32], other: &[f32]) {
+    to.iter_mut().zip(other).for_each(|(to, other)| *to += other);
+}
