@@ -85,9 +85,10 @@ impl Tensorwise for Bcq {
         let of_line = |(weight, signs): (&[f32], &mut [u8])| -> Vec<Fit> {
             let groups = weight.chunks(group).zip(signs.chunks_mut(group)).zip(costs.chunks(group));
             let fit = |((weight, signs), costs): ((&[f32], &mut [u8]), &[f32])| {
-                let fit = Group { params: &self.0, float: scale_type, weight, costs }.fit();
-                signs.copy_from_slice(&fit.signs);
-                Fit { signs: vec![], ..fit }
+                let group = Group::new(&self.0, scale_type, weight, costs);
+                let fit = group.fit();
+                group.encode(&fit, weight, signs);
+                fit
             };
             groups.map(fit).collect()
         };
@@ -137,23 +138,69 @@ impl Bcq {
     }
 }
 
-/// Signs of a group, and its scales with the offset last (zero when there is none).
+/// Scales of a group, the offset last (zero when there is none), and what they lose.
 #[derive(Debug, Clone)]
 struct Fit {
-    signs: Vec<u8>,
     scales: Vec<f32>,
+    /// The signs of each level, by rising level, and how many weights are nearest to it or to one
+    /// below it.
+    cuts: Vec<(u8, usize)>,
     error: f64,
 }
 
-/// One group to fit.
+/// One group to fit. What is nearest to a level is a stretch of the sorted weights, and all that a
+/// round needs of a stretch are three sums: a round costs by its levels, not by its weights.
 struct Group<'a> {
     params: &'a Params,
     float: FloatType,
-    weight: &'a [f32],
-    costs: &'a [f32],
+    /// The weights, rising, and their costs.
+    sorted: Vec<(f32, f32)>,
+    /// Sums over the first of the sorted weights, from none to all of them.
+    sums: Vec<Sums>,
 }
 
-impl Group<'_> {
+/// Sums over weights.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    /// Of what an error of each costs.
+    cost: f64,
+    /// Of cost times weight.
+    weighted: f64,
+    /// Of cost times square.
+    squares: f64,
+}
+
+impl Sums {
+    fn of(&self, weight: f32, cost: f32) -> Self {
+        let (weight, cost) = (f64::from(weight), f64::from(cost));
+        Self {
+            cost: self.cost + cost,
+            weighted: self.weighted + cost * weight,
+            squares: self.squares + cost * weight * weight,
+        }
+    }
+
+    /// What is in this sum and not in one over fewer weights.
+    fn beyond(&self, fewer: &Self) -> Self {
+        Self {
+            cost: self.cost - fewer.cost,
+            weighted: self.weighted - fewer.weighted,
+            squares: self.squares - fewer.squares,
+        }
+    }
+}
+
+impl<'a> Group<'a> {
+    fn new(params: &'a Params, float: FloatType, weight: &[f32], costs: &[f32]) -> Self {
+        let mut sorted: Vec<_> = weight.iter().copied().zip(costs.iter().copied()).collect();
+        sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut sums = vec![Sums::default()];
+        for (weight, cost) in &sorted {
+            sums.push(sums[sums.len() - 1].of(*weight, *cost));
+        }
+        Self { params, float, sorted, sums }
+    }
+
     fn fit(&self) -> Fit {
         let greedy = self.alternate(self.greedy());
         let uniform = self.alternate(self.uniform());
@@ -162,11 +209,11 @@ impl Group<'_> {
 
     /// Each plane the signs of what is left.
     fn greedy(&self) -> Vec<f32> {
-        let mut left = self.weight.to_vec();
-        let cost: f64 = self.costs.iter().map(|cost| f64::from(*cost)).sum();
+        let mut left: Vec<f32> = self.sorted.iter().map(|(weight, _)| *weight).collect();
+        let cost = self.sums[self.sorted.len()].cost;
         let mean = |values: &mut dyn Iterator<Item = f32>| {
-            let sum: f64 = values.zip(self.costs).map(|(v, c)| f64::from(v) * f64::from(*c)).sum();
-            (sum / cost) as f32
+            let weighted = values.zip(&self.sorted).map(|(v, (_, c))| f64::from(v) * f64::from(*c));
+            (weighted.sum::<f64>() / cost) as f32
         };
         let offset = if self.params.offset { mean(&mut left.iter().copied()) } else { 0.0 };
         left.iter_mut().for_each(|value| *value -= offset);
@@ -184,18 +231,16 @@ impl Group<'_> {
     /// The grid of round to nearest; without an offset, the one whose middle is zero.
     fn uniform(&self) -> Vec<f32> {
         let bits = self.params.bits;
-        let grid = |symmetric| {
-            let levels = Levels { bits, symmetric, restricted: false };
-            levels.fit_range(self.weight, |scale| self.float.round_scale(scale))
-        };
+        let ends = [self.sorted.first(), self.sorted.last()].map(|end| end.map_or(0.0, |end| end.0));
         if self.params.offset {
-            let grid = grid(false);
+            let levels = Levels { bits, symmetric: false, restricted: false };
+            let grid = levels.fit_range(&ends, |scale| self.float.round_scale(scale));
             let (mut scales, offset) =
                 Planes::from_uniform(bits, grid.scale, f32::from(grid.zero));
             scales.push(offset);
             return scales;
         }
-        let largest = self.weight.iter().fold(0.0_f32, |most, w| most.max(w.abs()));
+        let largest = ends[0].abs().max(ends[1].abs());
         let scale = largest / (f32::from((1_u16 << bits) - 1) / 2.0);
         let (mut scales, _) = Planes::from_uniform(bits, scale, 0.0);
         scales.push(0.0);
@@ -208,9 +253,9 @@ impl Group<'_> {
         let mut best = self.nearest(&start);
         let mut current = best.clone();
         for _ in 0..self.params.rounds {
-            let Some(scales) = self.least_squares(&current.signs) else { break };
+            let Some(scales) = self.least_squares(&current.cuts) else { break };
             let next = self.nearest(&scales);
-            let same = next.signs == current.signs;
+            let same = next.cuts == current.cuts;
             current = next;
             if current.error < best.error {
                 best = current.clone();
@@ -222,10 +267,9 @@ impl Group<'_> {
         best
     }
 
-    /// The signs whose sum is nearest to each weight, with stored scales.
-    fn nearest(&self, scales: &[f32]) -> Fit {
+    /// What these scales add up to for each choice of signs, by rising level; none if they overflow.
+    fn levels(&self, scales: &[f32]) -> Vec<(f32, u8)> {
         let planes = usize::from(self.params.bits);
-        let scales: Vec<f32> = scales.iter().map(|scale| self.float.round(*scale)).collect();
         let level = |signs: usize| {
             let signed = |plane: usize| {
                 if signs >> plane & 1 == 1 { scales[plane] } else { -scales[plane] }
@@ -235,47 +279,70 @@ impl Group<'_> {
         let mut levels: Vec<(f32, u8)> =
             (0..1_usize << planes).map(|signs| (level(signs), signs as u8)).collect();
         if levels.iter().any(|(level, _)| !level.is_finite()) {
-            let signs = vec![0; self.weight.len()];
-            return Fit { signs, scales, error: f64::INFINITY };
+            return vec![];
         }
-        levels.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        levels.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         levels.dedup_by(|a, b| a.0 == b.0);
-        let book = Codebook::new(self.params.bits, levels.iter().map(|(l, _)| *l).collect());
-        let codes = self.weight.iter().map(|weight| usize::from(book.code(*weight)));
-        let codes: Vec<usize> = codes.collect();
-        let error = |((code, weight), cost): ((&usize, &f32), &f32)| {
-            let error = f64::from(*weight) - f64::from(levels[*code].0);
-            f64::from(*cost) * error * error
-        };
-        let error = codes.iter().zip(self.weight).zip(self.costs).map(error).sum();
-        Fit { signs: codes.iter().map(|code| levels[*code].1).collect(), scales, error }
+        levels
+    }
+
+    /// Which weights are nearest to each level, with stored scales, and what is lost.
+    fn nearest(&self, scales: &[f32]) -> Fit {
+        let scales: Vec<f32> = scales.iter().map(|scale| self.float.round(*scale)).collect();
+        let levels = self.levels(&scales);
+        if levels.is_empty() {
+            return Fit { scales, cuts: vec![], error: f64::INFINITY };
+        }
+        let (mut begin, mut error) = (0, 0.0);
+        let mut cuts = Vec::with_capacity(levels.len());
+        for (index, (level, signs)) in levels.iter().enumerate() {
+            let end = levels.get(index + 1).map_or(self.sorted.len(), |(next, _)| {
+                let middle = level / 2.0 + next / 2.0;
+                begin + self.sorted[begin..].partition_point(|(weight, _)| *weight <= middle)
+            });
+            let sums = self.sums[end].beyond(&self.sums[begin]);
+            let level = f64::from(*level);
+            error += sums.squares - level * (2.0 * sums.weighted - level * sums.cost);
+            cuts.push((*signs, end));
+            begin = end;
+        }
+        // A difference of sums: what is below their rounding is nothing.
+        Fit { scales, cuts, error: error.max(0.0) }
     }
 
     /// The scales (and the offset) of least weighted squared error for these signs; `None` where
     /// they are not determined.
-    fn least_squares(&self, signs: &[u8]) -> Option<Vec<f32>> {
+    fn least_squares(&self, cuts: &[(u8, usize)]) -> Option<Vec<f32>> {
         let planes = usize::from(self.params.bits);
         let unknowns = planes + usize::from(self.params.offset);
-        // Weights with the same signs have the same row of the system: sums over them are enough.
-        let mut sums = vec![(0.0_f64, 0.0_f64); 1 << planes];
-        for ((signs, weight), cost) in signs.iter().zip(self.weight).zip(self.costs) {
-            let (costs, weighted) = &mut sums[usize::from(*signs)];
-            *costs += f64::from(*cost);
-            *weighted += f64::from(*cost) * f64::from(*weight);
-        }
         let mut system = vec![vec![0.0; unknowns + 1]; unknowns];
-        for (signs, (cost, weighted)) in sums.iter().enumerate().filter(|(_, sum)| sum.0 > 0.0) {
+        let mut begin = 0;
+        for (signs, end) in cuts {
+            // Weights with the same signs have the same row of the system: sums over them are enough.
+            let sums = self.sums[*end].beyond(&self.sums[std::mem::replace(&mut begin, *end)]);
             let sign = |i: usize| if i == planes || signs >> i & 1 == 1 { 1.0 } else { -1.0 };
             for (i, row) in system.iter_mut().enumerate() {
                 for (j, entry) in row[..unknowns].iter_mut().enumerate() {
-                    *entry += cost * sign(i) * sign(j);
+                    *entry += sums.cost * sign(i) * sign(j);
                 }
-                row[unknowns] += weighted * sign(i);
+                row[unknowns] += sums.weighted * sign(i);
             }
         }
         let mut scales: Vec<f32> = solve(system)?.into_iter().map(|scale| scale as f32).collect();
         scales.resize(planes + 1, 0.0);
         Some(scales)
+    }
+
+    /// Writes the signs of the weights, in their own order, bit `i` that of plane `i`.
+    fn encode(&self, fit: &Fit, weight: &[f32], signs: &mut [u8]) {
+        let levels = self.levels(&fit.scales);
+        if levels.is_empty() {
+            return;
+        }
+        let book = Codebook::new(self.params.bits, levels.iter().map(|(l, _)| *l).collect());
+        for (weight, signs) in weight.iter().zip(signs) {
+            *signs = levels[usize::from(book.code(*weight))].1;
+        }
     }
 }
 
@@ -292,8 +359,7 @@ mod tests {
     fn greedy_finds_two_planes_exactly() {
         let params = group(2, false);
         let weight = [-3.0, -1.0, 1.0, 3.0];
-        let group =
-            Group { params: &params, float: FloatType::F16, weight: &weight, costs: &[1.0; 4] };
+        let group = Group::new(&params, FloatType::F16, &weight, &[1.0; 4]);
         assert_eq!(group.greedy(), [2.0, 1.0, 0.0]);
         assert_eq!(group.nearest(&[2.0, 1.0, 0.0]).error, 0.0);
     }
@@ -305,11 +371,10 @@ mod tests {
         for bits in 1..=5 {
             let params = group(bits, bits % 2 == 0);
             let costs: Vec<f32> = (0..128).map(|i| 0.5 + (i % 5) as f32).collect();
-            let group =
-                Group { params: &params, float: FloatType::F32, weight: &weight, costs: &costs };
+            let group = Group::new(&params, FloatType::F32, &weight, &costs);
             let mut fit = group.nearest(&group.greedy());
             for _ in 0..15 {
-                let next = group.nearest(&group.least_squares(&fit.signs).unwrap());
+                let next = group.nearest(&group.least_squares(&fit.cuts).unwrap());
                 assert!(next.error <= fit.error * (1.0 + 1e-5), "{} {}", next.error, fit.error);
                 fit = next;
             }
