@@ -1,20 +1,16 @@
-//! A model that turns tokens into hidden states, block by block, with its weights kept in memory
-//! when they are small and read again for each group of segments when they are not.
+//! A model that turns tokens into hidden states, block by block: one block's weights are in memory at
+//! a time, read again for each group of segments.
 
 use crate::EvalError;
 use lapidary_formats::Source;
-use lapidary_model::{Batch, Executor, Fused, Graph, GraphWeights, Precision, Spec};
+use lapidary_model::{Batch, Executor, Fused, GraphWeights, Precision, Spec};
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Weights up to this many numbers stay in memory.
-const RESIDENT_NUMBERS: usize = 500_000_000;
 
 /// A model under evaluation.
 pub(crate) struct Runner<'a> {
     source: &'a Source,
     pub(crate) spec: &'a Spec,
     executor: Executor,
-    resident: Option<Vec<GraphWeights>>,
     head: Option<GraphWeights>,
     stop: &'a AtomicBool,
 }
@@ -27,14 +23,9 @@ impl<'a> Runner<'a> {
         stop: &'a AtomicBool,
     ) -> Result<Self, EvalError> {
         let executor = Executor::new(Fused { precision });
-        let linears = spec.blocks.iter().flat_map(Graph::linears);
-        let numbers: usize = linears.map(|linear| linear.in_features * linear.out_features).sum();
-        let load = |graph: &Graph| GraphWeights::load(graph, source, executor.backend());
-        let resident = (numbers <= RESIDENT_NUMBERS)
-            .then(|| spec.blocks.iter().map(load).collect::<Result<Vec<_>, _>>())
-            .transpose()?;
+        let load = |graph| GraphWeights::load(graph, source, executor.backend());
         let head = spec.head.as_ref().map(load).transpose()?;
-        Ok(Self { source, spec, executor, resident, head, stop })
+        Ok(Self { source, spec, executor, head, stop })
     }
 
     /// Hidden states after the last block, `[tokens, hidden]`, of rows of one length.
@@ -44,22 +35,15 @@ impl<'a> Runner<'a> {
             let batch = Batch { rows: 1, seq_len: row.len() };
             states.push(self.executor.embed(self.spec, self.source, batch, (*row).into())?);
         }
-        for (index, graph) in self.spec.blocks.iter().enumerate() {
-            let loaded;
-            let weights = match &self.resident {
-                Some(resident) => &resident[index],
-                None => {
-                    loaded = GraphWeights::load(graph, self.source, self.executor.backend())?;
-                    &loaded
-                }
-            };
+        for graph in &self.spec.blocks {
+            let weights = GraphWeights::load(graph, self.source, self.executor.backend())?;
             for (state, row) in states.iter_mut().zip(rows) {
                 if self.stop.load(Ordering::Relaxed) {
                     return Err(EvalError::Interrupted);
                 }
                 let batch = Batch { rows: 1, seq_len: row.len() };
                 let input = std::mem::take(state);
-                *state = self.executor.run(graph, weights, batch, input, None)?;
+                *state = self.executor.run(graph, &weights, batch, input, None)?;
             }
         }
         Ok(states)
