@@ -30,7 +30,14 @@ pub(crate) fn megabytes(bytes: u64) -> String {
     }
 }
 
-/// Bits a weight of compressed tables and heads, to stand behind those of the layers.
-pub(crate) fn in_tables(bits: Option<f64>) -> String {
-    bits.map_or_else(String::new, |bits| format!(" ({bits:.3} in tables and head)"))
+/// What is stored for each weight of the blocks' layers, and of tables and head.
+pub(crate) fn stored_bits(layers: Option<f64>, tables: Option<f64>) -> String {
+    match (layers, tables) {
+        (Some(layers), Some(tables)) => {
+            format!("{layers:.3} bits a weight ({tables:.3} in tables and head)")
+        }
+        (Some(layers), None) => format!("{layers:.3} bits a weight"),
+        (None, Some(tables)) => format!("{tables:.3} bits a weight of tables and head"),
+        (None, None) => "nothing compressed".to_owned(),
+    }
 }

@@ -15,11 +15,9 @@ pub(crate) fn card(job: &Job<'_>, plan: &Plan, manifest: &Manifest) -> String {
     let _ = writeln!(card, "\nCompressed by Lapidary {}.\n", env!("CARGO_PKG_VERSION"));
     let _ = writeln!(card, "| | |\n|---|---|");
     let _ = writeln!(card, "| format | {} |", manifest.format);
-    let _ = writeln!(
-        card,
-        "| bits per weight of the compressed layers | {:.3} |",
-        manifest.bits_per_weight
-    );
+    if let Some(bits) = manifest.bits_per_weight {
+        let _ = writeln!(card, "| bits per weight of the compressed layers | {bits:.3} |");
+    }
     if let Some(bits) = manifest.table_bits_per_weight {
         let _ = writeln!(card, "| bits per weight of the compressed tables and head | {bits:.3} |");
     }

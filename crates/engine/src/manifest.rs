@@ -23,8 +23,9 @@ pub struct Manifest {
     pub identity: Value,
     /// The format.
     pub format: String,
-    /// Bits stored for each weight of the blocks' compressed layers.
-    pub bits_per_weight: f64,
+    /// Bits stored for each weight of the blocks' compressed layers, when there are any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub bits_per_weight: Option<f64>,
     /// The same of the compressed tables and heads, when there are any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub table_bits_per_weight: Option<f64>,

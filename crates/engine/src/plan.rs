@@ -237,12 +237,12 @@ impl Plan {
     }
 
     /// Bits stored for each weight of the compressed layers of the blocks: codes, scales, zeros,
-    /// indices.
-    pub fn bits_per_weight(&self) -> f64 {
-        self.bits(|site| matches!(site.place, Place::Block(_))).unwrap_or(0.0)
+    /// indices. `None` when there are none.
+    pub fn bits_per_weight(&self) -> Option<f64> {
+        self.bits(|site| matches!(site.place, Place::Block(_)))
     }
 
-    /// The same of the compressed tables and heads; `None` when there are none.
+    /// The same of the compressed tables and heads.
     pub fn table_bits_per_weight(&self) -> Option<f64> {
         self.bits(|site| !matches!(site.place, Place::Block(_)))
     }
@@ -359,7 +359,7 @@ fn with_statistics_there_are(
         Some(method) => {
             let what = format!(
                 "the rows of a table are looked up, so that {method_id} has no statistics of \
-                 inputs for it; rounded to nearest instead"
+                 inputs for it; encoded as without them"
             );
             Ok((Chained { method, ..chained }, Some(Note::fallback(what))))
         }

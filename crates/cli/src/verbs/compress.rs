@@ -6,7 +6,7 @@ use crate::error::CliError;
 use crate::output::Output;
 use crate::progress::Shown;
 use crate::signal::stop_flag;
-use crate::table::{in_tables, megabytes, table};
+use crate::table::{megabytes, stored_bits, table};
 use lapidary_engine::plan::Limits;
 use lapidary_engine::{Cost, Costs, Job, Outcome, SiteRecord, compress};
 use lapidary_formats::Source;
@@ -104,11 +104,10 @@ fn describe(outcome: &Outcome, folder: &Path, model: &str) -> String {
     let _ = writeln!(text, "{} {done}", folder.display());
     let _ = writeln!(
         text,
-        "{} -> {}, {:.3} bits a weight{} in {} layers ({})",
+        "{} -> {}, {} in {} layers ({})",
         megabytes(manifest.bytes.source),
         megabytes(manifest.bytes.result),
-        manifest.bits_per_weight,
-        in_tables(manifest.table_bits_per_weight),
+        stored_bits(manifest.bits_per_weight, manifest.table_bits_per_weight),
         manifest.sites.len(),
         manifest.format
     );

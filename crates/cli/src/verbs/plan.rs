@@ -4,7 +4,7 @@ use super::{disk, open, recipe};
 use crate::arguments::PlanArguments;
 use crate::error::CliError;
 use crate::output::Output;
-use crate::table::{in_tables, megabytes, table};
+use crate::table::{megabytes, stored_bits, table};
 use lapidary_engine::plan::{ActivationsIn, Limits};
 use lapidary_engine::search::Candidate;
 use lapidary_engine::{Plan, Survey};
@@ -99,7 +99,8 @@ fn survey_to_json(survey: &Survey<'_>, bits: (f64, f64), sizes: (u64, u64)) -> V
 
 fn describe_survey(survey: &Survey<'_>, bits: (f64, f64), sizes: (u64, u64)) -> String {
     let row = |candidate: &Candidate| {
-        let bits = format!("{:.3}", candidate.plan.bits_per_weight());
+        let bits = candidate.plan.bits_per_weight();
+        let bits = bits.map_or_else(|| "-".to_owned(), |bits| format!("{bits:.3}"));
         vec![candidate.label.clone(), bits, megabytes(candidate.plan.output_bytes())]
     };
     let rows: Vec<Vec<String>> = survey.candidates.iter().map(row).collect();
@@ -144,11 +145,10 @@ fn describe(plan: &Plan) -> String {
     let mut text = table(&["layers", "count", "shape", "step"], &rows);
     let _ = write!(
         text,
-        "\n\nformat {} ({}), {:.3} bits a weight{}\nweights {} -> {}\nmemory at most {}{}\ndisk {}\n",
+        "\n\nformat {} ({}), {}\nweights {} -> {}\nmemory at most {}{}\ndisk {}\n",
         plan.format.id(),
         plan.format.loaders(),
-        plan.bits_per_weight(),
-        in_tables(plan.table_bits_per_weight()),
+        stored_bits(plan.bits_per_weight(), plan.table_bits_per_weight()),
         megabytes(plan.source_bytes),
         megabytes(plan.output_bytes()),
         megabytes(plan.memory.peak),
