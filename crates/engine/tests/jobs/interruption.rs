@@ -1,11 +1,8 @@
 //! Jobs that die at any moment, are asked to stop, or meet another job in their place.
 
-use crate::support::{Setup, StopAfter, entries, files, real, scratch};
+use crate::support::{Setup, StopAfter, dies_anywhere, entries, files, real, scratch};
 use lapidary_engine::{EngineError, Failure};
-use lapidary_store::fs::{Calls, Fault, FaultFs};
-use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 const STEP: &str = "method: gptq, bits: 4, group_size: 16";
@@ -18,55 +15,22 @@ fn setup(folder: &Path) -> Setup {
 /// and the next run gives the bytes of an undisturbed one.
 #[test]
 fn a_job_that_dies_anywhere_resumes_to_the_same_bytes() {
-    dies_anywhere(setup);
+    dies_anywhere(setup, 1, tight);
 }
 
 /// The same with a stage before the blocks, for the tables, and one after them.
 #[test]
 fn tables_and_heads_resume_too() {
     let step = "method: gptq, bits: 4, group_size: 16, targets: [\"re:.*(embed|head|v_proj)\"]";
-    dies_anywhere(|folder| Setup::new("llama-untied", step, folder, "native"));
+    dies_anywhere(|folder| Setup::new("llama-untied", step, folder, "native"), 1, tight);
 }
 
 /// The same with the uncompressed model's activations beside the compressed one's.
 #[test]
 fn corrected_drift_resumes_too() {
     let step = "method: gptq, bits: 3, group_size: 16, drift_correction: 0.5";
-    dies_anywhere(|folder| Setup::new("llama-head-dim", step, folder, "compressed-tensors"));
-}
-
-fn dies_anywhere(setup: impl Fn(&Path) -> Setup) {
-    let undisturbed = scratch();
-    let mut job = setup(undisturbed.path());
-    let counting = FaultFs::counting(real());
-    job.fs = Arc::new(counting.clone());
-    job.run(&undisturbed.path().join("out")).unwrap();
-    let wanted = files(&undisturbed.path().join("out"));
-    let calls = counting.count(Calls::Mutating);
-    assert!(calls > 50, "{calls} calls");
-    for on_disk in [false, true] {
-        for at in 1..=calls {
-            let scratch = scratch();
-            let output = scratch.path().join("out");
-            let mut job = setup(scratch.path());
-            if on_disk {
-                job.limits.memory = Some(tight(&job));
-            }
-            let fault =
-                Fault { calls: Calls::Mutating, at, kind: ErrorKind::StorageFull, forever: true };
-            job.fs = Arc::new(FaultFs::new(real(), fault));
-            if let Err(error) = job.run(&output) {
-                assert_eq!(error.failure(), Failure::InputOutput, "call {at}: {error}");
-            }
-            if output.exists() {
-                assert_eq!(files(&output), wanted, "call {at}: a result with a name is whole");
-            }
-            job.fs = real();
-            job.run(&output).unwrap_or_else(|error| panic!("after call {at}: {error}"));
-            assert_eq!(files(&output), wanted, "after call {at}");
-            assert_eq!(entries(scratch.path()), ["out", "rows.safetensors"], "after call {at}");
-        }
-    }
+    let setup = |folder: &Path| Setup::new("llama-head-dim", step, folder, "compressed-tensors");
+    dies_anywhere(setup, 1, tight);
 }
 
 /// The least memory that the job accepts, with its activations on the disk.

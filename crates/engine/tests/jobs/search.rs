@@ -1,15 +1,12 @@
 //! Jobs with a budget: what they choose, what they leave behind, and that they resume.
 
-use crate::support::{Setup, entries, files, model, real, scratch};
+use crate::support::{Setup, dies_anywhere, files, model, real, scratch};
 use lapidary_engine::plan::ActivationsIn;
 use lapidary_engine::recipe::Recipe;
 use lapidary_engine::{EngineError, Failure, Manifest, Progress, Survey};
 use lapidary_formats::Source;
-use lapidary_store::fs::{Calls, Fault, FaultFs};
 use serde_json::Value;
-use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const STEP: &str = "method: gptq, bits: [2, 3, 4, 6], group_size: [16, 32]";
@@ -35,7 +32,7 @@ fn a_budget_of_bits_is_kept_and_used_and_its_recipe_gives_the_same_weights() {
         let output = scratch.path().join(name);
         let mut job = setup(name, STEP, &format!("bpw: {bits}"), scratch.path());
         let manifest = run(&job, &output);
-        let stored = manifest.bits_per_weight;
+        let stored = manifest.bits_per_weight.unwrap();
         assert!(stored <= bits && stored > 0.97 * bits, "{name}: {stored}");
         let report = report(&output);
         assert_eq!(report["chosen"]["bits_per_weight"], stored, "{name}");
@@ -235,35 +232,8 @@ fn what_the_format_cannot_hold_is_no_candidate() {
 /// The disk goes away at some of the calls that change it, in the search and after it.
 #[test]
 fn a_search_that_dies_anywhere_resumes_to_the_same_bytes() {
-    let undisturbed = scratch();
     let step = "method: gptq, bits: [2, 4], group_size: 16";
-    let start = |folder: &Path| setup("llama-head-dim", step, "bpw: 4.4", folder);
-    let mut job = start(undisturbed.path());
-    let counting = FaultFs::counting(real());
-    job.fs = Arc::new(counting.clone());
-    run(&job, &undisturbed.path().join("out"));
-    let wanted = files(&undisturbed.path().join("out"));
-    let calls = counting.count(Calls::Mutating);
-    for on_disk in [false, true] {
-        for at in (1..=calls).step_by(3) {
-            let scratch = scratch();
-            let output = scratch.path().join("out");
-            let mut job = start(scratch.path());
-            if on_disk {
-                job.limits.memory = Some(tight(&job));
-            }
-            let fault =
-                Fault { calls: Calls::Mutating, at, kind: ErrorKind::StorageFull, forever: true };
-            job.fs = Arc::new(FaultFs::new(real(), fault));
-            if let Err(error) = job.run(&output) {
-                assert_eq!(error.failure(), Failure::InputOutput, "call {at}: {error}");
-            }
-            job.fs = real();
-            job.run(&output).unwrap_or_else(|error| panic!("after call {at}: {error}"));
-            assert_eq!(files(&output), wanted, "after call {at}");
-            assert_eq!(entries(scratch.path()), ["out", "rows.safetensors"], "after call {at}");
-        }
-    }
+    dies_anywhere(|folder| setup("llama-head-dim", step, "bpw: 4.4", folder), 3, tight);
 }
 
 /// A limit under which the activations are on the disk.

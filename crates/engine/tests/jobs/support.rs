@@ -2,11 +2,13 @@
 
 use lapidary_engine::plan::Limits;
 use lapidary_engine::recipe::Recipe;
-use lapidary_engine::{EngineError, Job, Outcome, Progress, Silent, compress};
+use lapidary_engine::{EngineError, Failure, Job, Outcome, Progress, Silent, compress};
 use lapidary_formats::Source;
+use lapidary_store::fs::{Calls, Fault, FaultFs};
 use lapidary_store::safetensors::Writer;
 use lapidary_store::{Dtype, Fs, RealFs, TensorSpec, hash};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -104,6 +106,47 @@ impl Progress for StopAfter<'_> {
     fn advance(&self, done: u64, detail: &str) {
         if done == self.blocks && detail.starts_with(&format!("block {done} ")) {
             self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The disk goes away at every `every`th call that changes it, one after the other, with activations
+/// in memory and under a limit that `tight` finds; nothing unfinished is visible then, and the next
+/// run gives the bytes of an undisturbed one.
+pub(crate) fn dies_anywhere(
+    setup: impl Fn(&Path) -> Setup,
+    every: usize,
+    tight: impl Fn(&Setup) -> u64,
+) {
+    let undisturbed = scratch();
+    let mut job = setup(undisturbed.path());
+    let counting = FaultFs::counting(real());
+    job.fs = Arc::new(counting.clone());
+    job.run(&undisturbed.path().join("out")).unwrap();
+    let wanted = files(&undisturbed.path().join("out"));
+    let calls = counting.count(Calls::Mutating);
+    assert!(calls > 50, "{calls} calls");
+    for on_disk in [false, true] {
+        for at in (1..=calls).step_by(every) {
+            let scratch = scratch();
+            let output = scratch.path().join("out");
+            let mut job = setup(scratch.path());
+            if on_disk {
+                job.limits.memory = Some(tight(&job));
+            }
+            let fault =
+                Fault { calls: Calls::Mutating, at, kind: ErrorKind::StorageFull, forever: true };
+            job.fs = Arc::new(FaultFs::new(real(), fault));
+            if let Err(error) = job.run(&output) {
+                assert_eq!(error.failure(), Failure::InputOutput, "call {at}: {error}");
+            }
+            if output.exists() {
+                assert_eq!(files(&output), wanted, "call {at}: a result with a name is whole");
+            }
+            job.fs = real();
+            job.run(&output).unwrap_or_else(|error| panic!("after call {at}: {error}"));
+            assert_eq!(files(&output), wanted, "after call {at}");
+            assert_eq!(entries(scratch.path()), ["out", "rows.safetensors"], "after call {at}");
         }
     }
 }
