@@ -64,10 +64,6 @@ impl Format for CompressedTensors {
         METHOD
     }
 
-    fn summary(&self) -> &'static str {
-        "packed integers of 2 to 8 bits (pack-quantized)"
-    }
-
     fn loaders(&self) -> &'static str {
         "vLLM (4 and 8 bits on all, others on newer kernels), transformers, lapidary"
     }

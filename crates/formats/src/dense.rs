@@ -13,10 +13,6 @@ impl Format for Dense {
         "dense"
     }
 
-    fn summary(&self) -> &'static str {
-        "plain floats with the compressed values: nothing is saved, everything loads it"
-    }
-
     fn loaders(&self) -> &'static str {
         "transformers, vLLM, lapidary"
     }

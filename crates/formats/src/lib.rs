@@ -22,9 +22,6 @@ pub trait Format: Sync {
     /// Name in recipes and on the command line.
     fn id(&self) -> &'static str;
 
-    /// One line for listings.
-    fn summary(&self) -> &'static str;
-
     /// Who can load it, for listings.
     fn loaders(&self) -> &'static str;
 

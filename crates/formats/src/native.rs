@@ -20,10 +20,6 @@ impl Format for Native {
         "native"
     }
 
-    fn summary(&self) -> &'static str {
-        "any sum of terms, exactly"
-    }
-
     fn loaders(&self) -> &'static str {
         "lapidary"
     }

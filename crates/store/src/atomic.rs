@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::error::{Result, StoreError};
 use crate::fs::{self, Fs, Kind, WriteFile};
-use crate::hash::{Sha256, for_each_chunk};
+use crate::hash::Sha256;
 
 /// A file that was written and is on the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,17 +30,6 @@ pub fn write(fs: &Arc<dyn Fs>, path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(fs, path)?;
     file.write_all(bytes)?;
     file.commit().map(drop)
-}
-
-/// Copies a file byte for byte, in one step; a file at the target is replaced.
-///
-/// # Errors
-/// When the disk refuses, or the source becomes shorter meanwhile; the target is then as it was.
-pub fn copy(fs: &Arc<dyn Fs>, from: &Path, to: &Path) -> Result<Written> {
-    let source = fs.open(from)?;
-    let mut file = AtomicFile::create(fs, to)?;
-    for_each_chunk(&*source, &mut |chunk| file.write_all(chunk))?;
-    file.commit()
 }
 
 /// A file being written that takes its name only when [committed](AtomicFile::commit).

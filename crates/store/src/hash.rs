@@ -48,21 +48,8 @@ pub fn sha256_file(fs: &dyn Fs, path: &Path) -> Result<String> {
 
 /// The SHA-256 of an open file; `progress` is told the bytes read after each chunk.
 pub(crate) fn sha256_of(file: &dyn ReadAt, progress: &mut dyn FnMut(u64)) -> Result<String> {
-    let mut hash = Sha256::new();
-    for_each_chunk(file, &mut |chunk| {
-        hash.update(chunk);
-        progress(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
-        Ok(())
-    })?;
-    Ok(hash.finish())
-}
-
-/// Reads a file from beginning to end, in pieces.
-pub(crate) fn for_each_chunk(
-    file: &dyn ReadAt,
-    take: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
     let length = file.len()?;
+    let mut hash = Sha256::new();
     let mut buffer = fs::allocate(file.path(), "a file", length.min(CHUNK))?;
     let mut offset = 0_u64;
     while offset < length {
@@ -71,10 +58,11 @@ pub(crate) fn for_each_chunk(
         let chunk = usize::try_from(size).ok().and_then(|size| buffer.get_mut(..size));
         let chunk = chunk.unwrap_or_default();
         file.read_exact_at(chunk, offset)?;
-        take(chunk)?;
+        hash.update(chunk);
+        progress(size);
         offset = offset.saturating_add(size);
     }
-    Ok(())
+    Ok(hash.finish())
 }
 
 #[cfg(test)]

@@ -28,13 +28,6 @@ impl std::fmt::Debug for PackedLinear {
     }
 }
 
-impl PackedLinear {
-    /// Memory held, in bytes.
-    pub fn bytes(&self) -> usize {
-        self.packed.bytes() + self.bias.as_ref().map_or(0, |bias| 4 * bias.len())
-    }
-}
-
 impl Fused {
     fn pack(self, linear: &LinearOp, matrix: &[f32]) -> Result<PackedMatrix, ModelError> {
         let need = linear.out_features * linear.in_features;

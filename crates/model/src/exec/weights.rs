@@ -1,7 +1,7 @@
 //! The weights of one graph, prepared for an executor.
 
+use super::Backend;
 use super::fused::Fused;
-use super::{Backend, Operand};
 use crate::ModelError;
 use crate::graph::Graph;
 use crate::spec::{LinearOp, Op};
@@ -104,19 +104,6 @@ impl<B: Backend> GraphWeights<B> {
         backend.replace(linear, matrix, prepared)
     }
 
-    /// The product of one layer on its own.
-    ///
-    /// # Errors
-    /// When the graph has no such layer.
-    pub fn multiply(
-        &self,
-        linear: &LinearOp,
-        x: &B::Value,
-        backend: &B,
-    ) -> Result<B::Value, ModelError> {
-        backend.linear(Operand::Shared(x), self.linear(&linear.module)?)
-    }
-
     pub(super) fn linear(&self, module: &str) -> Result<&B::Linear, ModelError> {
         let missing = || ModelError::MissingTensor { name: format!("{module}.weight") };
         self.linears.get(module).ok_or_else(missing)
@@ -125,14 +112,6 @@ impl<B: Backend> GraphWeights<B> {
     pub(super) fn vector(&self, name: &str) -> Result<&B::Vector, ModelError> {
         let missing = || ModelError::MissingTensor { name: name.to_owned() };
         self.vectors.get(name).ok_or_else(missing)
-    }
-}
-
-impl GraphWeights<Fused> {
-    /// Memory held, in bytes.
-    pub fn bytes(&self) -> usize {
-        let linears: usize = self.linears.values().map(super::fused::PackedLinear::bytes).sum();
-        linears + self.vectors.values().map(|vector| 4 * vector.len()).sum::<usize>()
     }
 }
 

@@ -18,7 +18,6 @@ use serde_json::Value;
 pub use auxiliary::{AuxiliaryFile, Skipped};
 pub use resolve::{Environment, resolve};
 
-use crate::atomic::{self, Written};
 use crate::error::{Quoted, Result, StoreError};
 use crate::fs::{self, Fs, ReadAt, Stamp};
 use crate::gguf::Metadata;
@@ -207,11 +206,6 @@ impl Checkpoint {
         self.config.as_ref().map(|config| &config.value)
     }
 
-    /// `config.json`, as it stands in the file.
-    pub fn config_bytes(&self) -> Option<&[u8]> {
-        self.config.as_ref().map(|config| config.bytes.as_slice())
-    }
-
     /// The metadata of a GGUF checkpoint.
     pub fn gguf(&self) -> Option<&Metadata> {
         self.gguf.as_ref()
@@ -246,14 +240,6 @@ impl Checkpoint {
             return Err(StoreError::NotFound { path, advice });
         };
         fs::read(&*self.fs, &file.path, "the file", auxiliary::MAX_BYTES)
-    }
-
-    /// Copies an auxiliary file byte for byte.
-    ///
-    /// # Errors
-    /// When the disk refuses; `target` is then as it was.
-    pub fn copy_auxiliary(&self, file: &AuxiliaryFile, target: &Path) -> Result<Written> {
-        atomic::copy(&self.fs, &file.path, target)
     }
 
     /// Hashes every file of the checkpoint: weights, `config.json` and auxiliary files, sorted by
