@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lapidary_engine::recipe::{Budget, Overrides, parse_bytes};
+use lapidary_runtime::{CacheType, Options, Precision};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -38,6 +39,8 @@ pub(crate) enum Verb {
     Methods,
     /// The recipes in the binary
     Presets(PresetsArguments),
+    /// How fast a model runs here: prefill, decoding, memory; beside llama.cpp on request
+    Bench(BenchArguments),
     /// The whole job on a small model in the binary, in under a minute
     Demo(DemoArguments),
 }
@@ -193,6 +196,87 @@ pub(crate) struct EvalArguments {
     /// Rounding of the factors of matrix products
     #[arg(long, value_enum, default_value_t = PrecisionName::F32)]
     pub(crate) precision: PrecisionName,
+}
+
+/// How a model is run.
+#[derive(Debug, Args)]
+pub(crate) struct RunningArguments {
+    /// What the products of layers may round
+    #[arg(long = "precision", value_enum, default_value_t = RunPrecision::Int8)]
+    precision: RunPrecision,
+    /// How keys and values of earlier tokens are kept
+    #[arg(long, value_enum, default_value_t = CacheName::F16)]
+    cache: CacheName,
+    /// Most tokens of a sequence; the model's own context by default, up to 8192
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<NonZeroUsize>,
+}
+
+/// Rounding in the products of a running model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RunPrecision {
+    /// Nothing but sums: slow, the reference of the other
+    F32,
+    /// Activations to 8 bits in blocks of 32, or to bfloat16 where that is faster: the fastest, with
+    /// errors far below those of 4-bit weights
+    Int8,
+}
+
+/// Types of cached keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CacheName {
+    /// 32-bit floats
+    F32,
+    /// 16-bit floats
+    F16,
+    /// 8 bits, with a scale for 32 channels
+    Int8,
+    /// 4 bits, with a scale and a minimum for 32 channels
+    Int4,
+}
+
+impl RunningArguments {
+    /// As the runtime takes them, for so many sequences.
+    pub(crate) fn options(&self, threads: Option<NonZeroUsize>, sequences: usize) -> Options {
+        Options {
+            threads: threads.map(NonZeroUsize::get),
+            context: self.context.map(NonZeroUsize::get),
+            sequences,
+            cache: match self.cache {
+                CacheName::F32 => CacheType::F32,
+                CacheName::F16 => CacheType::F16,
+                CacheName::Int8 => CacheType::Int8,
+                CacheName::Int4 => CacheType::Int4,
+            },
+            precision: match self.precision {
+                RunPrecision::F32 => Precision::Float,
+                RunPrecision::Int8 => Precision::Int8,
+            },
+            ..Options::default()
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArguments {
+    /// A folder, a .gguf file, or org/name[@revision] from the Hugging Face cache
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) running: RunningArguments,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "TOKENS", default_value = "512")]
+    pub(crate) prompt: NonZeroUsize,
+    /// Tokens that are decoded one by one, from an empty context on
+    #[arg(long, value_name = "TOKENS", default_value = "128")]
+    pub(crate) generate: NonZeroUsize,
+    /// How often each is measured
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub(crate) repetitions: NonZeroUsize,
+    /// Measure llama.cpp too, in turns with this program: the same file where it is a GGUF, else the
+    /// GGUF named here. Needs the Python package llama-cpp-python: LAPIDARY_PYTHON, else python3,
+    /// must import llama_cpp
+    #[arg(long, value_name = "GGUF")]
+    pub(crate) compare: Option<Option<PathBuf>>,
 }
 
 #[derive(Debug, Args)]

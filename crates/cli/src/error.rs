@@ -5,6 +5,7 @@ use lapidary_engine::{EngineError, Failure};
 use lapidary_eval::EvalError;
 use lapidary_formats::FormatError;
 use lapidary_model::ModelError;
+use lapidary_runtime::RuntimeError;
 use lapidary_store::StoreError;
 
 /// Anything that ends a command.
@@ -19,6 +20,12 @@ pub(crate) enum CliError {
     /// An evaluation.
     #[error("{0}")]
     Eval(#[from] EvalError),
+    /// A running model.
+    #[error("{0}")]
+    Runtime(#[from] RuntimeError),
+    /// Another program that was asked for.
+    #[error("{0}")]
+    Program(String),
     /// Standard output.
     #[error(
         "cannot write to standard output: {0}; files that were written are whole, run the command \
@@ -41,6 +48,8 @@ impl CliError {
             Self::Engine(error) => error.failure(),
             Self::Recipe { .. } => Failure::Usage,
             Self::Eval(error) => of_eval(error),
+            Self::Runtime(error) => of_runtime(error),
+            Self::Program(_) => Failure::Refused,
             Self::Output(_) => Failure::InputOutput,
             Self::Unverified(_) => Failure::BadInput,
         };
@@ -63,6 +72,19 @@ fn of_eval(error: &EvalError) -> Failure {
         EvalError::Interrupted => Failure::Interrupted,
         EvalError::Store(StoreError::Io { .. }) => Failure::InputOutput,
         EvalError::Store(_) | EvalError::Format(_) | EvalError::Model(_) => Failure::BadInput,
+    }
+}
+
+fn of_runtime(error: &RuntimeError) -> Failure {
+    match error {
+        RuntimeError::Format(FormatError::Store(StoreError::Io { .. })) => Failure::InputOutput,
+        RuntimeError::Format(_) | RuntimeError::Model(_) | RuntimeError::Pack { .. } => {
+            Failure::BadInput
+        }
+        RuntimeError::NotCausal { .. } | RuntimeError::Unsupported(_) => Failure::Refused,
+        RuntimeError::Threads { .. } => Failure::InputOutput,
+        RuntimeError::Context { .. } => Failure::Usage,
+        RuntimeError::Sequence { .. } => Failure::Internal,
     }
 }
 

@@ -50,6 +50,7 @@ fn run(cli: &Cli) -> Result<(), CliError> {
         Verb::Verify(arguments) => verbs::verify::run(arguments, &mut output),
         Verb::Methods => verbs::methods::run(&mut output),
         Verb::Presets(arguments) => verbs::presets::run(arguments, &mut output),
+        Verb::Bench(arguments) => verbs::bench::run(arguments, cli.threads, &mut output),
         Verb::Demo(arguments) => verbs::demo::run(arguments, cli.quiet, &mut output),
     }?;
     output.finish()

@@ -1,5 +1,6 @@
 //! The verbs.
 
+pub(crate) mod bench;
 pub(crate) mod compress;
 pub(crate) mod demo;
 pub(crate) mod eval;

@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod bandwidth;
 pub mod convert;
 pub mod cross;
 pub mod ggml;

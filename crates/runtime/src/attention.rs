@@ -1,7 +1,7 @@
 //! The attentions of a plan: their caches, and which kernel takes which tokens.
 
 use crate::RuntimeError;
-use crate::work::Span;
+use crate::work::Batch;
 use lapidary_kernels::attention::{
     CacheType, CachedQuery, CachedShape, KeyValues, Partials, attend, attend_block,
 };
@@ -9,9 +9,6 @@ use lapidary_kernels::matrix;
 use lapidary_kernels::pool::Pool;
 use lapidary_kernels::rows::RowBuffers;
 use lapidary_model::AttentionOp;
-
-/// Tokens of a sequence from which on queries are taken in blocks.
-const BLOCK_FROM: usize = 8;
 
 /// One attention of the model, with the keys and values of all sequences.
 pub(crate) struct Attention {
@@ -58,13 +55,13 @@ impl Attention {
         precision: matrix::Precision,
         rows: &mut RowBuffers,
         buffers: &Buffers,
-        spans: &[Span],
+        batch: &Batch,
         partials: &mut Partials,
     ) {
         let CachedShape { heads, kv_heads, head_dim, .. } = self.shape;
         let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
-        let tokens = spans.last().map_or(0, |span| span.row + span.count);
-        for span in spans {
+        let tokens = batch.tokens.len();
+        for span in &batch.spans {
             let part = span.row * kv_width..(span.row + span.count) * kv_width;
             let k = rows.get(buffers.k, tokens)[part.clone()].chunks_exact(kv_width);
             let v = rows.get(buffers.v, tokens)[part].chunks_exact(kv_width);
@@ -74,17 +71,17 @@ impl Attention {
             }
         }
         let (out, [q]) = rows.write(buffers.to, [buffers.q], tokens);
-        for span in spans {
+        let caches = &self.caches;
+        let single = |index: usize| {
+            let (row, sequence) = batch.singles[index];
+            CachedQuery { row, cache: &caches[sequence], position: batch.positions[row] }
+        };
+        attend(pool, &self.shape, batch.singles.len(), single, q, out, partials);
+        for span in batch.spans.iter().filter(|span| span.is_block()) {
             let part = span.row * width..(span.row + span.count) * width;
             let (q, out) = (&q[part.clone()], &mut out[part]);
-            let cache = &self.caches[span.sequence];
-            if span.count < BLOCK_FROM {
-                let positions = span.position..span.position + span.count;
-                let mut queries = positions.map(|position| CachedQuery { cache, position });
-                attend(pool, &self.shape, &mut queries, q, out, partials);
-            } else {
-                attend_block(pool, &self.shape, precision, cache, span.position, q, out);
-            }
+            let cache = &caches[span.sequence];
+            attend_block(pool, &self.shape, precision, cache, span.position, q, out);
         }
     }
 }

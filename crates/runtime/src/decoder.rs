@@ -6,6 +6,7 @@ use crate::plan::Plan;
 use crate::work::{Batch, Work};
 use crate::{CacheType, Precision, RuntimeError};
 use lapidary_formats::Source;
+use lapidary_kernels::bandwidth::read_bandwidth;
 use lapidary_kernels::pool::Pool;
 use lapidary_model::{Graph, ModelError, Spec, spec};
 use lapidary_store::RealFs;
@@ -174,6 +175,12 @@ impl Decoder {
     /// Bytes of weights that a step with one token reads.
     pub fn bytes_per_token(&self) -> usize {
         self.weights.bytes_per_token([&self.body, &self.head])
+    }
+
+    /// Bytes a second that the threads read of memory of the size that a step reads, measured.
+    pub fn read_bandwidth(&mut self) -> f64 {
+        let bytes = self.bytes_per_token();
+        read_bandwidth(&mut self.pool, bytes, 10)
     }
 
     /// Tokens of a sequence.

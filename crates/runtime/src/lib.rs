@@ -8,6 +8,7 @@ mod decoder;
 mod error;
 mod linear;
 mod load;
+mod measure;
 mod plan;
 mod work;
 
@@ -15,3 +16,4 @@ pub use decoder::{Decoder, LogitRow, Logits, Options, Piece, Want};
 pub use error::RuntimeError;
 pub use lapidary_kernels::attention::CacheType;
 pub use lapidary_kernels::packed::Precision;
+pub use measure::{Rate, Timing};

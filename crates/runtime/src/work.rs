@@ -11,6 +11,8 @@ use lapidary_kernels::rows::{RowBuffers, RowsMut};
 use lapidary_kernels::{matrix, norm, rope};
 use std::cell::Cell;
 
+/// Tokens of a sequence from which on its queries are taken in blocks.
+const BLOCK_FROM: usize = 8;
 /// Rows that one thread takes at a time.
 const ROWS_PER_UNIT: usize = 16;
 
@@ -23,6 +25,8 @@ pub(crate) struct Batch {
     pub(crate) positions: Vec<usize>,
     /// The rows of each sequence, in order and without gaps.
     pub(crate) spans: Vec<Span>,
+    /// Row and sequence of each token whose attention is computed alone.
+    pub(crate) singles: Vec<(usize, usize)>,
     /// Rows whose logits are wanted.
     pub(crate) wanted: Vec<usize>,
 }
@@ -38,11 +42,19 @@ pub(crate) struct Span {
     pub(crate) position: usize,
 }
 
+impl Span {
+    /// Whether its queries are taken together.
+    pub(crate) fn is_block(&self) -> bool {
+        self.count >= BLOCK_FROM
+    }
+}
+
 impl Batch {
     pub(crate) fn clear(&mut self) {
         self.tokens.clear();
         self.positions.clear();
         self.spans.clear();
+        self.singles.clear();
         self.wanted.clear();
     }
 
@@ -50,7 +62,11 @@ impl Batch {
         let (row, count) = (self.tokens.len(), tokens.len());
         self.tokens.extend_from_slice(tokens);
         self.positions.extend(position..position + count);
-        self.spans.push(Span { sequence, row, count, position });
+        let span = Span { sequence, row, count, position };
+        if !span.is_block() {
+            self.singles.extend((row..row + count).map(|row| (row, sequence)));
+        }
+        self.spans.push(span);
     }
 }
 
@@ -111,7 +127,7 @@ impl Work {
                     };
                     let buffers = Buffers { q, k, v, to };
                     let (rows, partials) = (&mut self.rows, &mut self.partials);
-                    attentions[index].run(pool, precision, rows, &buffers, &batch.spans, partials);
+                    attentions[index].run(pool, precision, rows, &buffers, batch, partials);
                 }
             }
         }

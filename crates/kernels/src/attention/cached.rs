@@ -39,6 +39,8 @@ pub struct CachedShape {
 /// A query, and where its keys are.
 #[derive(Clone, Copy, Debug)]
 pub struct CachedQuery<'a> {
+    /// Its row.
+    pub row: usize,
     /// Keys and values, this position's among them.
     pub cache: &'a KeyValues,
     /// The query's position.
@@ -50,8 +52,18 @@ pub struct CachedQuery<'a> {
 pub struct Partials {
     /// For each task, each head's output, largest score and sum.
     values: Vec<f32>,
-    /// For each task its query, head of keys, and stretch.
-    tasks: Vec<(usize, usize, usize)>,
+    /// What each task is.
+    tasks: Vec<Task>,
+}
+
+/// The query heads of a head of keys of one query, and a stretch of keys.
+#[derive(Clone, Copy, Debug)]
+struct Task {
+    query: usize,
+    head: usize,
+    stretch: usize,
+    /// Whether it is the first of the stretches that its query sees, and how many these are.
+    stretches: Option<usize>,
 }
 
 impl Partials {
@@ -90,67 +102,77 @@ impl CachedShape {
     }
 }
 
-/// `out = softmax(scale · q kᵀ) v`, for queries of any sequences, one row each of `q` and `out`,
-/// `[queries, heads · head_dim]`. Products are f32.
+/// `out = softmax(scale · q kᵀ) v` for some rows of `q` and `out`, `[rows, heads · head_dim]`: those
+/// of `queries` queries of any sequences. Products are f32.
 ///
 /// # Panics
-/// If a slice has another length, or a cache another shape.
-pub fn attend(
+/// If `q` and `out` differ in length, a row is not there, or a cache has another shape.
+pub fn attend<'a>(
     pool: &mut Pool,
     shape: &CachedShape,
-    queries: &mut dyn Iterator<Item = CachedQuery<'_>>,
+    queries: usize,
+    query: impl Fn(usize) -> CachedQuery<'a> + Sync,
     q: &[f32],
     out: &mut [f32],
     partials: &mut Partials,
 ) {
-    attend_with(Isa::detect(), pool, shape, queries, q, out, partials);
+    attend_with(Isa::detect(), pool, shape, queries, query, q, out, partials);
 }
 
 /// [`attend`] for a level of instructions, or the machine's own where that is lower.
-pub fn attend_with(
+#[expect(clippy::too_many_arguments, reason = "a level beside those of `attend`")]
+pub fn attend_with<'a>(
     isa: Isa,
     pool: &mut Pool,
     shape: &CachedShape,
-    queries: &mut dyn Iterator<Item = CachedQuery<'_>>,
+    queries: usize,
+    query: impl Fn(usize) -> CachedQuery<'a> + Sync,
     q: &[f32],
     out: &mut [f32],
     partials: &mut Partials,
 ) {
-    let width = shape.heads * shape.head_dim;
-    let mut rows = q.chunks_exact(width).zip(out.chunks_exact_mut(width));
-    for query in queries {
-        let Some((q, out)) = rows.next() else { panic!("more queries than rows") };
+    assert_eq!(q.len(), out.len(), "q and out differ in length");
+    let (width, group) = (shape.heads * shape.head_dim, shape.group() * shape.head_dim);
+    let Partials { values, tasks } = partials;
+    tasks.clear();
+    let mut seen = 0;
+    for index in 0..queries {
+        let query = query(index);
         shape.check(query.cache, query.position);
         let visible = shape.visible(query.position);
+        seen += visible.len();
         let stretches = visible.start / STRETCH..visible.end.div_ceil(STRETCH);
-        let Partials { values, tasks } = &mut *partials;
-        tasks.clear();
         for head in 0..shape.kv_heads {
-            tasks.extend(stretches.clone().map(|stretch| (0, head, stretch)));
+            tasks.extend(stretches.clone().map(|stretch| {
+                let first = stretch == stretches.start;
+                Task { query: index, head, stretch, stretches: first.then_some(stretches.len()) }
+            }));
         }
-        values.resize((tasks.len() * shape.partial()).max(values.len()), 0.0);
-        let values = &mut values[..tasks.len() * shape.partial()];
-        let group = shape.group() * shape.head_dim;
-        let task = |index: usize, partial: &mut [f32]| {
-            let (_, head, stretch) = tasks[index];
-            let within =
-                |position: usize| position.clamp(stretch * STRETCH, (stretch + 1) * STRETCH);
-            let positions = within(visible.start)..within(visible.end);
-            let q = &q[head * group..][..group];
-            let mut scratch = SCRATCH.take();
-            attend_stretch(isa, shape, query.cache, head, q, positions, partial, &mut scratch);
-            SCRATCH.set(scratch);
-        };
-        if visible.len() * shape.heads * shape.head_dim < SMALL {
-            values.chunks_mut(shape.partial()).enumerate().for_each(|(i, p)| task(i, p));
-        } else {
-            pool.run_chunks(values, shape.partial(), task);
-        }
-        for (head, out) in out.chunks_exact_mut(group).enumerate() {
-            let first = head * stretches.len() * shape.partial();
-            let partials = &values[first..][..stretches.len() * shape.partial()];
-            join(shape, partials, out);
-        }
+    }
+    let used = tasks.len() * shape.partial();
+    values.resize(used.max(values.len()), 0.0);
+    let task = |index: usize, partial: &mut [f32]| {
+        let Task { query: index, head, stretch, .. } = tasks[index];
+        let query = query(index);
+        let visible = shape.visible(query.position);
+        let within = |position: usize| position.clamp(stretch * STRETCH, (stretch + 1) * STRETCH);
+        let positions = within(visible.start)..within(visible.end);
+        let q = &q[query.row * width + head * group..][..group];
+        let mut scratch = SCRATCH.take();
+        attend_stretch(isa, shape, query.cache, head, q, positions, partial, &mut scratch);
+        SCRATCH.set(scratch);
+    };
+    if seen * width < SMALL {
+        let partials = values[..used].chunks_mut(shape.partial());
+        partials.enumerate().for_each(|(index, partial)| task(index, partial));
+    } else {
+        pool.run_chunks(&mut values[..used], shape.partial(), task);
+    }
+    for (index, task) in tasks.iter().enumerate() {
+        let Some(stretches) = task.stretches else { continue };
+        let partials = &values[index * shape.partial()..][..stretches * shape.partial()];
+        let first = query(task.query).row * width + task.head * group;
+        join(shape, partials, &mut out[first..][..group]);
     }
 }
 
