@@ -3,10 +3,13 @@
 //! Handing a job over costs a fraction of a microsecond while the workers are awake: they watch one
 //! word for a while before they go to sleep. A job is a number of units, claimed one by one by the
 //! caller and by whoever is awake; the caller waits for claimed units only, so that a worker that
-//! sleeps, or that the system has put aside, holds up nothing it has not begun.
+//! sleeps, or that the system has put aside, holds up nothing it has not begun. On a machine with
+//! other work to do, where a worker is put aside in the middle of a unit time and again, the caller
+//! does more and more jobs alone before it asks for help once more.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -20,12 +23,31 @@ const WATCH: Duration = Duration::from_micros(300);
 /// Looks at the word between looks at the clock.
 const LOOKS: usize = 32;
 /// Looks of the caller, at the end of a job, before it offers its processor to others.
-const PATIENCE: usize = 4000;
+const PATIENCE: usize = 2000;
+/// How long the caller waits for the others at the end of a job, where that is also longer than it
+/// worked itself, before it takes them to be put aside.
+const LATE: Duration = Duration::from_micros(300);
+/// Jobs that the caller does alone after others were late: so many at first, and at the most.
+const ALONE: Range<u32> = 16..4096;
+/// Jobs after which being late is forgotten.
+const FORGIVEN: u32 = 512;
 
 /// Threads that share the units of a job with the caller.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    company: Company,
+}
+
+/// Whether the workers are worth asking.
+#[derive(Debug, Default)]
+struct Company {
+    /// Jobs still to be done alone.
+    alone: u32,
+    /// Jobs to be done alone the next time that others are late.
+    next: u32,
+    /// Jobs since the last time.
+    since: u32,
 }
 
 /// Keeps what different threads write on different cache lines (and their prefetched neighbours).
@@ -84,7 +106,7 @@ impl Pool {
             wake: Condvar::new(),
             panic: Mutex::new(None),
         });
-        let mut pool = Self { shared, workers: vec![] };
+        let mut pool = Self { shared, workers: vec![], company: Company::default() };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let name = format!("lapidary-{index}");
@@ -104,10 +126,11 @@ impl Pool {
     /// # Panics
     /// If a unit does, after all others are done; or if there are 2³² units or more.
     pub fn run<F: Fn(usize) + Sync>(&mut self, units: usize, body: F) {
-        if self.workers.is_empty() || units <= 1 {
+        if self.workers.is_empty() || units <= 1 || self.company.is_avoided() {
             (0..units).for_each(body);
             return;
         }
+        let begin = Instant::now();
         assert!(u32::try_from(units).is_ok(), "too many units");
         let shared = &*self.shared;
         let job = Job { body: (&raw const body).cast(), call: call::<F> };
@@ -121,13 +144,13 @@ impl Pool {
             shared.wake.notify_all();
         }
         while shared.take_unit() {}
-        let mut looks = 0;
-        while shared.done.0.load(Ordering::Acquire) < units {
-            looks += 1;
-            if looks < PATIENCE && shared.watch {
-                std::hint::spin_loop();
-            } else {
+        if !shared.is_done_soon(units) {
+            let worked = begin.elapsed();
+            while shared.done.0.load(Ordering::Acquire) < units {
                 std::thread::yield_now();
+            }
+            if begin.elapsed() > worked + worked.max(LATE) {
+                self.company.was_late();
             }
         }
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -174,7 +197,34 @@ impl std::fmt::Debug for Pool {
     }
 }
 
+impl Company {
+    /// Whether this job is done alone.
+    fn is_avoided(&mut self) -> bool {
+        self.since = self.since.saturating_add(1);
+        let avoided = self.alone > 0;
+        self.alone = self.alone.saturating_sub(1);
+        avoided
+    }
+
+    fn was_late(&mut self) {
+        let again = self.since < self.next + FORGIVEN;
+        self.next = if again { (2 * self.next).clamp(ALONE.start, ALONE.end) } else { ALONE.start };
+        (self.alone, self.since) = (self.next, 0);
+    }
+}
+
 impl Shared {
+    /// Watches for the end of a job for a while; whether it came.
+    fn is_done_soon(&self, units: usize) -> bool {
+        for _ in 0..if self.watch { PATIENCE } else { 1 } {
+            if self.done.0.load(Ordering::Acquire) == units {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        false
+    }
+
     /// Claims a unit and does it; whether there was one.
     fn take_unit(&self) -> bool {
         let mut seen = self.claims.0.load(Ordering::SeqCst);

@@ -87,6 +87,14 @@ fn near(have: &[Vec<f32>], want: &[Vec<f32>], tolerance: f32, what: &str) {
     assert!(largest <= tolerance, "{what}: {largest}");
 }
 
+/// Length of the difference, relative to what it should be.
+fn relative(have: &[Vec<f32>], want: &[Vec<f32>]) -> f64 {
+    let square = |value: f32| f64::from(value).powi(2);
+    let pairs = have.iter().flatten().zip(want.iter().flatten());
+    let error: f64 = pairs.map(|(have, want)| square(have - want)).sum();
+    (error / want.iter().flatten().map(|want| square(*want)).sum::<f64>()).sqrt()
+}
+
 #[test]
 fn logits_are_those_of_the_executor_in_blocks_and_one_by_one() {
     for (folder, source, spec) in causal() {
@@ -160,18 +168,32 @@ fn narrow_caches_move_logits_a_little() {
     let (_, source, spec) = causal().swap_remove(0);
     let tokens = tokens(&spec, 40, 6);
     let want = executor(&source, &spec, &tokens);
-    let norm = |rows: &[Vec<f32>]| rows.iter().flatten().map(|v| v * v).sum::<f32>().sqrt();
     for (cache, most) in [(CacheType::F16, 0.003), (CacheType::Int8, 0.03), (CacheType::Int4, 0.3)]
     {
         let options = Options { cache, ..exact(1, 64) };
         let have = all(&mut Decoder::from_source(&source, &options).unwrap(), 0, &tokens);
-        let difference: Vec<Vec<f32>> = have
-            .iter()
-            .zip(&want)
-            .map(|(a, b)| a.iter().zip(b).map(|(a, b)| a - b).collect())
-            .collect();
-        let error = norm(&difference) / norm(&want);
+        let error = relative(&have, &want);
         assert!(error > 0.0 && error < most, "{cache:?}: {error}");
+    }
+}
+
+#[test]
+fn eight_bit_activations_cost_less_than_a_percent() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo");
+    let (source, spec) = open(&folder);
+    let tokens = tokens(&spec, 64, 8);
+    let want = executor(&source, &spec, &tokens);
+    for cache in [CacheType::F32, CacheType::F16] {
+        let options = Options { cache, precision: Precision::Int8, ..exact(1, 64) };
+        let mut decoder = Decoder::from_source(&source, &options).unwrap();
+        let together = all(&mut decoder, 0, &tokens);
+        decoder.truncate(0, 0);
+        let alone: Vec<Vec<f32>> =
+            tokens.iter().map(|token| all(&mut decoder, 0, &[*token]).remove(0)).collect();
+        for have in [together, alone] {
+            let error = relative(&have, &want);
+            assert!(error > 1e-6 && error < 0.007, "{error}");
+        }
     }
 }
 
