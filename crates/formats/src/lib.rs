@@ -11,7 +11,7 @@ mod pattern;
 mod source;
 
 pub use pattern::{ModuleKind, Pattern, PatternError};
-pub use source::{LogicalTensor, Source, SourceFile};
+pub use source::{Blocks, LogicalTensor, Source, SourceFile};
 
 use lapidary_store::{Category, Dtype, StoreError, TensorSpec};
 use lapidary_weight::{FloatType, Outline, Weight, WeightError};

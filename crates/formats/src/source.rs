@@ -8,6 +8,7 @@ mod from_gguf;
 
 use crate::gguf::{self, unpermute_rows};
 use crate::{FormatError, Module, Reader, TensorIndex, float_dtype, formats};
+use lapidary_kernels::ggml::BlockKind;
 use lapidary_store::checkpoint::FileHash;
 use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo};
 use lapidary_weight::{
@@ -67,6 +68,19 @@ pub struct SourceFile {
     pub bytes: u64,
     /// Its content where it was made from a GGUF's metadata; `None` for a file of the folder.
     pub made: Option<Vec<u8>>,
+}
+
+/// A matrix in blocks of ggml.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocks {
+    /// Their kind.
+    pub kind: BlockKind,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Its columns.
+    pub cols: usize,
+    /// The blocks, row by row.
+    pub bytes: Vec<u8>,
 }
 
 impl Source {
@@ -252,6 +266,32 @@ impl Source {
         let dense = Term::Dense(Dense { values, dtype: logical.float_type() });
         Weight::new(rows, cols, vec![dense])
             .map_err(|error| FormatError::Weight { module: tensor.to_owned(), error })
+    }
+
+    /// A matrix that a GGUF holds in blocks of ggml, as they stand; nothing where there are none.
+    ///
+    /// # Errors
+    /// When the tensor is missing or cannot be read.
+    pub fn blocks(&self, tensor: &str) -> Result<Option<Blocks>, FormatError> {
+        let logical = self.require(tensor)?;
+        let (info, heads) = match &logical.storage {
+            Storage::Plain(info) => (info, None),
+            Storage::Paired(info, heads) => (info, Some(*heads)),
+            Storage::Compressed(_) => return Ok(None),
+        };
+        let (Some(kind), &[rows, cols]) = (gguf::block_kind(info.dtype), &logical.shape[..]) else {
+            return Ok(None);
+        };
+        if kind.elements() == 1 || self.is_edited(tensor) {
+            return Ok(None);
+        }
+        let mut bytes = self.checkpoint.read(info)?;
+        if let Some(heads) = heads {
+            let row_bytes = cols / kind.elements() * kind.bytes();
+            unpermute_rows(&info.name, &mut bytes, row_bytes, heads)
+                .map_err(|error| FormatError::malformed(tensor, error.to_string()))?;
+        }
+        Ok(Some(Blocks { kind, rows, cols, bytes }))
     }
 
     /// What a tensor is stored as.

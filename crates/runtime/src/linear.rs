@@ -1,8 +1,17 @@
 //! The weight of a linear layer or table, packed for its products.
+//!
+//! Affine terms, lookups, planes and blocks of a GGUF reach the kernels as codes; sparse, low-rank and
+//! column terms as what they are. Plain floats, trellises (whose states have to be followed down a
+//! column) and matrices that are hardly sparse are packed as floats of 16 bits.
 
 use crate::RuntimeError;
 use lapidary_formats::Source;
-use lapidary_kernels::packed::{self, Packed, Precision};
+use lapidary_kernels::packed::{self, PackError, Packed, Precision};
+use lapidary_weight::{Grouping, Planes, Term, Weight, Zeros};
+
+/// The share of values that a sparse term may have: with more, floats of 16 bits take less room than
+/// values and their columns.
+const SPARSE: f64 = 0.2;
 
 /// Packs a matrix of a checkpoint as it is stored.
 ///
@@ -13,8 +22,284 @@ pub(crate) fn pack(
     tensor: &str,
     precision: Precision,
 ) -> Result<Packed, RuntimeError> {
-    let weight = source.weight(tensor)?;
-    let row = |row: usize, out: &mut [f32]| weight.add_row(row, out);
-    Packed::new(weight.rows(), weight.cols(), precision, &[packed::Source::Rows(&row)])
-        .map_err(|error| RuntimeError::Pack { tensor: tensor.to_owned(), error })
+    let wrong = |error| RuntimeError::Pack { tensor: tensor.to_owned(), error };
+    if let Some(blocks) = source.blocks(tensor)? {
+        let all = packed::Source::Blocks { kind: blocks.kind, bytes: &blocks.bytes };
+        return Packed::new(blocks.rows, blocks.cols, precision, &[all]).map_err(wrong);
+    }
+    pack_weight(&source.weight(tensor)?, precision).map_err(wrong)
+}
+
+/// Packs a sum of terms.
+///
+/// # Errors
+/// When a term does not fit the matrix, which no checked weight's does.
+pub(crate) fn pack_weight(weight: &Weight, precision: Precision) -> Result<Packed, PackError> {
+    let shape = (weight.rows(), weight.cols());
+    let is_plain = |term: &&Term| match term {
+        Term::Dense(_) | Term::Trellis(_) => true,
+        Term::Sparse(sparse) => sparse.values.len() as f64 > SPARSE * (shape.0 * shape.1) as f64,
+        _ => false,
+    };
+    let plain: Vec<Term> = weight.terms().iter().filter(is_plain).cloned().collect();
+    let plain = Weight::new(shape.0, shape.1, plain).ok();
+    let row = |row: usize, out: &mut [f32]| {
+        if let Some(weight) = &plain {
+            weight.add_row(row, out);
+        }
+    };
+    let owned: Vec<Owned> = weight
+        .terms()
+        .iter()
+        .filter(|term| !is_plain(term))
+        .flat_map(|term| Owned::of(term, shape))
+        .collect();
+    let mut sources: Vec<packed::Source<'_>> = owned.iter().map(Owned::source).collect();
+    if plain.as_ref().is_some_and(|weight| !weight.terms().is_empty()) {
+        sources.push(packed::Source::Rows(&row));
+    }
+    Packed::new(shape.0, shape.1, precision, &sources)
+}
+
+/// A term, with a scale for each group of each row.
+enum Owned<'a> {
+    /// As it stands.
+    Term(packed::Source<'a>),
+    /// Codes with numbers that were spread or made.
+    Codes {
+        bits: u8,
+        codes: std::borrow::Cow<'a, [u8]>,
+        group: usize,
+        scales: Vec<f32>,
+        zeros: OwnedZeros,
+    },
+    /// Codes to be looked up.
+    Lookup { bits: u8, codes: &'a [u8], books: &'a [f32], group: usize, scales: Option<Vec<f32>> },
+}
+
+enum OwnedZeros {
+    Middle,
+    Codes(Vec<u8>),
+    Floats(Vec<f32>),
+    Minima(Vec<f32>),
+}
+
+impl<'a> Owned<'a> {
+    fn of(term: &'a Term, (rows, cols): (usize, usize)) -> Vec<Self> {
+        match term {
+            Term::Dense(_) | Term::Trellis(_) => vec![],
+            Term::Affine(affine) => {
+                let spread = |numbers: &[f32]| spread(affine.grouping, rows, numbers);
+                vec![Self::Codes {
+                    bits: affine.bits,
+                    codes: (&affine.codes[..]).into(),
+                    group: affine.grouping.width(cols),
+                    scales: spread(&affine.scales),
+                    zeros: match &affine.zeros {
+                        Zeros::Middle => OwnedZeros::Middle,
+                        Zeros::Codes(zeros) => {
+                            OwnedZeros::Codes(self::spread(affine.grouping, rows, zeros))
+                        }
+                        Zeros::Floats(zeros) => OwnedZeros::Floats(spread(zeros)),
+                        Zeros::Minima(minima) => OwnedZeros::Minima(spread(minima)),
+                    },
+                }]
+            }
+            Term::Lookup(lookup) => {
+                let group = lookup.scales.as_ref().map_or(cols, |(group, _)| group.width(cols));
+                vec![Self::Lookup {
+                    bits: lookup.bits,
+                    codes: &lookup.codes,
+                    books: &lookup.books,
+                    group: group.max(1),
+                    scales: lookup
+                        .scales
+                        .as_ref()
+                        .map(|(grouping, scales)| spread(*grouping, rows, scales)),
+                }]
+            }
+            Term::Planes(planes) => Self::of_planes(planes, rows, cols),
+            Term::Sparse(sparse) => vec![Self::Term(packed::Source::Sparse {
+                row_starts: &sparse.row_starts,
+                columns: &sparse.columns,
+                values: &sparse.values,
+            })],
+            Term::Columns(columns) => vec![Self::Term(packed::Source::Columns {
+                columns: &columns.columns,
+                values: &columns.values,
+            })],
+            Term::LowRank(factors) => vec![Self::Term(packed::Source::LowRank {
+                rank: factors.rank,
+                left: &factors.left,
+                right: &factors.right,
+            })],
+        }
+    }
+
+    /// Each plane as codes of one bit: `alpha · sign = 2·alpha · bit − alpha`, the offset subtracted
+    /// from the last minimum.
+    fn of_planes(planes: &Planes, rows: usize, cols: usize) -> Vec<Self> {
+        let count = usize::from(planes.planes);
+        let groups = planes.alphas.len() / count.max(1);
+        let plane = |plane: usize| {
+            let alphas = &planes.alphas[plane * groups..][..groups];
+            let doubled: Vec<f32> = alphas.iter().map(|alpha| 2.0 * alpha).collect();
+            let mut minima = alphas.to_vec();
+            if let (true, Some(offsets)) = (plane + 1 == count, &planes.offsets) {
+                minima.iter_mut().zip(offsets).for_each(|(minimum, offset)| *minimum -= offset);
+            }
+            Self::Codes {
+                bits: 1,
+                codes: planes
+                    .signs
+                    .iter()
+                    .map(|signs| signs >> plane & 1)
+                    .collect::<Vec<_>>()
+                    .into(),
+                group: planes.grouping.width(cols),
+                scales: spread(planes.grouping, rows, &doubled),
+                zeros: OwnedZeros::Minima(spread(planes.grouping, rows, &minima)),
+            }
+        };
+        (0..count).map(plane).collect()
+    }
+
+    fn source(&self) -> packed::Source<'_> {
+        match self {
+            Self::Term(source) => *source,
+            Self::Codes { bits, codes, group, scales, zeros } => packed::Source::Affine {
+                bits: *bits,
+                codes,
+                group: *group,
+                scales,
+                zeros: match zeros {
+                    OwnedZeros::Middle => packed::Zeros::Constant(1 << (bits - 1)),
+                    OwnedZeros::Codes(zeros) => packed::Zeros::Codes(zeros),
+                    OwnedZeros::Floats(zeros) => packed::Zeros::Floats(zeros),
+                    OwnedZeros::Minima(minima) => packed::Zeros::Minima(minima),
+                },
+            },
+            Self::Lookup { bits, codes, books, group, scales } => packed::Source::Lookup {
+                bits: *bits,
+                codes,
+                books,
+                group: *group,
+                scales: scales.as_deref(),
+            },
+        }
+    }
+}
+
+/// One number a group of each row, where the whole matrix may have one.
+fn spread<T: Copy>(grouping: Grouping, rows: usize, numbers: &[T]) -> Vec<T> {
+    match (grouping, numbers) {
+        (Grouping::Tensor, [number]) => vec![*number; rows],
+        _ => numbers.to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapidary_kernels::packed::Activations;
+    use lapidary_weight::{
+        Affine, Dense, FloatType, GroupFloats, Lookup, LowRank, Sparse, WeightError,
+    };
+    use std::num::NonZeroUsize;
+
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            FloatType::F16.round((state >> 8) as f32 / (1 << 23) as f32 - 1.0)
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn codes(count: usize, bits: u8, seed: u32) -> Vec<u8> {
+        let levels = f32::from(1_u16 << bits);
+        numbers(count, seed).iter().map(|v| ((v + 1.0) * levels / 2.001) as u8).collect()
+    }
+
+    /// The packed matrix decodes to what the weight does: exactly in floats, nearly in 8 bits.
+    fn check(rows: usize, cols: usize, terms: Vec<Term>) -> Result<(), WeightError> {
+        let weight = Weight::new(rows, cols, terms)?;
+        let want = weight.decode();
+        for (precision, tolerance) in [(Precision::Float, 1e-6), (Precision::Int8, 2e-3)] {
+            let packed = pack_weight(&weight, precision).unwrap();
+            let size = want.iter().map(|w| w * w).sum::<f32>().sqrt();
+            let got = packed.decode();
+            let error: f32 = got.iter().zip(&want).map(|(g, w)| (g - w).powi(2)).sum();
+            assert!(error.sqrt() <= tolerance * size, "{precision:?}: {} of {size}", error.sqrt());
+            // And what it asks of the activations can be prepared.
+            let x = numbers(3 * cols, 7);
+            Activations::new().prepare(&x, 3, cols, packed.forms(3));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn every_term_reaches_the_kernels_as_it_decodes() -> Result<(), WeightError> {
+        let (rows, cols) = (21, 96);
+        let columns = |width| NonZeroUsize::new(width).map_or(Grouping::Row, Grouping::Columns);
+        for grouping in [Grouping::Tensor, Grouping::Row, columns(32), columns(20)] {
+            let groups = grouping.count(rows, cols);
+            let floats = |seed| {
+                GroupFloats::plain(
+                    numbers(groups, seed).iter().map(|v| v.abs()).collect(),
+                    FloatType::F16,
+                )
+            };
+            for zeros in [
+                Zeros::Middle,
+                Zeros::Codes(codes(groups, 4, 2)),
+                Zeros::Floats(floats(3)),
+                Zeros::Minima(floats(4)),
+            ] {
+                let affine = Affine {
+                    bits: 4,
+                    grouping,
+                    codes: codes(rows * cols, 4, 1),
+                    scales: floats(5),
+                    zeros,
+                };
+                check(rows, cols, vec![Term::Affine(affine)])?;
+            }
+            let lookup = |book_per_row: bool, bits: u8| Lookup {
+                bits,
+                codes: codes(rows * cols, bits, 1),
+                books: numbers(if book_per_row { rows } else { 1 } << bits, 6),
+                book_per_row,
+                scales: (!book_per_row).then(|| (grouping, floats(7))),
+                book_type: FloatType::F16,
+            };
+            check(rows, cols, vec![Term::Lookup(lookup(false, 4))])?;
+            check(rows, cols, vec![Term::Lookup(lookup(true, 3))])?;
+            let planes = |offsets| Planes {
+                planes: 3,
+                grouping,
+                signs: codes(rows * cols, 3, 1),
+                alphas: numbers(3 * groups, 8),
+                offsets,
+                scale_type: FloatType::F16,
+            };
+            check(rows, cols, vec![Term::Planes(planes(None))])?;
+            check(rows, cols, vec![Term::Planes(planes(Some(numbers(groups, 9))))])?;
+        }
+        let dense = Dense { values: numbers(rows * cols, 1), dtype: FloatType::F16 };
+        let factors = LowRank {
+            rank: 2,
+            left: numbers(rows * 2, 2),
+            right: numbers(2 * cols, 3),
+            dtype: FloatType::F16,
+        };
+        let sparse = |each: usize| Sparse {
+            row_starts: (0..=rows).map(|row| (row * each) as u32).collect(),
+            columns: (0..rows * each).map(|i| (i % each * 2) as u32).collect(),
+            values: numbers(rows * each, 4),
+            dtype: FloatType::F16,
+        };
+        check(rows, cols, vec![Term::Dense(dense), Term::LowRank(factors)])?;
+        check(rows, cols, vec![Term::Sparse(sparse(3)), Term::Sparse(sparse(40))])
+    }
 }

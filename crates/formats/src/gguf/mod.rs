@@ -27,7 +27,7 @@ pub use config::{config, generation_config};
 pub use error::GgufError;
 pub use names::{Architecture, Destination, Names, Rows, unpermute_rows};
 pub use tokenizer::{TokenizerFiles, tokenizer_files};
-pub use values::dequantize;
+pub use values::{block_kind, dequantize};
 
 /// The JSON files that a Hugging Face folder of this model has beside its weights: names and
 /// contents, in the order to be written. See [`config`] for the parameters.

@@ -10,12 +10,16 @@ use super::GgufError;
 /// # Errors
 /// When the type is not supported, or the bytes are not those of as many values.
 pub fn dequantize(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<(), GgufError> {
+    let kind = block_kind(dtype).ok_or(GgufError::UnsupportedType(dtype))?;
+    Ok(ggml::dequantize(kind, bytes, out)?)
+}
+
+/// The kind of blocks that a type is, plain numbers being blocks of one.
+pub fn block_kind(dtype: Dtype) -> Option<BlockKind> {
     let ggml = match dtype {
         Dtype::Ggml(ggml) => Some(ggml),
         // The store gives plain numbers its own types.
         plain => GgmlType::ALL.iter().copied().find(|&ggml| Dtype::from_ggml(ggml) == plain),
     };
-    let kind = ggml.and_then(|ggml| BlockKind::from_id(ggml.id()));
-    let kind = kind.ok_or(GgufError::UnsupportedType(dtype))?;
-    Ok(ggml::dequantize(kind, bytes, out)?)
+    ggml.and_then(|ggml| BlockKind::from_id(ggml.id()))
 }

@@ -4,7 +4,8 @@ use super::legacy::nibbles;
 use super::{f16_at, field};
 
 /// The levels.
-const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(super) const LEVELS: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// `d`: f16; 16 bytes of nibbles, low first. `x = d·level[q]`.
 #[inline(always)]
@@ -17,17 +18,22 @@ pub(super) fn iq4_nl(block: &[u8; 18], out: &mut [f32; 32]) {
 /// bytes of nibbles, low first. `x = d·(scale − 32)·level[q]`.
 #[inline(always)]
 pub(super) fn iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
-    let d = f16_at(block, 0);
-    let high = u16::from_le_bytes(*field(block, 2));
-    let low = u32::from_le_bytes(*field(block, 4));
     let codes = field::<128>(block, 8);
     for (j, (out, codes)) in
         out.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks().0).enumerate()
     {
-        let scale = low >> (4 * j) & 15 | u32::from(high >> (2 * j) & 3) << 4;
-        let scale = d * (scale as f32 - 32.0);
+        let scale = iq4_xs_scale(block, j);
         nibbles(codes, out, |q| scale * level(q));
     }
+}
+
+/// Scale `j` of a block of `IQ4_XS`.
+#[inline(always)]
+pub(super) fn iq4_xs_scale(block: &[u8; 136], j: usize) -> f32 {
+    let high = u16::from_le_bytes(*field(block, 2));
+    let low = u32::from_le_bytes(*field(block, 4));
+    let scale = low >> (4 * j) & 15 | u32::from(high >> (2 * j) & 3) << 4;
+    f16_at(block, 0) * (scale as f32 - 32.0)
 }
 
 /// The level of a code below 16.

@@ -27,24 +27,37 @@ pub(super) fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
 #[inline(always)]
 pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
     let d = f16_at(block, 108);
-    let high = field::<32>(block, 0);
     let packed = field::<12>(block, 96);
+    let codes = q3_k_codes(block);
+    for (j, (out, codes)) in
+        out.as_chunks_mut::<16>().0.iter_mut().zip(codes.as_chunks::<16>().0).enumerate()
+    {
+        let scale = d * f32::from(q3_k_scale(packed, j));
+        for (out, &code) in out.iter_mut().zip(codes) {
+            *out = scale * f32::from(code as i8 - 4);
+        }
+    }
+}
+
+/// The codes of a block of `Q3_K`.
+#[inline(always)]
+pub(super) fn q3_k_codes(block: &[u8; 110]) -> [u8; 256] {
+    let high = field::<32>(block, 0);
     let mut codes = two_bits(field(block, 32));
     for (k, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         for (code, high) in codes.iter_mut().zip(high) {
             *code |= (high >> k & 1) << 2;
         }
     }
-    for (j, (out, codes)) in
-        out.as_chunks_mut::<16>().0.iter_mut().zip(codes.as_chunks::<16>().0).enumerate()
-    {
-        let low = packed[j % 8] >> (4 * (j / 8)) & 15;
-        let scale = low | (packed[8 + j % 4] >> (2 * (j / 4)) & 3) << 4;
-        let scale = d * f32::from(scale as i8 - 32);
-        for (out, &code) in out.iter_mut().zip(codes) {
-            *out = scale * f32::from(code as i8 - 4);
-        }
-    }
+    codes
+}
+
+/// Scale `j` of a block of `Q3_K`, from -32 to 31.
+#[inline(always)]
+pub(super) fn q3_k_scale(packed: &[u8; 12], j: usize) -> i8 {
+    let low = packed[j % 8] >> (4 * (j / 8)) & 15;
+    let scale = low | (packed[8 + j % 4] >> (2 * (j / 4)) & 3) << 4;
+    scale as i8 - 32
 }
 
 /// `d`, `dmin`: f16; 12 bytes of scales and minima ([`scale_and_minimum`]); 128 bytes of nibbles,
@@ -61,6 +74,12 @@ pub(super) fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
 #[inline(always)]
 pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(block, 0), f16_at(block, 2));
+    affine_of_eight(&q5_k_codes(block), d, dmin, field(block, 4), out);
+}
+
+/// The codes of a block of `Q5_K`.
+#[inline(always)]
+pub(super) fn q5_k_codes(block: &[u8; 176]) -> [u8; 256] {
     let high = field::<32>(block, 16);
     let mut codes = nibbles(field(block, 48));
     for (k, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -68,7 +87,7 @@ pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
             *code |= (high >> k & 1) << 4;
         }
     }
-    affine_of_eight(&codes, d, dmin, field(block, 4), out);
+    codes
 }
 
 /// 128 bytes of low nibbles, low first in each 64 bytes; 64 bytes of upper two bits ([`two_bits`]);
@@ -77,6 +96,20 @@ pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
 pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let d = f16_at(block, 208);
     let scales = field::<16>(block, 192);
+    let codes = q6_k_codes(block);
+    for ((out, codes), &scale) in
+        out.as_chunks_mut::<16>().0.iter_mut().zip(codes.as_chunks::<16>().0).zip(scales)
+    {
+        let scale = d * f32::from(scale as i8);
+        for (out, &code) in out.iter_mut().zip(codes) {
+            *out = scale * f32::from(code as i8 - 32);
+        }
+    }
+}
+
+/// The codes of a block of `Q6_K`.
+#[inline(always)]
+pub(super) fn q6_k_codes(block: &[u8; 210]) -> [u8; 256] {
     let mut codes = two_bits(field(block, 128));
     for (bytes, codes) in
         field::<128>(block, 0).as_chunks::<64>().0.iter().zip(codes.as_chunks_mut::<128>().0)
@@ -87,14 +120,7 @@ pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
             *high = *high << 4 | byte >> 4;
         }
     }
-    for ((out, codes), &scale) in
-        out.as_chunks_mut::<16>().0.iter_mut().zip(codes.as_chunks::<16>().0).zip(scales)
-    {
-        let scale = d * f32::from(scale as i8);
-        for (out, &code) in out.iter_mut().zip(codes) {
-            *out = scale * f32::from(code as i8 - 32);
-        }
-    }
+    codes
 }
 
 /// `d`: f32; 256 signed bytes; 16 sums of 16 codes: i16. `x = d·q`.
@@ -120,7 +146,7 @@ pub(super) fn two_bits(bytes: &[u8; 64]) -> [u8; 256] {
 
 /// 256 nibbles, low first in each 32 bytes.
 #[inline(always)]
-fn nibbles(bytes: &[u8; 128]) -> [u8; 256] {
+pub(super) fn nibbles(bytes: &[u8; 128]) -> [u8; 256] {
     let mut codes = [0; 256];
     for (bytes, codes) in bytes.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<64>().0) {
         let (low, high) = codes.split_at_mut(32);
@@ -153,7 +179,7 @@ fn affine<const N: usize>(codes: &[u8; N], scale: f32, minimum: f32, out: &mut [
 /// six bits of bytes `j` and `j + 4`, whose upper two bits are the upper bits of pair `j + 4`; the
 /// lower four of that pair are the nibbles of byte `j + 8`.
 #[inline(always)]
-fn scale_and_minimum(packed: &[u8; 12], j: usize) -> (u8, u8) {
+pub(super) fn scale_and_minimum(packed: &[u8; 12], j: usize) -> (u8, u8) {
     if j < 4 {
         (packed[j] & 63, packed[j + 4] & 63)
     } else {

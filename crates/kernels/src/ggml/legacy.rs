@@ -58,11 +58,19 @@ pub(super) fn q8_1(block: &[u8; 36], out: &mut [f32; 32]) {
 /// doubled, whence 128 in place of E8M0's bias 127.
 #[inline(always)]
 pub(super) fn mxfp4(block: &[u8; 17], out: &mut [f32; 32]) {
-    const DOUBLED_E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
-    let e = u32::from(block[0]);
-    // The two smallest powers are denormal.
-    let d = f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 });
+    let d = mxfp4_scale(block[0]);
     nibbles(field(block, 1), out, |q| d * f32::from(DOUBLED_E2M1[usize::from(q)]));
+}
+
+/// The values of E2M1, doubled.
+pub(super) const DOUBLED_E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// `2^(e−128)`.
+#[inline(always)]
+pub(super) fn mxfp4_scale(e: u8) -> f32 {
+    let e = u32::from(e);
+    // The two smallest powers are denormal.
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e - 1) << 23 })
 }
 
 /// Maps the nibbles of 16 bytes, low ones first.
@@ -77,7 +85,7 @@ pub(super) fn nibbles(bytes: &[u8; 16], out: &mut [f32], value: impl Fn(u8) -> f
 
 /// The codes of nibbles (low ones first) and fifth bits.
 #[inline(always)]
-fn five_bits(high: [u8; 4], bytes: &[u8; 16]) -> [u8; 32] {
+pub(super) fn five_bits(high: [u8; 4], bytes: &[u8; 16]) -> [u8; 32] {
     let high = u32::from_le_bytes(high);
     let mut codes = [0; 32];
     for (j, &byte) in bytes.iter().enumerate() {

@@ -9,6 +9,7 @@
 //! Where a layout says "low nibbles first", a run of `n` bytes holds `2n` values: first the low
 //! nibbles of all bytes, then their high nibbles.
 
+mod codes;
 mod i_quants;
 mod k_quants;
 mod legacy;
@@ -16,6 +17,7 @@ mod pack;
 mod plain;
 mod ternary;
 
+pub(crate) use codes::{Grid as GridKind, Meaning, grid, read_row};
 pub use pack::{Block, PACKED, pack};
 
 /// Declares the kinds: name, ggml's number, values per block, bytes per block.
@@ -207,7 +209,7 @@ fn f16_at(block: &[u8], at: usize) -> f32 {
 /// The value of the f16 with these bits. Exact, and free of branches, so loops over it vectorise;
 /// free of denormal f32, too, which the processor handles a hundred times slower.
 #[inline(always)]
-fn f16_to_f32(bits: u16) -> f32 {
+pub(crate) fn f16_to_f32(bits: u16) -> f32 {
     /// What the exponent's bias grows by, 127 - 15, in place.
     const REBIAS: u32 = 112 << 23;
     /// 2^-14, whose significand has the place values of denormal f16.

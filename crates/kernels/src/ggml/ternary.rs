@@ -20,21 +20,30 @@ pub(super) fn tq2_0(block: &[u8; 66], out: &mut [f32; 256]) {
 #[inline(always)]
 pub(super) fn tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
     let d = f16_at(block, 52);
-    let (first, rest) = out.split_at_mut(160);
+    let mut codes = [0; 256];
+    tq1_0_codes(block, &mut codes);
+    for (out, code) in out.iter_mut().zip(codes) {
+        *out = d * (f32::from(code) - 1.0);
+    }
+}
+
+/// The digits of a block of `TQ1_0`.
+#[inline(always)]
+pub(super) fn tq1_0_codes(block: &[u8; 54], codes: &mut [u8]) {
+    let (first, rest) = codes.split_at_mut(160);
     let (second, third) = rest.split_at_mut(80);
-    digits(field::<32>(block, 0), d, first);
-    digits(field::<16>(block, 32), d, second);
-    digits(field::<4>(block, 48), d, third);
+    digits(field::<32>(block, 0), first);
+    digits(field::<16>(block, 32), second);
+    digits(field::<4>(block, 48), third);
 }
 
 /// The leading base-3 digits of `N` fractions: `out` is `[digits, N]`.
 #[inline(always)]
-fn digits<const N: usize>(bytes: &[u8; N], d: f32, out: &mut [f32]) {
+fn digits<const N: usize>(bytes: &[u8; N], out: &mut [u8]) {
     let mut fractions = *bytes;
     for out in out.as_chunks_mut::<N>().0 {
         for (out, fraction) in out.iter_mut().zip(&mut fractions) {
-            let digit = (u16::from(*fraction) * 3) >> 8;
-            *out = d * (f32::from(digit) - 1.0);
+            *out = ((u16::from(*fraction) * 3) >> 8) as u8;
             *fraction = fraction.wrapping_mul(3);
         }
     }

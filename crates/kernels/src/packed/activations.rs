@@ -62,9 +62,11 @@ pub struct Activations {
 pub(super) struct BlockSums {
     /// What a code stands for.
     pub(super) scale: f32,
-    /// The sum of the codes of each half, times the scale.
-    pub(super) halves: [f32; 2],
-    /// −8 times the sum of all codes: where a sum over 4-bit codes around 8 begins.
+    /// The sum of the codes, times the scale.
+    pub(super) sum: f32,
+    /// The sum of the first half of them, times the scale.
+    pub(super) first: f32,
+    /// −128 times the sum of the codes: where a sum over weights of 8 bits around 128 begins.
     pub(super) start: i32,
 }
 
@@ -321,8 +323,9 @@ fn quantize_block(values: &[f32; BLOCK]) -> ([u8; BLOCK], BlockSums) {
     for (sum, bytes) in halves.iter_mut().zip(bytes.as_chunks::<16>().0) {
         *sum = bytes.iter().map(|byte| i32::from(byte.cast_signed())).sum();
     }
-    let start = -8 * (halves[0] + halves[1]);
-    (bytes, BlockSums { scale, halves: halves.map(|sum| sum as f32 * scale), start })
+    let [first, sum] = [halves[0], halves[0] + halves[1]];
+    let scaled = |sum: i32| sum as f32 * scale;
+    (bytes, BlockSums { scale, sum: scaled(sum), first: scaled(first), start: -128 * sum })
 }
 
 #[cfg(test)]
@@ -338,7 +341,8 @@ mod tests {
             assert!((near - value).abs() <= 0.5001 * sums.scale);
         }
         let all: i32 = bytes.iter().map(|byte| i32::from(byte.cast_signed())).sum();
-        assert_eq!(sums.start, -8 * all);
+        assert_eq!(sums.start, -128 * all);
+        assert_eq!(sums.sum, all as f32 * sums.scale);
         values[5] = f32::NAN;
         assert!(quantize_block(&values).1.scale.is_nan());
         values[5] = f32::NEG_INFINITY;

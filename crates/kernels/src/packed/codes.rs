@@ -11,12 +11,13 @@ use super::{BLOCK, STEPS, STRIP};
 /// Bytes of a step: a register.
 pub(super) const STEP: usize = 4 * STRIP;
 
-/// One step of codes, a byte each.
-pub(super) type Step = [u8; STEP];
+/// A register as it lies in memory: of one step of codes, a byte each, or of digits of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub(super) struct Register(pub(super) [u8; STEP]);
 
-/// Bytes of a block of codes of `bits` bits.
-pub(super) const fn block_bytes(bits: u8) -> usize {
-    STEP * bits as usize
+impl Register {
+    pub(super) const ZERO: Self = Self([0; STEP]);
 }
 
 /// The digits of codes of `bits` bits: width, and the bits below.
@@ -28,41 +29,43 @@ pub(super) fn digits(bits: u8) -> impl Iterator<Item = (u8, u8)> {
     })
 }
 
-/// Lays out a block, appending it to `out`. `rows` are the codes of up to 16 rows in the block's
-/// columns; what is missing is zero.
-pub(super) fn pack_block(bits: u8, rows: [&[u8]; STRIP], out: &mut Vec<u8>) {
+/// Lays out a block in the `bits` registers of `out`. `rows` are the codes of up to 16 rows in the
+/// block's columns; what is missing is zero.
+pub(super) fn pack_block(bits: u8, rows: [&[u8]; STRIP], out: &mut [Register]) {
+    debug_assert_eq!(out.len(), usize::from(bits));
     let mut steps = [[0_u8; STEP]; STEPS];
     for (row, codes) in rows.into_iter().enumerate() {
         for (step, codes) in steps.iter_mut().zip(codes.chunks(4)) {
             step[4 * row..][..codes.len()].copy_from_slice(codes);
         }
     }
+    let mut registers = out.iter_mut();
     for (width, below) in digits(bits) {
         let mask = (0xff_u16 >> (8 - width)) as u8;
         for steps in steps.chunks_exact(8 / usize::from(width)) {
-            let mut register = [0_u8; STEP];
+            let Some(register) = registers.next() else { return };
+            register.0 = [0; STEP];
             for (place, step) in steps.iter().enumerate() {
-                for (byte, code) in register.iter_mut().zip(step) {
+                for (byte, code) in register.0.iter_mut().zip(step) {
                     *byte |= (code >> below & mask) << (place * usize::from(width));
                 }
             }
-            out.extend(register);
         }
     }
 }
 
 /// The steps of a block, as [`pack_block`] laid it out.
 #[inline(always)]
-pub(super) fn unpack_block(bits: u8, block: &[u8]) -> [Step; STEPS] {
-    debug_assert_eq!(block.len(), block_bytes(bits));
-    let mut steps = [[0_u8; STEP]; STEPS];
-    let mut registers = block.as_chunks::<STEP>().0.iter();
+pub(super) fn unpack_block(bits: u8, block: &[Register]) -> [Register; STEPS] {
+    debug_assert_eq!(block.len(), usize::from(bits));
+    let mut steps = [Register::ZERO; STEPS];
+    let mut registers = block.iter();
     for (width, below) in digits(bits) {
         let mask = (0xff_u16 >> (8 - width)) as u8;
         let each = 8 / usize::from(width);
         for (register, steps) in registers.by_ref().take(width.into()).zip(steps.chunks_mut(each)) {
             for (place, step) in steps.iter_mut().enumerate() {
-                for (code, byte) in step.iter_mut().zip(register) {
+                for (code, byte) in step.0.iter_mut().zip(&register.0) {
                     *code |= (byte >> (place * usize::from(width)) & mask) << below;
                 }
             }
@@ -73,8 +76,8 @@ pub(super) fn unpack_block(bits: u8, block: &[u8]) -> [Step; STEPS] {
 
 /// The codes of `row` in unpacked steps, column by column.
 #[inline(always)]
-pub(super) fn lane(steps: &[Step; STEPS], row: usize) -> [u8; BLOCK] {
-    std::array::from_fn(|column| steps[column / 4][4 * row + column % 4])
+pub(super) fn lane(steps: &[Register; STEPS], row: usize) -> [u8; BLOCK] {
+    std::array::from_fn(|column| steps[column / 4].0[4 * row + column % 4])
 }
 
 #[cfg(test)]
@@ -96,10 +99,10 @@ mod tests {
             };
             let codes: Vec<Vec<u8>> =
                 (0..rows).map(|row| (0..count).map(|column| code(row, column)).collect()).collect();
-            let mut packed = vec![];
+            let mut packed = vec![Register::ZERO; bits.into()];
             let given = std::array::from_fn(|row| codes.get(row).map_or(&[][..], Vec::as_slice));
             pack_block(bits, given, &mut packed);
-            prop_assert_eq!(packed.len(), STRIP * BLOCK * usize::from(bits) / 8);
+            prop_assert_eq!(size_of_val(&packed[..]), STRIP * BLOCK * usize::from(bits) / 8);
             let steps = unpack_block(bits, &packed);
             for row in 0..STRIP {
                 for (column, got) in lane(&steps, row).into_iter().enumerate() {

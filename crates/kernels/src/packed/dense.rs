@@ -2,7 +2,14 @@
 
 use half::{bf16, f16};
 
-use super::{Precision, STRIP};
+use super::activations::TileOf;
+use super::{Precision, STRIP, TILE, float};
+use crate::ggml::f16_to_f32;
+use crate::isa::Isa;
+use crate::simd::vectorized;
+
+#[cfg(target_arch = "x86_64")]
+use super::dense_avx512 as avx512;
 
 /// Columns of a strip in f32.
 pub(super) type Column = [f32; STRIP];
@@ -10,10 +17,13 @@ pub(super) type Column = [f32; STRIP];
 /// A matrix of floats, each stored in the narrowest type that its precision allows.
 pub(super) struct Dense {
     cols: usize,
-    values: Values,
+    pub(super) values: Values,
 }
 
-enum Values {
+/// Columns that are widened at once where a kernel does not do it in registers.
+const AT_ONCE: usize = 64;
+
+pub(super) enum Values {
     F32(Vec<f32>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
@@ -41,6 +51,20 @@ impl Dense {
         Self { cols, values: narrow(values, precision) }
     }
 
+    /// Whether all values are numbers.
+    pub(super) fn is_finite(&self) -> bool {
+        match &self.values {
+            Values::F32(values) => values.iter().all(|v| v.is_finite()),
+            Values::F16(values) => values.iter().all(|v| v.is_finite()),
+            Values::Bf16(values) => values.iter().all(|v| v.is_finite()),
+        }
+    }
+
+    /// Columns.
+    pub(super) fn cols(&self) -> usize {
+        self.cols
+    }
+
     /// Bytes read by a product.
     pub(super) fn bytes(&self) -> usize {
         match &self.values {
@@ -51,23 +75,60 @@ impl Dense {
     }
 
     /// Adds the columns from `first` on of a strip.
-    pub(super) fn add_columns(&self, strip: usize, first: usize, out: &mut [Column]) {
+    pub(super) fn add_columns(&self, isa: Isa, strip: usize, first: usize, out: &mut [Column]) {
         let count = out.len().min(self.cols.saturating_sub(first));
-        let range = (strip * self.cols + first) * STRIP..;
+        let start = (strip * self.cols + first) * STRIP;
+        let (range, out) = (start..start + count * STRIP, out[..count].as_flattened_mut());
         match &self.values {
-            Values::F32(values) => add(&values[range][..count * STRIP], out, |v| *v),
-            Values::F16(values) => add(&values[range][..count * STRIP], out, |v| v.to_f32()),
-            Values::Bf16(values) => add(&values[range][..count * STRIP], out, |v| v.to_f32()),
+            Values::F32(values) => add_f32(isa, &values[range], out),
+            Values::F16(values) => add_f16(isa, &values[range], out),
+            Values::Bf16(values) => add_bf16(isa, &values[range], out),
+        }
+    }
+
+    /// Adds the product of a strip with a tile of tokens, whose floats are those of its columns.
+    pub(super) fn add(&self, isa: Isa, strip: usize, tile: &TileOf<'_>, sums: &mut [Column; TILE]) {
+        let tokens = tile.tokens;
+        #[cfg(target_arch = "x86_64")]
+        if isa >= Isa::Avx512 {
+            assert!(tokens <= TILE && tile.float.len() >= self.cols * tokens);
+            let range = strip * self.cols * STRIP..(strip + 1) * self.cols * STRIP;
+            // SAFETY: the processor has AVX-512; the lengths were checked above.
+            return unsafe {
+                match &self.values {
+                    Values::F32(all) => avx512::add(&all[range], tile.float, tokens, sums),
+                    Values::F16(all) => avx512::add(&all[range], tile.float, tokens, sums),
+                    Values::Bf16(all) => avx512::add(&all[range], tile.float, tokens, sums),
+                }
+            };
+        }
+        let mut columns = [[0.0; STRIP]; AT_ONCE];
+        for first in (0..self.cols).step_by(AT_ONCE) {
+            let columns = &mut columns[..AT_ONCE.min(self.cols - first)];
+            columns.fill([0.0; STRIP]);
+            self.add_columns(isa, strip, first, columns);
+            let float = &tile.float[first * tokens..];
+            float::multiply_tile(isa, columns, &TileOf { float, ..*tile }, sums);
         }
     }
 }
 
-#[inline(always)]
-fn add<T>(values: &[T], out: &mut [Column], float: impl Fn(&T) -> f32) {
-    for (out, values) in out.iter_mut().zip(values.as_chunks::<STRIP>().0) {
-        for (out, value) in out.iter_mut().zip(values) {
-            *out += float(value);
-        }
+vectorized! {
+    fn add_f32(values: &[f32], out: &mut [f32]) {
+        out.iter_mut().zip(values).for_each(|(out, value)| *out += value);
+    }
+}
+
+vectorized! {
+    fn add_f16(values: &[f16], out: &mut [f32]) {
+        out.iter_mut().zip(values).for_each(|(out, value)| *out += f16_to_f32(value.to_bits()));
+    }
+}
+
+vectorized! {
+    fn add_bf16(values: &[bf16], out: &mut [f32]) {
+        let widen = |value: &bf16| f32::from_bits(u32::from(value.to_bits()) << 16);
+        out.iter_mut().zip(values).for_each(|(out, value)| *out += widen(value));
     }
 }
 

@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::activations::TileOf;
-use super::dense::Column;
-use super::{Activations, Output, Packed, STRIP, TILE};
+use super::dense::{Column, Dense};
+use super::{Activations, Output, Packed, STRIP, TILE, Term};
 use crate::isa::Isa;
 use crate::simd::vectorized;
 
@@ -31,9 +31,9 @@ pub(super) fn multiply(
         columns.clear();
         columns.resize(packed.cols + rank, [0.0; STRIP]);
         let (own, outer) = columns.split_at_mut(packed.cols);
-        packed.add_columns(strip, 0, own);
+        packed.add_columns(isa, strip, 0, own);
         if let Some(dense) = &packed.outer {
-            dense.add_columns(strip, 0, outer);
+            dense.add_columns(isa, strip, 0, outer);
         }
         for index in 0..x.tiles() {
             let tile = x.tile(index);
@@ -49,8 +49,75 @@ pub(super) fn multiply(
     COLUMNS.set(columns);
 }
 
+/// Adds the product of a term that is no grid with a tile of tokens.
+pub(super) fn add_term(
+    isa: Isa,
+    rows: usize,
+    term: &Term,
+    strip: usize,
+    tile: &TileOf<'_>,
+    sums: &mut [Column; TILE],
+) {
+    let tokens = tile.tokens;
+    match term {
+        Term::Grid(_) => {}
+        Term::Dense(dense) => dense.add(isa, strip, tile, sums),
+        Term::Columns { columns: places, values } => {
+            for (index, place) in places.iter().enumerate() {
+                let mut column = [[0.0; STRIP]];
+                values.add_columns(isa, strip, index, &mut column);
+                let x = &tile.float[*place as usize * tokens..][..tokens];
+                for (sums, x) in sums.iter_mut().zip(x) {
+                    sums.iter_mut().zip(column[0]).for_each(|(sum, weight)| *sum += weight * x);
+                }
+            }
+        }
+        Term::Sparse { row_starts, columns, values } => {
+            for row in strip * STRIP..rows.min((strip + 1) * STRIP) {
+                let range = row_starts[row] as usize..row_starts[row + 1] as usize;
+                for (column, value) in columns[range.clone()].iter().zip(&values[range]) {
+                    let x = &tile.float[*column as usize * tokens..][..tokens];
+                    for (sums, x) in sums.iter_mut().zip(x) {
+                        sums[row % STRIP] += value * x;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds the left factor's product with the right factor's result `[tokens, rank]`.
+pub(super) fn add_outer(
+    isa: Isa,
+    dense: &Dense,
+    strip: usize,
+    inner: &[f32],
+    tokens: Range<usize>,
+    sums: &mut [Column; TILE],
+) {
+    let rank = dense.cols();
+    for index in 0..rank {
+        let mut column = [[0.0; STRIP]];
+        dense.add_columns(isa, strip, index, &mut column);
+        for (token, sums) in tokens.clone().zip(&mut *sums) {
+            let x = inner[token * rank + index];
+            sums.iter_mut().zip(column[0]).for_each(|(sum, weight)| *sum += weight * x);
+        }
+    }
+}
+
+/// Half-precision numbers as floats.
+pub(super) fn widen(halves: &[u16; STRIP]) -> Column {
+    halves.map(|bits| half::f16::from_bits(bits).to_f32())
+}
+
 /// Adds the product of the columns with each token.
-fn multiply_tile(isa: Isa, columns: &[Column], tile: &TileOf<'_>, sums: &mut [Column; TILE]) {
+pub(super) fn multiply_tile(
+    isa: Isa,
+    columns: &[Column],
+    tile: &TileOf<'_>,
+    sums: &mut [Column; TILE],
+) {
     match tile.tokens {
         TILE => tokens_12(isa, columns, tile.float, sums),
         1 => tokens_1(isa, columns, tile.float, sums),

@@ -10,15 +10,24 @@
 //! [`Precision::Int8`] activations are rounded to 8 bits in blocks of 32 columns, or to bfloat16
 //! where that is the faster way for many tokens.
 
-#[allow(dead_code, reason = "the 8-bit kernels come next")]
 mod activations;
-#[allow(dead_code, reason = "the 8-bit kernels come next")]
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod brain;
 mod codes;
 mod dense;
+#[cfg(target_arch = "x86_64")]
+mod dense_avx512;
 mod float;
+mod grid;
+mod int8;
 mod output;
 mod row;
 mod source;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 pub use activations::{Activations, Forms, Preparing};
 pub use output::Output;
@@ -29,6 +38,7 @@ use std::ops::Range;
 use crate::ggml::{self, BlockKind};
 use crate::isa::Isa;
 use dense::{Column, Dense};
+use grid::Grid;
 
 /// Rows of a strip.
 pub const STRIP: usize = 16;
@@ -68,6 +78,7 @@ pub struct PackError {
 pub struct Packed {
     rows: usize,
     cols: usize,
+    precision: Precision,
     terms: Vec<Term>,
     /// The right factor of low-rank terms.
     inner: Option<Box<Packed>>,
@@ -76,6 +87,7 @@ pub struct Packed {
 }
 
 enum Term {
+    Grid(Grid),
     Dense(Dense),
     Columns { columns: Vec<u32>, values: Dense },
     Sparse { row_starts: Vec<u32>, columns: Vec<u32>, values: Vec<f32> },
@@ -92,7 +104,7 @@ impl Packed {
         precision: Precision,
         sources: &[Source<'_>],
     ) -> Result<Self, PackError> {
-        let mut packed = Self { rows, cols, terms: vec![], inner: None, outer: None };
+        let mut packed = Self { rows, cols, precision, terms: vec![], inner: None, outer: None };
         let (mut lefts, mut rights) = (vec![], vec![]);
         for source in sources {
             source.check(rows, cols)?;
@@ -117,8 +129,17 @@ impl Packed {
                     });
                 }
                 source => {
+                    if let Some(grid) = Grid::new(rows, cols, precision, &source) {
+                        packed.terms.push(Term::Grid(grid));
+                        continue;
+                    }
                     let row = |row: usize, out: &mut [f32]| source.add_row(row, out);
-                    packed.terms.push(Term::Dense(Dense::new(rows, cols, precision, &row)));
+                    let dense = Dense::new(rows, cols, precision, &row);
+                    if !dense.is_finite() {
+                        let (part, need) = ("finite values", rows * cols);
+                        return Err(PackError { part, rows, cols, have: 0, need });
+                    }
+                    packed.terms.push(Term::Dense(dense));
                 }
             }
         }
@@ -153,6 +174,7 @@ impl Packed {
     /// Bytes of weights that a product with one token reads.
     pub fn bytes(&self) -> usize {
         let term = |term: &Term| match term {
+            Term::Grid(grid) => grid.bytes(),
             Term::Dense(dense) => dense.bytes(),
             Term::Columns { columns, values } => size_of_val(columns.as_slice()) + values.bytes(),
             Term::Sparse { columns, .. } => 8 * columns.len() + 4 * (self.rows + 1),
@@ -168,8 +190,23 @@ impl Packed {
     }
 
     /// [`forms`](Self::forms) at a level of instructions.
-    pub fn forms_with(&self, _isa: Isa, _tokens: usize) -> Forms {
-        Forms { float: true, ..Forms::default() }
+    pub fn forms_with(&self, isa: Isa, tokens: usize) -> Forms {
+        let codes = |term: &Term| matches!(term, Term::Grid(_));
+        if self.takes_tiles(isa.supported(), tokens) {
+            return Forms { brain: true, ..Forms::default() };
+        }
+        match self.precision {
+            Precision::Float => Forms { float: true, ..Forms::default() },
+            Precision::Int8 => Forms {
+                float: !self.terms.iter().all(codes),
+                int8: self.terms.iter().any(codes),
+                brain: false,
+            },
+        }
+    }
+
+    fn takes_tiles(&self, isa: Isa, tokens: usize) -> bool {
+        self.precision == Precision::Int8 && brain::pays(isa, self, tokens)
     }
 
     /// Units of work: strips of [`STRIP`] rows.
@@ -209,16 +246,22 @@ impl Packed {
         assert_eq!((out.tokens(), out.rows()), (x.tokens(), self.rows), "the output: other shape");
         let rank = self.inner.as_ref().map_or(0, |inner| inner.rows);
         assert_eq!(inner.len(), x.tokens() * rank, "the inner product has another shape");
-        float::multiply(isa.supported(), self, x, inner, strips, out);
+        let isa = isa.supported();
+        match self.precision {
+            _ if self.takes_tiles(isa, x.tokens()) => brain::multiply(isa, self, x, strips, out),
+            Precision::Float => float::multiply(isa, self, x, inner, strips, out),
+            Precision::Int8 => int8::multiply(isa, self, x, inner, strips, out),
+        }
     }
 
     /// The whole matrix, row-major: what the products are held to.
     pub fn decode(&self) -> Vec<f32> {
+        let isa = Isa::detect();
         let mut values = vec![0.0; self.rows * self.cols];
         let mut columns = vec![[0.0; STRIP]; self.cols];
         for strip in 0..self.strips() {
             columns.fill([0.0; STRIP]);
-            self.add_columns(strip, 0, &mut columns);
+            self.add_columns(isa, strip, 0, &mut columns);
             for row in 0..STRIP.min(self.rows - strip * STRIP) {
                 let out = &mut values[(strip * STRIP + row) * self.cols..][..self.cols];
                 out.iter_mut().zip(&columns).for_each(|(out, column)| *out = column[row]);
@@ -229,7 +272,7 @@ impl Packed {
             for row in 0..self.rows {
                 if row % STRIP == 0 {
                     left.fill([0.0; STRIP]);
-                    outer.add_columns(row / STRIP, 0, &mut left);
+                    outer.add_columns(isa, row / STRIP, 0, &mut left);
                 }
                 let out = &mut values[row * self.cols..][..self.cols];
                 for (left, right) in left.iter().zip(right.chunks_exact(self.cols)) {
@@ -241,14 +284,15 @@ impl Packed {
     }
 
     /// Adds the columns from `first` on of all terms but the low-rank ones.
-    fn add_columns(&self, strip: usize, first: usize, out: &mut [Column]) {
+    fn add_columns(&self, isa: Isa, strip: usize, first: usize, out: &mut [Column]) {
         let columns = first..first + out.len();
         for term in &self.terms {
             match term {
-                Term::Dense(dense) => dense.add_columns(strip, first, out),
+                Term::Grid(grid) => grid.add_columns(strip, first, out),
+                Term::Dense(dense) => dense.add_columns(isa, strip, first, out),
                 Term::Columns { columns: places, values } => {
                     let mut all = vec![[0.0; STRIP]; places.len()];
-                    values.add_columns(strip, 0, &mut all);
+                    values.add_columns(isa, strip, 0, &mut all);
                     for (place, values) in places.iter().zip(all) {
                         if columns.contains(&(*place as usize)) {
                             let out = &mut out[*place as usize - first];

@@ -1,0 +1,388 @@
+//! Codes of 1 to 8 bits with a scale a group: affine grids, lookups of up to 4 bits, blocks of ggml.
+//!
+//! Per strip: the codes block by block, as [`codes`](super::codes) lays them out; the scales group by
+//! group, one a row; zeros or minima likewise. A group is 16 columns or a multiple of 32.
+
+use half::f16;
+use rayon::prelude::*;
+
+use super::codes::{Register, lane, pack_block, unpack_block};
+use super::dense::Column;
+use super::float::widen;
+use super::source::{Source, Zeros};
+use super::{BLOCK, Precision, STRIP};
+use crate::ggml::{self, BlockKind};
+
+/// Bits of codes that are looked up, shorter ones included.
+const LEVEL_BITS: u8 = 4;
+
+/// Packed codes and scales of a matrix.
+pub(super) struct Grid {
+    pub(super) bits: u8,
+    /// Blocks of a strip.
+    pub(super) blocks: usize,
+    /// Columns of a group.
+    pub(super) group: usize,
+    /// Groups of a strip.
+    pub(super) groups: usize,
+    /// `[strip][block][register]`.
+    pub(super) codes: Vec<Register>,
+    pub(super) scales: Scales,
+    pub(super) zeros: GridZeros,
+    /// What the codes stand for, if not for themselves.
+    pub(super) book: Option<Book>,
+}
+
+/// `[strip][group][row]`.
+pub(super) enum Scales {
+    Float(Vec<Column>),
+    /// To be multiplied by a number a strip.
+    Half(Vec<Halves>, Vec<f32>),
+}
+
+/// Half-precision numbers of the rows of a strip.
+pub(super) type Halves = [u16; STRIP];
+
+/// What a grid counts from.
+pub(super) enum GridZeros {
+    /// The middle code; with a book, nothing.
+    Middle,
+    /// Numbers of each group, to be subtracted from the codes.
+    Steps(Numbers),
+    /// Numbers of each group, to be subtracted from `scale · code`; in halves in units of the strip.
+    Minima(Numbers),
+}
+
+/// `[strip][group][row]`.
+pub(super) enum Numbers {
+    Float(Vec<Column>),
+    Half(Vec<Halves>),
+}
+
+/// Levels that codes of up to 4 bits stand for, as integers around a middle, to be multiplied by the
+/// scales, which hold the unit.
+pub(super) struct Book {
+    /// As they are, for products in f32; the scales do not hold the unit there.
+    float: [f32; 16],
+    /// Level + 128, or the upper byte of level + 32768.
+    pub(super) high: [u8; 16],
+    /// The lower byte, where 8 bits are not enough.
+    pub(super) low: Option<[u8; 16]>,
+    unit: f32,
+}
+
+/// Rows of codes with their scales and zeros, read one at a time.
+trait Rows: Sync {
+    fn read(&self, row: usize, codes: &mut [u8], scales: &mut [f32], zeros: &mut [f32]);
+}
+
+impl Grid {
+    /// Packs a source that this layout holds, or nothing.
+    pub(super) fn new(
+        rows: usize,
+        cols: usize,
+        precision: Precision,
+        source: &Source<'_>,
+    ) -> Option<Self> {
+        match *source {
+            Source::Affine { bits, codes, group, scales, zeros } => {
+                let kind = match zeros {
+                    Zeros::Constant(zero) if zero == 1 << (bits - 1) => Kind::Middle,
+                    Zeros::Minima(_) => Kind::Minima,
+                    _ => Kind::Steps,
+                };
+                let rows_of = Affine { cols, group, codes, scales: Some(scales), zeros };
+                Self::pack((rows, cols), precision, (bits, group, kind), None, &rows_of)
+            }
+            Source::Lookup { bits, codes, books, group, scales } => {
+                if bits > LEVEL_BITS || books.len() != 1 << bits {
+                    return None;
+                }
+                let zeros = Zeros::Constant(0);
+                let rows_of = Affine { cols, group, codes, scales, zeros };
+                let spec = (LEVEL_BITS, group, Kind::Middle);
+                Self::pack((rows, cols), precision, spec, Some(Book::new(books)), &rows_of)
+            }
+            Source::Blocks { kind, bytes } => {
+                let ggml::GridKind { bits, group, meaning } = ggml::grid(kind)?;
+                let (zeros, book) = match meaning {
+                    ggml::Meaning::Around(zero) if zero == 1 << (bits - 1) => (Kind::Middle, None),
+                    ggml::Meaning::Around(_) => (Kind::Steps, None),
+                    ggml::Meaning::Above => (Kind::Minima, None),
+                    ggml::Meaning::Level(levels) => {
+                        (Kind::Middle, Some(Book::new(&levels.map(f32::from))))
+                    }
+                };
+                let zero = match meaning {
+                    ggml::Meaning::Around(zero) => f32::from(zero),
+                    _ => 0.0,
+                };
+                let rows_of = Blocks { kind, bytes, row_bytes: bytes.len() / rows.max(1), zero };
+                Self::pack((rows, cols), precision, (bits, group, zeros), book, &rows_of)
+            }
+            _ => None,
+        }
+    }
+
+    fn pack(
+        (rows, cols): (usize, usize),
+        precision: Precision,
+        (bits, given, kind): (u8, usize, Kind),
+        book: Option<Book>,
+        source: &dyn Rows,
+    ) -> Option<Self> {
+        let (blocks, strips) = (cols.div_ceil(BLOCK), rows.div_ceil(STRIP));
+        // One group a row, or groups of whole blocks, or of halves of blocks.
+        let group = match given {
+            given if given >= cols => blocks * BLOCK,
+            given if given.is_multiple_of(BLOCK) => given,
+            given if given.is_multiple_of(BLOCK / 2) => BLOCK / 2,
+            _ => return None,
+        };
+        let (groups, given_groups) = ((blocks * BLOCK).div_ceil(group), cols.div_ceil(given));
+        let registers = blocks * usize::from(bits);
+        let mut codes = vec![Register::ZERO; strips * registers];
+        let mut scales = vec![[0.0; STRIP]; strips * groups];
+        let mut zeros = scales.clone();
+        let numbers = scales.par_chunks_mut(groups.max(1)).zip(zeros.par_chunks_mut(groups.max(1)));
+        let parts = codes.par_chunks_mut(registers.max(1)).zip(numbers);
+        parts.enumerate().for_each(|(strip, (codes, (scales, zeros)))| {
+            let mut rows_codes = vec![0; STRIP * cols];
+            let mut numbers = vec![0.0; 2 * given_groups];
+            let (row_scales, row_zeros) = numbers.split_at_mut(given_groups);
+            for row in 0..STRIP.min(rows - strip * STRIP) {
+                let codes = &mut rows_codes[row * cols..][..cols];
+                source.read(strip * STRIP + row, codes, row_scales, row_zeros);
+                for (index, (scales, zeros)) in scales.iter_mut().zip(&mut *zeros).enumerate() {
+                    scales[row] = row_scales.get(index * group / given).map_or(0.0, |s| *s);
+                    zeros[row] = row_zeros.get(index * group / given).map_or(0.0, |z| *z);
+                }
+            }
+            for (block, codes) in codes.chunks_exact_mut(bits.into()).enumerate() {
+                let columns = block * BLOCK..cols.min((block + 1) * BLOCK);
+                let rows = std::array::from_fn(|row| &rows_codes[row * cols..][columns.clone()]);
+                pack_block(bits, rows, codes);
+            }
+        });
+        let unit = book.as_ref().map_or(1.0, |book| book.unit);
+        let (scales, zeros) = store(precision, kind, groups, unit, scales, zeros)?;
+        Some(Self { bits, blocks, group, groups, codes, scales, zeros, book })
+    }
+
+    /// Bytes read by a product.
+    pub(super) fn bytes(&self) -> usize {
+        let zeros = match &self.zeros {
+            GridZeros::Middle => 0,
+            GridZeros::Steps(numbers) | GridZeros::Minima(numbers) => numbers.bytes(),
+        };
+        let scales = match &self.scales {
+            Scales::Float(values) => size_of_val(values.as_slice()),
+            Scales::Half(values, _) => size_of_val(values.as_slice()),
+        };
+        size_of_val(self.codes.as_slice()) + scales + zeros
+    }
+
+    /// The registers of a strip.
+    pub(super) fn strip_codes(&self, strip: usize) -> &[Register] {
+        let registers = self.blocks * usize::from(self.bits);
+        &self.codes[strip * registers..][..registers]
+    }
+
+    /// Adds the columns from `first` on (a multiple of the block) of a strip.
+    pub(super) fn add_columns(&self, strip: usize, first: usize, out: &mut [Column]) {
+        debug_assert!(first.is_multiple_of(BLOCK));
+        let blocks = self.strip_codes(strip).chunks_exact(self.bits.into());
+        for (index, out) in out.chunks_mut(BLOCK / 2).enumerate() {
+            let (half, column) = (index % 2, first + index * BLOCK / 2);
+            let Some(block) = blocks.clone().nth(column / BLOCK) else { return };
+            let steps = unpack_block(self.bits, block);
+            let at = strip * self.groups + column / self.group;
+            let (scale, zero) = (self.scale(strip, at), self.zero(strip, at));
+            for row in 0..STRIP {
+                let codes = &lane(&steps, row)[half * BLOCK / 2..];
+                for (out, code) in out.iter_mut().zip(codes) {
+                    out[row] += match &self.zeros {
+                        _ if self.book.is_some() => scale[row] * self.level(*code),
+                        GridZeros::Minima(_) => scale[row] * f32::from(*code) - zero[row],
+                        _ => scale[row] * (f32::from(*code) - zero[row]),
+                    };
+                }
+            }
+        }
+    }
+
+    fn level(&self, code: u8) -> f32 {
+        let Some(book) = &self.book else { return f32::from(code) };
+        let level = book.float[usize::from(code & 15)];
+        match self.scales {
+            Scales::Float(_) => level,
+            Scales::Half(..) => level / book.unit,
+        }
+    }
+
+    /// The scales of a strip's group.
+    pub(super) fn scale(&self, strip: usize, at: usize) -> Column {
+        match &self.scales {
+            Scales::Float(scales) => scales[at],
+            Scales::Half(scales, units) => widen(&scales[at]).map(|s| s * units[strip]),
+        }
+    }
+
+    /// The zeros or minima of a strip's group.
+    fn zero(&self, strip: usize, at: usize) -> Column {
+        match (&self.zeros, &self.scales) {
+            (GridZeros::Middle, _) => [f32::from(1_u8 << (self.bits - 1)); STRIP],
+            (GridZeros::Steps(numbers), _) => numbers.at(at),
+            (GridZeros::Minima(numbers), Scales::Half(_, units)) => {
+                numbers.at(at).map(|minimum| minimum * units[strip])
+            }
+            (GridZeros::Minima(numbers), Scales::Float(_)) => numbers.at(at),
+        }
+    }
+}
+
+impl Numbers {
+    pub(super) fn at(&self, index: usize) -> Column {
+        match self {
+            Self::Float(values) => values[index],
+            Self::Half(values) => widen(&values[index]),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Float(values) => size_of_val(values.as_slice()),
+            Self::Half(values) => size_of_val(values.as_slice()),
+        }
+    }
+}
+
+impl Book {
+    /// The finest integers that the levels are multiples of: of 8 bits where that is exact, else of
+    /// 16, which round them by 2⁻¹⁶ of the greatest.
+    fn new(levels: &[f32]) -> Self {
+        let mut float = [0.0; 16];
+        float[..levels.len()].copy_from_slice(levels);
+        let greatest = float.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+        let is_exact = |unit: &f32| {
+            float.iter().all(|level| {
+                let steps = level / unit;
+                (steps - steps.round()).abs() < 1e-5
+            })
+        };
+        let narrow = (1..=127).map(|steps| greatest / steps as f32).find(is_exact);
+        let unit = narrow.unwrap_or(greatest / 32767.0);
+        let unit = if unit > 0.0 { unit } else { 1.0 };
+        let steps = float.map(|level| (level / unit).round_ties_even() as i32);
+        match narrow {
+            Some(_) => Self { float, high: steps.map(|s| (s + 128) as u8), low: None, unit },
+            None => {
+                let bytes = steps.map(|s| ((s + 32768) as u16).to_le_bytes());
+                Self { float, high: bytes.map(|b| b[1]), low: Some(bytes.map(|b| b[0])), unit }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Middle,
+    Steps,
+    Minima,
+}
+
+/// The scales and zeros as a precision stores them; nothing where they are not finite.
+fn store(
+    precision: Precision,
+    kind: Kind,
+    groups: usize,
+    unit: f32,
+    scales: Vec<Column>,
+    zeros: Vec<Column>,
+) -> Option<(Scales, GridZeros)> {
+    let zeros = if kind == Kind::Middle { vec![] } else { zeros };
+    let finite = |values: &[Column]| values.as_flattened().iter().all(|v| v.is_finite());
+    if !finite(&scales) || !finite(&zeros) {
+        return None;
+    }
+    let wrap = |numbers| match kind {
+        Kind::Middle => GridZeros::Middle,
+        Kind::Steps => GridZeros::Steps(numbers),
+        Kind::Minima => GridZeros::Minima(numbers),
+    };
+    if precision == Precision::Float {
+        return Some((Scales::Float(scales), wrap(Numbers::Float(zeros))));
+    }
+    // A power of two a strip brings its greatest number to the top of what a half can hold, so that
+    // nothing near it is denormal.
+    let units: Vec<f32> = scales
+        .chunks(groups)
+        .enumerate()
+        .map(|(strip, scales)| {
+            let minima = match kind {
+                Kind::Minima => &zeros[strip * groups..][..groups],
+                _ => &[],
+            };
+            let all = scales.as_flattened().iter().map(|s| s * unit);
+            let all = all.chain(minima.as_flattened().iter().copied());
+            let greatest = all.fold(f32::MIN_POSITIVE, |a, b| a.max(b.abs()));
+            let exponent = (greatest.to_bits() >> 23) as i32 - 127;
+            2.0_f32.powi((exponent - 14).max(-126))
+        })
+        .collect();
+    let halves = |values: &[Column], by: &dyn Fn(usize) -> f32| -> Vec<Halves> {
+        let half = |(at, values): (usize, &Column)| {
+            let by = by(at / groups);
+            values.map(|value| f16::from_f32(value * by).to_bits())
+        };
+        values.iter().enumerate().map(half).collect()
+    };
+    let scales = halves(&scales, &|strip| unit / units[strip]);
+    let zeros = match kind {
+        Kind::Minima => halves(&zeros, &|strip| 1.0 / units[strip]),
+        _ => halves(&zeros, &|_| 1.0),
+    };
+    Some((Scales::Half(scales, units), wrap(Numbers::Half(zeros))))
+}
+
+struct Affine<'a> {
+    cols: usize,
+    group: usize,
+    codes: &'a [u8],
+    scales: Option<&'a [f32]>,
+    zeros: Zeros<'a>,
+}
+
+impl Rows for Affine<'_> {
+    fn read(&self, row: usize, codes: &mut [u8], scales: &mut [f32], zeros: &mut [f32]) {
+        let per_row = self.cols.div_ceil(self.group);
+        let groups = row * per_row..(row + 1) * per_row;
+        codes.copy_from_slice(&self.codes[row * self.cols..][..self.cols]);
+        match self.scales {
+            Some(all) => scales.copy_from_slice(&all[groups.clone()]),
+            None => scales.fill(1.0),
+        }
+        match self.zeros {
+            Zeros::Constant(zero) => zeros.fill(f32::from(zero)),
+            Zeros::Codes(all) => {
+                zeros.iter_mut().zip(&all[groups]).for_each(|(zero, code)| *zero = (*code).into());
+            }
+            Zeros::Floats(all) | Zeros::Minima(all) => zeros.copy_from_slice(&all[groups]),
+        }
+    }
+}
+
+struct Blocks<'a> {
+    kind: BlockKind,
+    bytes: &'a [u8],
+    row_bytes: usize,
+    zero: f32,
+}
+
+impl Rows for Blocks<'_> {
+    fn read(&self, row: usize, codes: &mut [u8], scales: &mut [f32], zeros: &mut [f32]) {
+        zeros.fill(self.zero);
+        let bytes = &self.bytes[row * self.row_bytes..][..self.row_bytes];
+        ggml::read_row(self.kind, bytes, codes, scales, zeros);
+    }
+}
