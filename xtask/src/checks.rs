@@ -6,6 +6,7 @@ mod minilm;
 mod ordering;
 mod perplexity;
 mod resume;
+mod running;
 mod tokens;
 
 use crate::check::Check;
@@ -19,4 +20,5 @@ pub(crate) const CHECKS: &[Check] = &[
     ordering::CHECK,
     resume::CHECK,
     memory::CHECK,
+    running::CHECK,
 ];
