@@ -8,7 +8,7 @@ use crate::load::Names;
 use lapidary_model::{Activation, AttentionOp, Graph, LinearOp, Node, Op, Value};
 
 /// Most products of a stage.
-pub(crate) const MOST_PRODUCTS: usize = 8;
+pub(crate) const MOST_PRODUCTS: usize = 4;
 
 /// Stages in their order.
 #[derive(Debug, Default)]

@@ -111,7 +111,7 @@ impl KeyValues {
         let block = head * self.blocks + block;
         match &self.keys {
             Store::F32(values) => out.copy_from_slice(of_block(values, block, dim * POSITIONS)),
-            Store::F16(bits) => widen(of_block(bits, block, dim * POSITIONS), out),
+            Store::F16(bits) => widen(isa, of_block(bits, block, dim * POSITIONS), out),
             Store::Int8 { codes, scales } => {
                 let groups = dim.div_ceil(GROUP);
                 let codes = of_block(codes, block, dim * POSITIONS);
@@ -133,7 +133,7 @@ impl KeyValues {
         let block = head * self.blocks + block;
         match &self.values {
             Store::F32(values) => out.copy_from_slice(of_block(values, block, dim * POSITIONS)),
-            Store::F16(bits) => widen(of_block(bits, block, dim * POSITIONS), out),
+            Store::F16(bits) => widen(isa, of_block(bits, block, dim * POSITIONS), out),
             Store::Int8 { codes, scales } => {
                 let groups = dim.div_ceil(GROUP);
                 let codes = of_block(codes, block, dim * POSITIONS);
@@ -248,8 +248,49 @@ fn of_block<T>(all: &[T], block: usize, length: usize) -> &[T] {
     &all[block * length..][..length]
 }
 
-fn widen(bits: &[u16], out: &mut [f32]) {
+fn widen(isa: Isa, bits: &[u16], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    match isa.supported() {
+        Isa::Portable => {}
+        // SAFETY: the processor has this level.
+        Isa::Avx2 => return unsafe { widen_avx2(bits, out) },
+        // SAFETY: the processor has this level or a higher one.
+        _ => return unsafe { widen_avx512(bits, out) },
+    }
+    let _ = isa;
     f16_to_f32(bytemuck::cast_slice(bits), out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn widen_avx512(bits: &[u16], out: &mut [f32]) {
+    use std::arch::x86_64::{_mm256_loadu_si256, _mm512_cvtph_ps, _mm512_storeu_ps};
+    let (whole, rest) = bits.as_chunks::<16>();
+    let (out, last) = out.split_at_mut(16 * whole.len());
+    for (bits, out) in whole.iter().zip(out.as_chunks_mut::<16>().0) {
+        // SAFETY: both have 16 elements.
+        unsafe {
+            let wide = _mm512_cvtph_ps(_mm256_loadu_si256(bits.as_ptr().cast()));
+            _mm512_storeu_ps(out.as_mut_ptr(), wide);
+        }
+    }
+    f16_to_f32(bytemuck::cast_slice(rest), last);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,f16c")]
+fn widen_avx2(bits: &[u16], out: &mut [f32]) {
+    use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
+    let (whole, rest) = bits.as_chunks::<8>();
+    let (out, last) = out.split_at_mut(8 * whole.len());
+    for (bits, out) in whole.iter().zip(out.as_chunks_mut::<8>().0) {
+        // SAFETY: both have 8 elements.
+        unsafe {
+            let wide = _mm256_cvtph_ps(_mm_loadu_si128(bits.as_ptr().cast()));
+            _mm256_storeu_ps(out.as_mut_ptr(), wide);
+        }
+    }
+    f16_to_f32(bytemuck::cast_slice(rest), last);
 }
 
 /// The scale of symmetric codes of 8 bits, rounded up so that no code overflows.
@@ -285,7 +326,7 @@ fn int4(value: f32, (scale, minimum): (f16, f16)) -> u8 {
 #[inline(always)]
 fn lanes(bits: &[u16]) -> [f32; POSITIONS] {
     let mut lanes = [0.0; POSITIONS];
-    widen(bits, &mut lanes);
+    f16_to_f32(bytemuck::cast_slice(bits), &mut lanes);
     lanes
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-const SCRIPT: &str = include_str!("llama_cpp.py");
+const SCRIPT: &str = include_str!("time_llama.py");
 
 /// A loaded model.
 pub(super) struct LlamaCpp {
