@@ -9,7 +9,7 @@
 
 use std::any::Any;
 use std::cell::UnsafeCell;
-use std::ops::Range;
+use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -27,10 +27,9 @@ const PATIENCE: usize = 2000;
 /// How long the caller waits for the others at the end of a job, where that is also longer than it
 /// worked itself, before it takes them to be put aside.
 const LATE: Duration = Duration::from_micros(300);
-/// Jobs that the caller does alone after others were late: so many at first, and at the most.
-const ALONE: Range<u32> = 16..4096;
-/// Jobs after which being late is forgotten.
-const FORGIVEN: u32 = 512;
+/// How long the caller works alone after others were late: so many times as long as it waited, at
+/// first, and at the most, if they are late again as soon as they are asked.
+const ALONE: RangeInclusive<u32> = 4..=64;
 
 /// Threads that share the units of a job with the caller.
 pub struct Pool {
@@ -42,12 +41,10 @@ pub struct Pool {
 /// Whether the workers are worth asking.
 #[derive(Debug, Default)]
 struct Company {
-    /// Jobs still to be done alone.
-    alone: u32,
-    /// Jobs to be done alone the next time that others are late.
-    next: u32,
-    /// Jobs since the last time.
-    since: u32,
+    /// Until when the caller works alone, and when it is forgotten that it did.
+    alone: Option<(Instant, Instant)>,
+    /// How many times as long as the last wait that was.
+    factor: u32,
 }
 
 /// Keeps what different threads write on different cache lines (and their prefetched neighbours).
@@ -126,11 +123,15 @@ impl Pool {
     /// # Panics
     /// If a unit does, after all others are done; or if there are 2³² units or more.
     pub fn run<F: Fn(usize) + Sync>(&mut self, units: usize, body: F) {
-        if self.workers.is_empty() || units <= 1 || self.company.is_avoided() {
+        if self.workers.is_empty() || units <= 1 {
             (0..units).for_each(body);
             return;
         }
         let begin = Instant::now();
+        if self.company.is_avoided(begin) {
+            (0..units).for_each(body);
+            return;
+        }
         assert!(u32::try_from(units).is_ok(), "too many units");
         let shared = &*self.shared;
         let job = Job { body: (&raw const body).cast(), call: call::<F> };
@@ -149,8 +150,10 @@ impl Pool {
             while shared.done.0.load(Ordering::Acquire) < units {
                 std::thread::yield_now();
             }
-            if begin.elapsed() > worked + worked.max(LATE) {
-                self.company.was_late();
+            let now = Instant::now();
+            let waited = (now - begin).saturating_sub(worked);
+            if waited > worked.max(LATE) {
+                self.company.was_late(now, waited);
             }
         }
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -198,18 +201,25 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Company {
-    /// Whether this job is done alone.
-    fn is_avoided(&mut self) -> bool {
-        self.since = self.since.saturating_add(1);
-        let avoided = self.alone > 0;
-        self.alone = self.alone.saturating_sub(1);
-        avoided
+    /// Whether a job that begins now is done alone.
+    fn is_avoided(&mut self, now: Instant) -> bool {
+        match self.alone {
+            None => false,
+            Some((until, _)) if now < until => true,
+            Some((_, forgotten)) => {
+                if now >= forgotten {
+                    self.alone = None;
+                }
+                false
+            }
+        }
     }
 
-    fn was_late(&mut self) {
-        let again = self.since < self.next + FORGIVEN;
-        self.next = if again { (2 * self.next).clamp(ALONE.start, ALONE.end) } else { ALONE.start };
-        (self.alone, self.since) = (self.next, 0);
+    fn was_late(&mut self, now: Instant, waited: Duration) {
+        let factor = if self.alone.is_some() { 2 * self.factor } else { 0 };
+        self.factor = factor.clamp(*ALONE.start(), *ALONE.end());
+        let alone = waited * self.factor;
+        self.alone = Some((now + alone, now + 3 * alone));
     }
 }
 
