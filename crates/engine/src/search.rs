@@ -393,7 +393,7 @@ impl<'a> Survey<'a> {
             chosen.map(|(unit, index)| (unit.choices[*index].candidate, unit)).collect();
         let mut lines = vec![format!(
             "chosen: {:.4} bits a weight, predicted divergence {predicted:.5}, {}",
-            plan.bits_per_weight().or(plan.table_bits_per_weight()).unwrap_or_default(),
+            plan.bits_per_weight().or_else(|| plan.table_bits_per_weight()).unwrap_or_default(),
             match allocation.gap() {
                 0.0 => "proven to be the best of all choices".to_owned(),
                 gap => format!("at most {:.4} % from the best of all choices", 100.0 * gap),
