@@ -30,7 +30,7 @@ fn main() {
     println!("{threads} threads, {:?}; reading: {bandwidth:.1} GB/s", Isa::detect());
     let tokens = TOKENS.map(|tokens| format!("{tokens} tok GB/s")).join("  ");
     println!("{:24} {:>8}  {tokens}  {MANY} tok GOP/s", "format", "bits/w");
-    let codes: Vec<u8> = (0..ROWS * COLS).map(|i| (i * 2_654_435_761 >> 13) as u8).collect();
+    let codes: Vec<u8> = (0..ROWS * COLS).map(|i| ((i * 2_654_435_761) >> 13) as u8).collect();
     for name in NAMES {
         if name.contains(&filter) {
             measure(name, threads, &codes, bandwidth, &level);
