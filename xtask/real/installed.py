@@ -21,7 +21,7 @@ def pins(requirements: Path):
             yield from pins(requirements.parent / line.removeprefix("-r ").strip())
         elif "==" in line:
             name, version = line.split("==")
-            yield name.strip(), version.strip()
+            yield name.split("[")[0].strip(), version.strip()
 
 
 def check(name: str, version: str) -> str | None:

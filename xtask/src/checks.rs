@@ -1,5 +1,6 @@
 //! The checks, one file each, in the order in which they run.
 
+mod harness;
 mod load;
 mod memory;
 mod minilm;
@@ -21,4 +22,5 @@ pub(crate) const CHECKS: &[Check] = &[
     resume::CHECK,
     memory::CHECK,
     running::CHECK,
+    harness::CHECK,
 ];

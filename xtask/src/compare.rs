@@ -22,7 +22,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<bool, Error> {
     let root = setup::root()?;
     let cache = setup::cache()?;
-    let python = setup::python(&root, &cache, "benches/compare/requirements.txt")?;
+    let python = setup::python(&root, &cache, setup::SCRIPTS, "benches/compare/requirements.txt")?;
     let models = setup::models(&root, &python, &cache, &BTreeSet::from(["smollm2"]))?;
     let model = models["offgrid"].as_str().unwrap_or_default();
     let binary = setup::binary(&root, options.binary.as_deref())?;

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::process::{Finished, parse, run};
+use crate::setup;
 use lapidary_formats::Source;
 use lapidary_store::{Fs, RealFs};
 use serde_json::Value;
@@ -23,6 +24,7 @@ pub(crate) struct Settings {
 /// What every check works with.
 pub(crate) struct Context {
     root: PathBuf,
+    cache: PathBuf,
     /// Removed in the end.
     scratch: PathBuf,
     python: PathBuf,
@@ -60,6 +62,7 @@ impl Context {
         let texts = Texts::find(&root, &scratch)?;
         Ok(Self {
             root,
+            cache,
             scratch,
             python,
             models,
@@ -86,6 +89,21 @@ impl Context {
     pub(crate) fn model(&self, name: &str) -> Result<PathBuf, Error> {
         let path = self.models[name].as_str().map(PathBuf::from);
         path.ok_or_else(|| Error::Unexpected(format!("the model {name} was not fetched")))
+    }
+
+    /// The repository.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `lapidary`.
+    pub(crate) fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// The Python of an environment apart from that of the scripts.
+    pub(crate) fn environment(&self, name: &str, requirements: &str) -> Result<PathBuf, Error> {
+        setup::python(&self.root, &self.cache, name, requirements)
     }
 
     /// `lapidary VERB --json`, to be completed.

@@ -1,6 +1,6 @@
 //! Tasks that are not the product: `cargo xtask real` checks it on real models against other
 //! packages, `cargo xtask compare` measures it beside llm-compressor, `cargo xtask quality` measures
-//! its methods against each other.
+//! its methods against each other, `cargo xtask load` puts its server under load.
 //!
 //! All fetch what they need into a cache outside the tree: `LAPIDARY_CACHE`, else `lapidary` in
 //! the user's cache folder. With `LAPIDARY_WIKITEXT`, a folder with WikiText-2's `wiki.test.raw`
@@ -11,10 +11,12 @@ mod checks;
 mod compare;
 mod context;
 mod error;
+mod load;
 mod process;
 mod quality;
 mod random;
 mod real;
+mod server;
 mod setup;
 
 use clap::{Parser, Subcommand};
@@ -36,6 +38,8 @@ enum Task {
     Compare(compare::Options),
     /// Measure the methods against each other at equal bits
     Quality(quality::Options),
+    /// Put `lapidary serve` under the load of several hundred clients, good and bad
+    Load(load::Options),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
         Task::Real(options) => real::run(&options),
         Task::Compare(options) => compare::run(&options),
         Task::Quality(options) => quality::run_all(&options),
+        Task::Load(options) => load::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

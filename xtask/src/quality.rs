@@ -95,7 +95,7 @@ impl<'a> Bench<'a> {
         scratch: &'a Path,
         options: &'a Options,
     ) -> Result<Self, Error> {
-        let python = setup::python(root, cache, "xtask/real/requirements.txt")?;
+        let python = setup::python(root, cache, setup::SCRIPTS, "xtask/real/requirements.txt")?;
         let models = setup::models(root, &python, cache, &BTreeSet::from(["smollm2"]))?;
         let texts = Texts::find(root, scratch)?;
         Ok(Self {

@@ -55,7 +55,7 @@ pub(crate) fn run(options: &Options) -> Result<bool, Error> {
 
     let root = setup::root()?;
     let cache = setup::cache()?;
-    let python = setup::python(&root, &cache, "xtask/real/requirements.txt")?;
+    let python = setup::python(&root, &cache, setup::SCRIPTS, "xtask/real/requirements.txt")?;
     let names: BTreeSet<&str> = chosen.iter().flat_map(|check| check.models).copied().collect();
     let models = setup::models(&root, &python, &cache, &names)?;
     let binary = setup::binary(&root, options.binary.as_deref())?;

@@ -33,11 +33,19 @@ pub(crate) fn cache() -> Result<PathBuf, Error> {
     cache.canonicalize().map_err(Error::at(&cache))
 }
 
+/// The environment of the scripts of `xtask/real` and `benches/compare`.
+pub(crate) const SCRIPTS: &str = "venv";
+
 /// The Python of an environment with what `requirements` pins; made, or completed, when it is not
 /// there. A stamp with the hash of the requirements says that it is.
-pub(crate) fn python(root: &Path, cache: &Path, requirements: &str) -> Result<PathBuf, Error> {
+pub(crate) fn python(
+    root: &Path,
+    cache: &Path,
+    environment: &str,
+    requirements: &str,
+) -> Result<PathBuf, Error> {
     let requirements = root.join(requirements);
-    let venv = cache.join("venv");
+    let venv = cache.join(environment);
     let python = venv.join("bin/python");
     let wanted = requirements_hash(&requirements)?;
     let stamp = venv.join(format!("lapidary-{}", &wanted[..16]));

@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lapidary_engine::recipe::{Budget, Overrides, parse_bytes};
 use lapidary_runtime::{CacheType, Options, Precision};
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -39,6 +40,10 @@ pub(crate) enum Verb {
     Methods,
     /// The recipes in the binary
     Presets(PresetsArguments),
+    /// Continue a text, answer a question, or chat
+    Run(RunArguments),
+    /// An OpenAI-compatible server
+    Serve(ServeArguments),
     /// How fast a model runs here: prefill, decoding, memory; beside llama.cpp on request
     Bench(BenchArguments),
     /// The whole job on a small model in the binary, in under a minute
@@ -255,6 +260,86 @@ impl RunningArguments {
             ..Options::default()
         }
     }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    /// A folder, a .gguf file, or org/name[@revision] from the Hugging Face cache
+    pub(crate) model: String,
+    /// The text; else standard input: all of it, or a chat line by line at a terminal
+    #[arg(long, short)]
+    pub(crate) prompt: Option<String>,
+    #[command(flatten)]
+    pub(crate) running: RunningArguments,
+    /// Continue the text as it is, without the model's chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// A chat template in place of the model's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+    /// Most tokens of the answer; by default what the context has room for
+    #[arg(long, short = 'n', value_name = "TOKENS")]
+    pub(crate) max_tokens: Option<NonZeroUsize>,
+    /// Randomness; 0 takes the most likely token each time
+    #[arg(long, default_value_t = 0.7)]
+    pub(crate) temperature: f32,
+    /// Only the N most likely tokens; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Only the most likely tokens with this probability together
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    pub(crate) top_p: f32,
+    /// Only tokens at least this many times as likely as the likeliest
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub(crate) min_p: f32,
+    /// Makes tokens that were there before less likely; 1 does nothing
+    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
+    pub(crate) repetition_penalty: f32,
+    /// Key of the random choices: the same key, the same answer
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// A string that ends the answer; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Go on where the model would end
+    #[arg(long)]
+    pub(crate) ignore_end: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    /// A folder, a .gguf file, or org/name[@revision] from the Hugging Face cache
+    pub(crate) model: String,
+    /// The address to listen at; by default only this machine reaches it
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    pub(crate) host: IpAddr,
+    /// The port; 0 for any that is free
+    #[arg(long, default_value_t = 8000)]
+    pub(crate) port: u16,
+    #[command(flatten)]
+    pub(crate) running: RunningArguments,
+    /// Sequences that are answered together; more wait
+    #[arg(long, value_name = "N", default_value = "8")]
+    pub(crate) sequences: NonZeroUsize,
+    /// Sequences that may wait or be answered, before clients are told to come back
+    #[arg(long, value_name = "N", default_value = "1024")]
+    pub(crate) queue: NonZeroUsize,
+    /// Largest request
+    #[arg(long, default_value = "4MB", value_parser = parse_bytes)]
+    pub(crate) max_body: u64,
+    /// What clients must send as a bearer token; by default LAPIDARY_API_KEY of the environment,
+    /// which other users of the machine cannot see
+    #[arg(long, value_name = "KEY")]
+    pub(crate) api_key: Option<String>,
+    /// The model's name in answers
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// A chat template in place of the model's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+    /// How long answers may go on when the server is to end
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub(crate) grace: u64,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ use lapidary_eval::EvalError;
 use lapidary_formats::FormatError;
 use lapidary_model::ModelError;
 use lapidary_runtime::RuntimeError;
+use lapidary_serve::ServeError;
 use lapidary_store::StoreError;
 
 /// Anything that ends a command.
@@ -23,6 +24,12 @@ pub(crate) enum CliError {
     /// A running model.
     #[error("{0}")]
     Runtime(#[from] RuntimeError),
+    /// A server.
+    #[error("{0}")]
+    Serve(#[from] ServeError),
+    /// Arguments that do not go together, or input that is not what they say.
+    #[error("{0}")]
+    Usage(String),
     /// Another program that was asked for.
     #[error("{0}")]
     Program(String),
@@ -49,6 +56,8 @@ impl CliError {
             Self::Recipe { .. } => Failure::Usage,
             Self::Eval(error) => of_eval(error),
             Self::Runtime(error) => of_runtime(error),
+            Self::Serve(_) => Failure::InputOutput,
+            Self::Usage(_) => Failure::Usage,
             Self::Program(_) => Failure::Refused,
             Self::Output(_) => Failure::InputOutput,
             Self::Unverified(_) => Failure::BadInput,
@@ -78,9 +87,15 @@ fn of_eval(error: &EvalError) -> Failure {
 fn of_runtime(error: &RuntimeError) -> Failure {
     match error {
         RuntimeError::Format(FormatError::Store(StoreError::Io { .. })) => Failure::InputOutput,
-        RuntimeError::Format(_) | RuntimeError::Model(_) | RuntimeError::Pack { .. } => {
-            Failure::BadInput
-        }
+        RuntimeError::Store(StoreError::Io { .. }) => Failure::InputOutput,
+        RuntimeError::Format(_)
+        | RuntimeError::Model(_)
+        | RuntimeError::Pack { .. }
+        | RuntimeError::Store(_)
+        | RuntimeError::Template(_)
+        | RuntimeError::Missing(_) => Failure::BadInput,
+        RuntimeError::NotFinite => Failure::Numerical,
+        RuntimeError::Parameter { .. } | RuntimeError::TooLong { .. } => Failure::Usage,
         RuntimeError::NotCausal { .. } | RuntimeError::Unsupported(_) => Failure::Refused,
         RuntimeError::Threads { .. } => Failure::InputOutput,
         RuntimeError::Context { .. } => Failure::Usage,

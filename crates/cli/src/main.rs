@@ -50,6 +50,8 @@ fn run(cli: &Cli) -> Result<(), CliError> {
         Verb::Verify(arguments) => verbs::verify::run(arguments, &mut output),
         Verb::Methods => verbs::methods::run(&mut output),
         Verb::Presets(arguments) => verbs::presets::run(arguments, &mut output),
+        Verb::Run(arguments) => verbs::run::run(arguments, cli.threads, cli.quiet, &mut output),
+        Verb::Serve(arguments) => verbs::serve::run(arguments, cli.threads, &mut output),
         Verb::Bench(arguments) => verbs::bench::run(arguments, cli.threads, &mut output),
         Verb::Demo(arguments) => verbs::demo::run(arguments, cli.quiet, &mut output),
     }?;

@@ -36,6 +36,20 @@ impl Output {
         Ok(())
     }
 
+    /// A part of a text that is still being written; people see it at once.
+    pub(crate) fn piece(&mut self, text: &str) -> Result<(), CliError> {
+        if self.json || text.is_empty() {
+            return Ok(());
+        }
+        self.out.write_all(text.as_bytes())?;
+        self.flush()
+    }
+
+    /// Hands on what there is so far.
+    pub(crate) fn flush(&mut self) -> Result<(), CliError> {
+        Ok(self.out.flush()?)
+    }
+
     /// Hands everything on; a full disk or a closed pipe shows here at the latest.
     pub(crate) fn finish(mut self) -> Result<(), CliError> {
         Ok(self.out.flush()?)

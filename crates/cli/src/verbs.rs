@@ -8,12 +8,15 @@ pub(crate) mod inspect;
 pub(crate) mod methods;
 pub(crate) mod plan;
 pub(crate) mod presets;
+pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod verify;
 
 use crate::arguments::RecipeArguments;
 use crate::error::CliError;
 use lapidary_engine::recipe::{Node, Recipe, RecipeError, preset};
 use lapidary_formats::Source;
+use lapidary_store::fs::read_text;
 use lapidary_store::{Environment, Fs, RealFs, resolve};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +36,12 @@ pub(crate) fn locate(fs: &dyn Fs, model: &str) -> Result<PathBuf, CliError> {
 pub(crate) fn open(fs: &Arc<dyn Fs>, model: &str) -> Result<Source, CliError> {
     let path = locate(&**fs, model)?;
     Ok(Source::open(Arc::clone(fs), &path)?)
+}
+
+/// The text of a chat template that is to be used in place of the model's.
+pub(crate) fn chat_template(file: &Option<PathBuf>) -> Result<Option<String>, CliError> {
+    let read = |path: &PathBuf| read_text(&*disk(), path, "the chat template", 1 << 20);
+    Ok(file.as_ref().map(read).transpose()?)
 }
 
 /// The name a model card gives a model: `org/name` as it was asked for, else the folder's or
@@ -56,7 +65,7 @@ pub(crate) fn recipe(fs: &dyn Fs, arguments: &RecipeArguments) -> Result<Recipe,
     let path = Path::new(name);
     let is_file = path.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|x| e == *x));
     let mut document = if is_file || fs.metadata(path).is_ok() {
-        let text = lapidary_store::fs::read_text(fs, path, "the recipe", 1 << 20)?;
+        let text = read_text(fs, path, "the recipe", 1 << 20)?;
         Node::parse(&text).map_err(|(place, what)| in_recipe(RecipeError { place, what }))?
     } else {
         preset(name).and_then(|preset| preset.document()).map_err(in_recipe)?

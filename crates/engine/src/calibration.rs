@@ -4,6 +4,7 @@
 use crate::EngineError;
 use crate::recipe::{BUILTIN_TEXT, Calibration};
 use lapidary_formats::Source;
+use lapidary_kernels::random::mix;
 use lapidary_methods::Note;
 use lapidary_store::fs::read_lines;
 use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo, Tokenizer, hash};
@@ -136,14 +137,6 @@ fn starts(tokens: usize, length: usize, samples: usize, seed: u64) -> Vec<usize>
         _ => (mix(seed ^ mix(row as u64 + 1)) % (slack as u64 + 1)) as usize,
     };
     (0..samples).map(|row| row * part + jitter(row)).collect()
-}
-
-/// SplitMix64's finalizer: random numbers keyed by what they are for, not drawn in sequence.
-fn mix(key: u64) -> u64 {
-    let mut x = key.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 /// Special tokens that the tokenizer puts around every text, and so around every row.

@@ -18,6 +18,7 @@ pub mod pack;
 pub mod packed;
 pub mod pool;
 pub mod process;
+pub mod random;
 pub mod rope;
 pub mod rows;
 pub mod softmax;

@@ -3,8 +3,9 @@
 use lapidary_formats::FormatError;
 use lapidary_kernels::packed::PackError;
 use lapidary_model::ModelError;
+use lapidary_store::StoreError;
 
-/// Why a model cannot be loaded, or a step not be taken.
+/// Why a model cannot be loaded, a step not be taken, or a request not be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// The checkpoint.
@@ -56,4 +57,37 @@ pub enum RuntimeError {
         /// How many there are.
         sequences: usize,
     },
+    /// A parameter of a request that is out of range.
+    #[error("{name}: {problem}")]
+    Parameter {
+        /// The parameter.
+        name: &'static str,
+        /// What is wrong with it, and what would be right.
+        problem: String,
+    },
+    /// More tokens than the model has room for.
+    #[error(
+        "the prompt has {prompt} tokens and {asked} more are asked for, but the context is \
+         {context} tokens; shorten the prompt or ask for fewer"
+    )]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens to be generated.
+        asked: usize,
+        /// What there is room for.
+        context: usize,
+    },
+    /// A chat template that cannot be parsed or rendered, or that refused the messages.
+    #[error("chat template: {0}")]
+    Template(String),
+    /// Something that the model's files lack.
+    #[error("{0}")]
+    Missing(String),
+    /// Logits that are not numbers.
+    #[error("the model's logits are not finite; its weights are damaged or overflow")]
+    NotFinite,
+    /// The tokenizer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }

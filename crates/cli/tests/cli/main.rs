@@ -9,4 +9,5 @@ mod devices;
 mod interruption;
 mod json;
 mod main_path;
+mod running;
 mod support;

@@ -6,6 +6,7 @@
 
 mod definition;
 
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -16,6 +17,7 @@ use crate::json;
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    special: HashSet<u32>,
     what: String,
 }
 
@@ -35,7 +37,9 @@ impl Tokenizer {
             inner.with_padding(None);
             Ok(inner)
         })?;
-        Ok(Self { inner, what: what.to_owned() })
+        let added = inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        Ok(Self { inner, special, what: what.to_owned() })
     }
 
     /// The ids of a text; with `add_special_tokens`, including those that the tokenizer puts around
@@ -59,6 +63,11 @@ impl Tokenizer {
     /// When the tokenizer cannot put the tokens together.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
         guarded(&self.what, || self.inner.decode(ids, skip_special_tokens))
+    }
+
+    /// Whether [`decode`](Self::decode) can be told to skip this token.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
     }
 
     /// The number of tokens, added ones included.

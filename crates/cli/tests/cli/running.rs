@@ -1,0 +1,112 @@
+//! `run` and `serve`: what a prompt may be, and a server's life.
+
+use crate::support::{LAPIDARY, environment, run, with_model};
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Runs `lapidary run model` with these bytes as standard input.
+fn continued(folder: &Path, options: &[&str], input: &[u8]) -> (Option<i32>, String, String) {
+    let mut child = Command::new(LAPIDARY)
+        .args(["run", "model", "--precision", "f32"])
+        .args(options)
+        .current_dir(folder)
+        .envs(environment(folder))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A prompt that is refused early is not read to its end.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn a_text_is_continued_the_same_way_each_time() {
+    let folder = with_model();
+    let options = ["--json", "-n", "12", "--seed", "4"];
+    let (code, out, _) = continued(folder.path(), &options, b"Once upon a time");
+    assert_eq!(code, Some(0));
+    let first: Value = serde_json::from_str(&out).unwrap();
+    assert!(first["tokens"].as_u64().unwrap() <= 12 && !first["text"].as_str().unwrap().is_empty());
+    let line = "run model --precision f32 --json -n 12 --seed 4 --prompt Once";
+    let other = run(folder.path(), line).json();
+    assert_ne!(first["text"], other["text"]);
+    assert_eq!(other["text"], run(folder.path(), line).json()["text"]);
+    // The same text for people, as it comes.
+    let (_, shown, told) =
+        continued(folder.path(), &["-n", "12", "--seed", "4"], b"Once upon a time");
+    assert_eq!(
+        shown.trim_end_matches('\n'),
+        first["text"].as_str().unwrap().trim_end_matches('\n')
+    );
+    assert!(told.contains("tokens read"));
+}
+
+#[test]
+fn no_prompt_is_a_panic() {
+    let folder = with_model();
+    let long = "word ".repeat(3000);
+    let cases: [(&[u8], i32, &str); 7] = [
+        (b"", 0, ""),
+        (b"\0", 0, ""),
+        ("\u{202e}é日🙂\u{0}\u{ffff}".as_bytes(), 0, ""),
+        (b"<|endoftext|><|endoftext|>", 0, ""),
+        (b"\xff\xfe broken", 2, "not text in UTF-8"),
+        (b"half \xe2\x82", 2, "not text in UTF-8"),
+        (long.as_bytes(), 2, "context"),
+    ];
+    for (input, expected, part) in cases {
+        let (code, _, told) = continued(folder.path(), &["-n", "2"], input);
+        assert_eq!(code, Some(expected), "{input:.40?}: {told}");
+        assert!(told.contains(part) && !told.contains("panicked"), "{told}");
+    }
+    let refused = [
+        ("run model --prompt x --temperature -1", "temperature"),
+        ("run model --prompt x --top-p 7", "top_p"),
+        ("run model --prompt x -n 100000", "context"),
+    ];
+    for (line, part) in refused {
+        run(folder.path(), line).failed(2, &[part]);
+    }
+    run(folder.path(), "run model --prompt x --chat-template missing.jinja")
+        .failed(4, &["missing"]);
+    std::fs::write(folder.path().join("bad.jinja"), "{% for").unwrap();
+    run(folder.path(), "run model --prompt x --chat-template bad.jinja").failed(4, &["template"]);
+}
+
+#[test]
+fn a_server_says_where_it_is_and_ends_when_told_to() {
+    let folder = with_model();
+    let mut child = Command::new(LAPIDARY)
+        .args(["serve", "model", "--port", "0", "--name", "gem", "--precision", "f32"])
+        .current_dir(folder.path())
+        .envs(environment(folder.path()))
+        .env("LAPIDARY_API_KEY", "key")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.split("http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
+    assert!(address.starts_with("127.0.0.1:"), "{line}");
+    let ask = |key: &str| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let head = "GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+        stream.write_all(format!("{head}authorization: Bearer {key}\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(ask("key").contains("\"gem\""));
+    assert!(ask("other").starts_with("HTTP/1.1 401"));
+    let port = address.rsplit(':').next().unwrap();
+    run(folder.path(), &format!("serve model --port {port}")).failed(5, &["cannot listen"]);
+    Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(child.wait().unwrap().success());
+}
