@@ -6,7 +6,8 @@ mod common;
 use common::{bits, near, numbers};
 use lapidary_kernels::ggml::{BlockKind, dequantize};
 use lapidary_kernels::isa::Isa;
-use lapidary_kernels::packed::{Activations, Output, Packed, Precision, Source, Zeros};
+use lapidary_kernels::packed::planes::{Prepared, SignPlanes, Way};
+use lapidary_kernels::packed::{Activations, Forms, Output, Packed, Precision, Source, Zeros};
 use proptest::prelude::*;
 
 /// Pseudo-random codes below `2^bits`.
@@ -154,6 +155,49 @@ proptest! {
         let scales = scaled.then_some(&scales[..]);
         let source = Source::Lookup { bits, codes: &codes, books: &books, group, scales };
         check(&[source], &weight, (rows, cols), tokens);
+    }
+
+    #[test]
+    fn planes_by_tables_and_bit_by_bit(
+        planes in 1_usize..5,
+        rows in 1_usize..70,
+        cols in 1_usize..300,
+        group in prop::sample::select(vec![32, 64, 1000]),
+    ) {
+        let signs = codes(rows * cols, planes as u8, 20);
+        let groups = cols.div_ceil(group);
+        let alphas = numbers(planes * rows * groups, 21);
+        let x = numbers(cols, 22);
+        let mut activations = Activations::new();
+        activations.prepare(&x, 1, cols, Forms { int8: true, ..Forms::default() });
+        let value = |index: usize| {
+            let (row, column) = (index / cols, index % cols);
+            let alpha = |plane: usize| alphas[(plane * rows + row) * groups + column / group];
+            let sign = |plane: usize| if signs[index] >> plane & 1 == 1 { 1.0 } else { -1.0 };
+            (0..planes).map(|plane| alpha(plane) * sign(plane)).sum()
+        };
+        let weight: Vec<f32> = (0..rows * cols).map(value).collect();
+        let want = definition(&weight, &x, cols);
+        let size = (weight.iter().map(|w| w * w).sum::<f32>() / cols as f32).sqrt();
+        let mut first: Option<Vec<f32>> = None;
+        for way in [Way::Table, Way::Serial] {
+            let packed = SignPlanes::new(way, (rows, cols), planes, group, &signs, &alphas);
+            let mut prepared = Prepared::default();
+            prepared.prepare(way, &activations);
+            for isa in Isa::available() {
+                let mut y = vec![f32::NAN; rows];
+                packed.multiply(isa, &prepared, &mut y);
+                // The rounding of activations: steps of 1/127, a few of them by chance.
+                let error = y.iter().zip(&want).map(|(y, w)| (f64::from(*y) - w).powi(2));
+                let bound = 0.02 * f64::from(size) * (cols as f64).sqrt();
+                prop_assert!(error.sum::<f64>().sqrt() <= bound, "{way:?} {isa:?}");
+                // And the same codes as every other way: integers agree, sums in f32 nearly.
+                let first = first.get_or_insert_with(|| y.clone());
+                for (y, first) in y.iter().zip(first) {
+                    prop_assert!((*y - *first).abs() <= 1e-5 * size * cols as f32, "{way:?} {isa:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod float;
 mod grid;
 mod int8;
 mod output;
+pub mod planes;
 mod row;
 mod source;
 #[cfg(target_arch = "x86_64")]
