@@ -19,7 +19,7 @@ fn main() {
     for (rows, cols) in [(512, 1024), (1024, 4096), (16384, 4096)] {
         for planes in 1..=4 {
             let signs: Vec<u8> =
-                (0..rows * cols).map(|i| (i * 2_654_435_761 >> 13) as u8 & 15).collect();
+                (0..rows * cols).map(|i| ((i * 2_654_435_761) >> 13) as u8 & 15).collect();
             let alphas = vec![0.01; planes * rows * cols / GROUP];
             let bytes = byte_products(isa, (rows, cols), planes, &signs);
             let ways = [Way::Table, Way::Serial].map(|way| {
