@@ -281,7 +281,7 @@ pub(crate) struct RunArguments {
     #[arg(long, short = 'n', value_name = "TOKENS")]
     pub(crate) max_tokens: Option<NonZeroUsize>,
     /// Randomness; 0 takes the most likely token each time
-    #[arg(long, default_value_t = 0.7)]
+    #[arg(long, default_value_t = 0.7, allow_negative_numbers = true)]
     pub(crate) temperature: f32,
     /// Only the N most likely tokens; 0 for all
     #[arg(long, value_name = "N", default_value_t = 0)]
