@@ -42,7 +42,9 @@ impl Detokenizer {
     /// # Errors
     /// When the tokenizer cannot put the tokens together.
     pub fn push(&mut self, token: u32) -> Result<String, RuntimeError> {
-        if self.skip_special && self.vocabulary.is_special(token) {
+        // Decoders pass over them, so that they must not part the bytes around them.
+        let hidden = self.skip_special && self.vocabulary.is_special(token);
+        if hidden || !self.vocabulary.is_known(token) {
             return Ok(String::new());
         }
         self.window.push(token);
@@ -154,6 +156,18 @@ mod tests {
             let vocabulary = byte_level();
             let tokens = vocabulary.tokenizer().encode(&text, false).unwrap();
             prop_assert_eq!(pieces(&vocabulary, &tokens, false).concat(), text);
+        }
+    }
+
+    #[test]
+    fn ids_without_a_token_part_nothing() {
+        // Embeddings are often padded beyond the vocabulary, and a model may choose such a row.
+        let vocabulary = byte_fallback();
+        let bytes = of_bytes(&vocabulary);
+        let beyond = vocabulary.tokenizer().vocab_size() as u32;
+        for skip in [false, true] {
+            check(&vocabulary, &[bytes[0], beyond, bytes[0x80]], skip);
+            check(&vocabulary, &[bytes[0xC3], beyond, bytes[0xA9], beyond], skip);
         }
     }
 

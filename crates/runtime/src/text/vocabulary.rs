@@ -117,6 +117,11 @@ impl Vocabulary {
         self.tokenizer.is_special(token)
     }
 
+    /// Whether an id is of a token at all: embeddings may have more rows than there are tokens.
+    pub(crate) fn is_known(&self, token: u32) -> bool {
+        self.tokenizer.id_to_token(token).is_some()
+    }
+
     /// Whether a token stands for one byte, as `<0xE2>` does.
     pub(crate) fn is_byte(&self, token: u32) -> bool {
         self.tokenizer.id_to_token(token).is_some_and(|token| {
