@@ -18,11 +18,11 @@ macro_rules! vectorized {
 
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c,fma")]
                 fn avx512($($argument: $kind),*) $(-> $answer)? {
                     body($($argument),*)
                 }
-                #[target_feature(enable = "avx2,f16c")]
+                #[target_feature(enable = "avx2,f16c,fma")]
                 fn avx2($($argument: $kind),*) $(-> $answer)? {
                     body($($argument),*)
                 }

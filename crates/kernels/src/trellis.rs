@@ -18,7 +18,8 @@ pub const STATE_BITS: std::ops::RangeInclusive<u32> = 12..=16;
 pub const MOST_BITS: u32 = 8;
 
 /// States handled at once.
-const LANES: usize = 16;
+const LANES: usize = 1 << LANE_BITS;
+const LANE_BITS: u32 = 4;
 
 /// The table of a register's values, and the room that coding needs.
 #[derive(Debug, Clone)]
@@ -86,32 +87,39 @@ impl Trellis {
         codes: &mut [u8],
         room: &mut Room,
     ) {
+        self.encode_with(Isa::detect(), (targets, scales), bits, start, codes, room);
+    }
+
+    /// [`encode`](Self::encode) at a level of instructions; all levels choose the same codes.
+    ///
+    /// # Panics
+    /// As [`encode`](Self::encode).
+    pub fn encode_with(
+        &self,
+        isa: Isa,
+        (targets, scales): (&[f32], &[f32]),
+        bits: u32,
+        start: u32,
+        codes: &mut [u8],
+        room: &mut Room,
+    ) {
         assert!(targets.len() == codes.len() && targets.len() == scales.len());
         assert!((1..=MOST_BITS).contains(&bits), "{bits} bits a value");
-        let isa = Isa::detect();
-        let states = self.values.len();
-        let kept = states >> bits;
-        room.costs.clear();
-        room.costs.resize(states, f32::INFINITY);
-        room.costs[(start & self.mask()) as usize] = 0.0;
-        room.best.resize(kept, 0.0);
-        room.from.resize(kept * targets.len(), 0);
-        for ((target, scale), from) in
-            targets.iter().zip(scales).zip(room.from.chunks_exact_mut(kept))
-        {
-            merge(isa, &room.costs, &mut room.best, from);
-            branch(isa, &room.best, &self.values, *target, *scale, &mut room.costs);
+        let kept = self.values.len() >> bits;
+        room.begin(self, bits, targets.len());
+        room.best[start as usize % kept] = 0.0;
+        let Room { values, best, next, from } = room;
+        for ((target, scale), from) in targets.iter().zip(scales).zip(from.chunks_exact_mut(kept)) {
+            advance(isa, values, best, (*target, *scale), next, from);
+            std::mem::swap(best, next);
         }
-        let least = |best: usize, state: usize| match room.costs[state] < room.costs[best] {
-            true => state,
-            false => best,
-        };
-        let mut state = (0..states).fold(0, least);
-        for (step, code) in codes.iter_mut().enumerate().rev() {
+        let least =
+            |least: usize, state: usize| if best[state] < best[least] { state } else { least };
+        let mut shared = (0..kept).fold(0, least);
+        for (code, from) in codes.iter_mut().zip(from.chunks_exact(kept)).rev() {
+            let state = usize::from(from[shared]) * kept + shared;
             *code = (state & ((1 << bits) - 1)) as u8;
-            let shared = state >> bits;
-            let oldest = usize::from(room.from[step * kept + shared]);
-            state = oldest * kept + shared;
+            shared = state >> bits;
         }
     }
 }
@@ -119,12 +127,34 @@ impl Trellis {
 /// Memory that coding works in, to be used again for the next sequence.
 #[derive(Debug, Clone, Default)]
 pub struct Room {
-    /// The least error of a sequence that ends in each state.
-    costs: Vec<f32>,
-    /// The least of those that differ only in the bits that are forgotten next.
+    /// The table in the order of reading: by lanes of the states that forgetting leaves, then by
+    /// the bits that are forgotten.
+    values: Vec<f32>,
+    /// The least error of a sequence that ends in any of the states which are one once their oldest
+    /// bits are forgotten.
     best: Vec<f32>,
-    /// Those bits, for each step.
+    /// The same, one value later.
+    next: Vec<f32>,
+    /// The oldest bits of the state with that error, for each step.
     from: Vec<u8>,
+}
+
+impl Room {
+    /// Makes room for `length` values of `bits` bits, with no way into any state yet.
+    fn begin(&mut self, trellis: &Trellis, bits: u32, length: usize) {
+        let states = trellis.values.len();
+        let kept = states >> bits;
+        self.values.clear();
+        for first in (0..kept).step_by(LANES) {
+            for forgotten in trellis.values.chunks_exact(kept) {
+                self.values.extend_from_slice(&forgotten[first..first + LANES]);
+            }
+        }
+        self.best.clear();
+        self.best.resize(kept, f32::INFINITY);
+        self.next.resize(kept, 0.0);
+        self.from.resize(kept * length, 0);
+    }
 }
 
 /// Pseudo-random bits of a number (the finalizer of SplitMix64).
@@ -136,70 +166,58 @@ fn hash(number: u64) -> u64 {
 }
 
 vectorized! {
-    /// The cheapest of the states that are one once their oldest bits are forgotten, and those bits.
-    fn merge(costs: &[f32], best: &mut [f32], from: &mut [u8]) {
-        let kept = best.len();
-        let (best, _) = best.as_chunks_mut::<LANES>();
-        let (from, _) = from.as_chunks_mut::<LANES>();
-        for (chunk, (best, from)) in best.iter_mut().zip(from).enumerate() {
-            let mut least = [f32::INFINITY; LANES];
-            let mut oldest = [0_u32; LANES];
-            for (bits, costs) in costs.chunks_exact(kept).enumerate() {
-                let costs = &costs.as_chunks::<LANES>().0[chunk];
-                for lane in 0..LANES {
-                    let less = costs[lane] < least[lane];
-                    least[lane] = if less { costs[lane] } else { least[lane] };
-                    oldest[lane] = if less { bits as u32 } else { oldest[lane] };
-                }
-            }
-            *best = least;
-            for lane in 0..LANES {
-                from[lane] = oldest[lane] as u8;
-            }
+    /// One value more: a state's error is the `best` of those that it may have come from, and its
+    /// own value's error for the `coded` target and scale. Of the states that are one once their
+    /// oldest bits are forgotten the `next` error is the least, and `from` has those bits.
+    fn advance(
+        values: &[f32],
+        best: &[f32],
+        coded: (f32, f32),
+        next: &mut [f32],
+        from: &mut [u8],
+    ) {
+        match values.len() / best.len() {
+            2 => advance_by::<8>(values, best, coded, next, from),
+            4 => advance_by::<4>(values, best, coded, next, from),
+            8 => advance_by::<2>(values, best, coded, next, from),
+            _ => advance_by::<1>(values, best, coded, next, from),
         }
     }
 }
 
-/// The costs of all states that follow: new bits come in below the kept ones. In two passes, since
-/// the compiler makes vectors of each.
-fn branch(isa: Isa, best: &[f32], values: &[f32], target: f32, scale: f32, costs: &mut [f32]) {
-    repeat(isa, best, costs);
-    add_errors(isa, values, target, scale, costs);
-}
-
-vectorized! {
-    /// Each of `best` as often as `costs` are more.
-    fn repeat(best: &[f32], costs: &mut [f32]) {
-        match costs.len() / best.len() {
-            2 => repeat_by::<2>(best, costs),
-            4 => repeat_by::<4>(best, costs),
-            8 => repeat_by::<8>(best, costs),
-            16 => repeat_by::<16>(best, costs),
-            32 => repeat_by::<32>(best, costs),
-            64 => repeat_by::<64>(best, costs),
-            128 => repeat_by::<128>(best, costs),
-            branches => {
-                let costs = costs.chunks_exact_mut(branches);
-                costs.zip(best).for_each(|(costs, best)| costs.fill(*best));
-            }
-        }
-    }
-}
-
+/// [`advance`] where the states of a vector come from `ORIGINS` different ones.
 #[inline(always)]
-fn repeat_by<const TIMES: usize>(best: &[f32], costs: &mut [f32]) {
-    let (costs, _) = costs.as_chunks_mut::<TIMES>();
-    for (costs, best) in costs.iter_mut().zip(best) {
-        *costs = [*best; TIMES];
-    }
-}
-
-vectorized! {
-    /// `costs += (target − scale · values)²`.
-    fn add_errors(values: &[f32], target: f32, scale: f32, costs: &mut [f32]) {
-        for (cost, value) in costs.iter_mut().zip(values) {
-            let error = target - scale * value;
-            *cost += error * error;
+fn advance_by<const ORIGINS: usize>(
+    values: &[f32],
+    best: &[f32],
+    (target, scale): (f32, f32),
+    next: &mut [f32],
+    from: &mut [u8],
+) {
+    let (kept, branches) = (next.len(), values.len() / next.len());
+    let new_bits = branches.ilog2();
+    let (values, _) = values.as_chunks::<LANES>();
+    let (next, _) = next.as_chunks_mut::<LANES>();
+    let (from, _) = from.as_chunks_mut::<LANES>();
+    let chunks = next.iter_mut().zip(from).zip(values.chunks_exact(branches));
+    for (chunk, ((next, from), values)) in chunks.enumerate() {
+        let mut least = [f32::INFINITY; LANES];
+        let mut oldest = [0_u32; LANES];
+        for (bits, values) in values.iter().enumerate() {
+            let first = (bits * kept + chunk * LANES) >> new_bits;
+            let origins = &best[first..first + ORIGINS];
+            let before: [f32; LANES] = std::array::from_fn(|lane| origins[lane * ORIGINS / LANES]);
+            for lane in 0..LANES {
+                let error = (-scale).mul_add(values[lane], target);
+                let cost = error.mul_add(error, before[lane]);
+                let less = cost < least[lane];
+                least[lane] = if less { cost } else { least[lane] };
+                oldest[lane] = if less { bits as u32 } else { oldest[lane] };
+            }
+        }
+        *next = least;
+        for lane in 0..LANES {
+            from[lane] = oldest[lane] as u8;
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Viterbi's path against all paths, and distortion against theory.
 
+use lapidary_kernels::isa::Isa;
 use lapidary_kernels::trellis::{Room, Trellis};
 use proptest::prelude::*;
 
@@ -33,6 +34,12 @@ proptest! {
         let mut codes = vec![0; length];
         let mut room = Room::default();
         trellis.encode(targets, &scales, bits, start, &mut codes, &mut room);
+        for isa in Isa::available() {
+            let mut same = vec![0; length];
+            let values = (targets, &scales[..]);
+            trellis.encode_with(isa, values, bits, start, &mut same, &mut room);
+            prop_assert_eq!(&same, &codes, "{:?}", isa);
+        }
         let found = error(&trellis, targets, &scales, &codes, (bits, start));
         let path = |number: u32| -> Vec<u8> {
             (0..length as u32).map(|i| ((number >> (i * bits)) & ((1 << bits) - 1)) as u8).collect()
