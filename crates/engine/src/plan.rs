@@ -82,6 +82,22 @@ impl SitePlan {
         let blockwise = self.blockwise.as_ref().map(|method| method.needs());
         self.method.needs().or(blockwise.unwrap_or_default())
     }
+
+    /// The same with the stand-in by which a search compares layers; `None` when there is none.
+    pub(crate) fn sketch(&self, scales: FloatType) -> Option<Self> {
+        let method = self.method.sketch()?;
+        let outline = method.outline(self.linear.out_features, self.linear.in_features, scales);
+        Some(Self {
+            linear: self.linear.clone(),
+            place: self.place,
+            stage: self.stage,
+            step: self.step.clone(),
+            method_id: self.method_id.clone(),
+            blockwise: self.blockwise.clone(),
+            method,
+            outline,
+        })
+    }
 }
 
 /// Limits a plan must keep.
@@ -234,6 +250,11 @@ impl Plan {
     pub(crate) fn site_bytes(&self, site: &SitePlan) -> u64 {
         let tensors = self.format.tensors(&site.linear.module, &site.outline, self.float_type);
         tensors.iter().map(|tensor| tensor.byte_len().unwrap_or(0)).sum()
+    }
+
+    /// Whether a search compares layers by stand-ins for its methods.
+    pub(crate) fn has_sketches(&self) -> bool {
+        self.sites.iter().any(|site| site.method.sketch().is_some())
     }
 
     /// Bits stored for each weight of the compressed layers of the blocks: codes, scales, zeros,

@@ -88,6 +88,10 @@ impl Tensorwise for Chain {
         free.then(|| Self::of(encoder, self.corrections.clone()))
     }
 
+    fn sketch(&self) -> Option<Box<dyn Tensorwise>> {
+        Some(Self::of(self.encoder.sketch()?, self.corrections.clone()))
+    }
+
     fn draft(&self) -> Option<Box<dyn Tensorwise>> {
         self.encoder.draft()
     }

@@ -77,6 +77,12 @@ pub trait Tensorwise: Send + Sync {
         None
     }
 
+    /// A quicker stand-in whose errors are about this method's times a factor that depends little on
+    /// the weight, so that comparing layers by it comes to the same; `None` when there is none.
+    fn sketch(&self) -> Option<Box<dyn Tensorwise>> {
+        None
+    }
+
     /// A quick stand-in that rounds on the same grid, for searches that encode a weight many times;
     /// `None` when the method itself is the quickest there is.
     fn draft(&self) -> Option<Box<dyn Tensorwise>> {

@@ -50,7 +50,7 @@ pub struct Params {
 
 impl Default for Params {
     fn default() -> Self {
-        Self { bits: 4.0, state_bits: 12, outliers: 1e-4, dampening_frac: 0.01, act_order: true, drift_correction: 0.0 }
+        Self { bits: 4.0, state_bits: 14, outliers: 1e-4, dampening_frac: 0.01, act_order: true, drift_correction: 0.0 }
     }
 }
 
@@ -60,9 +60,20 @@ const FEW_ROWS: usize = 16;
 /// Most rows of a sequence: Viterbi's path through one must fit the cache.
 const MOST_ROWS: usize = 256;
 
-/// Mean squared error of Gaussian values of variance 1 at 0, 1, … 8 bits: measured.
-const DISTORTION: [f64; 9] =
-    [1.0, 0.29, 0.079, 0.0208, 0.005_72, 0.001_54, 0.000_42, 0.000_122, 0.000_036];
+/// Mean squared error of Gaussian values of variance 1 at 0, 1, … 8 bits, with registers of 12 bits
+/// and of 16: measured (`cargo run --example trellis` in the kernels).
+const DISTORTION: [[f64; 9]; 2] = [
+    [1.0, 0.29, 0.079, 0.0208, 0.005_72, 0.001_54, 0.000_42, 0.000_122, 0.000_036],
+    [1.0, 0.279, 0.0728, 0.0191, 0.005_11, 0.001_3, 0.000_327, 0.000_084, 0.000_022],
+];
+
+/// The same with a register of `state_bits`: each bit of it lowers them by the same factor.
+fn distortion(state_bits: u32) -> [f64; 9] {
+    let (least, most) = (*STATE_BITS.start(), *STATE_BITS.end());
+    let part = f64::from(state_bits - least) / f64::from(most - least);
+    let [of_least, of_most] = DISTORTION;
+    std::array::from_fn(|bits| of_least[bits].powf(1.0 - part) * of_most[bits].powf(part))
+}
 
 /// Factor of the table's values at which that is reached: the more bits, the further they reach.
 const REACH: [f64; 9] = [1.0, 0.8, 1.0, 1.1, 1.2, 1.2, 1.2, 1.25, 1.25];
@@ -171,6 +182,14 @@ impl Tensorwise for TrellisCoded {
         Outline { rows, cols, terms }
     }
 
+    /// The shortest register: each bit more lowers all errors alike.
+    fn sketch(&self) -> Option<Box<dyn Tensorwise>> {
+        let state_bits = *STATE_BITS.start();
+        let params = Params { state_bits, ..self.params.clone() };
+        let is_shorter = state_bits < self.params.state_bits;
+        is_shorter.then(|| Box::new(Self { params, ..*self }) as Box<dyn Tensorwise>)
+    }
+
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
         if site.rows < FEW_ROWS {
             let gptq = self.for_few_rows();
@@ -227,8 +246,10 @@ impl<'a> Job<'a> {
         let Scales { row, column } = scales;
         let costs: Vec<f64> =
             column.iter().zip(&pivots).map(|(scale, pivot)| scale * scale * pivot).collect();
-        let rates = rates(&costs, method.row_bits(rows, cols) as usize);
-        let mut column = with_spread_errors(&column, &rates, order, factor);
+        let distortion = distortion(method.params.state_bits);
+        let rates = rates(&costs, &distortion, method.row_bits(rows, cols) as usize);
+        let losses: Vec<f64> = rates.iter().map(|rate| distortion[usize::from(*rate)]).collect();
+        let mut column = with_spread_errors(&column, &losses, order, factor);
         for (scale, rate) in column.iter_mut().zip(&rates) {
             *scale *= REACH[usize::from(*rate)];
         }
@@ -453,8 +474,8 @@ fn ratio(value: f64, scale: f64) -> f64 {
 
 /// Bits of each column, `total` together: each bit goes where it lowers `Σ cost · distortion` the
 /// most, which is optimal since each bit of a column helps less than the one before it.
-fn rates(costs: &[f64], total: usize) -> Vec<u8> {
-    let gain = |cost: f64, bits: usize| cost * (DISTORTION[bits] - DISTORTION[bits + 1]);
+fn rates(costs: &[f64], distortion: &[f64; 9], total: usize) -> Vec<u8> {
+    let gain = |cost: f64, bits: usize| cost * (distortion[bits] - distortion[bits + 1]);
     let mut gains: Vec<(f64, usize)> = vec![];
     for (column, cost) in costs.iter().enumerate() {
         gains.extend((0..8).map(|bits| (gain(*cost, bits), column)));
@@ -465,11 +486,11 @@ fn rates(costs: &[f64], total: usize) -> Vec<u8> {
     rates
 }
 
-/// The columns' scales when the sweep reaches them: the errors spread onto them add to their
-/// variance.
+/// The columns' scales when the sweep reaches them: the errors spread onto them, for each column its
+/// share of the column's variance, add to theirs.
 fn with_spread_errors(
     scales: &[f64],
-    rates: &[u8],
+    losses: &[f64],
     order: &[usize],
     factor: &InverseFactor,
 ) -> Vec<f64> {
@@ -477,8 +498,7 @@ fn with_spread_errors(
     let mut variances: Vec<f64> = order.iter().map(|column| scales[*column].powi(2)).collect();
     for place in 0..n {
         let row = &factor.upper[place * n..][..n];
-        let distortion = DISTORTION[usize::from(rates[order[place]])];
-        let error = variances[place] * distortion / f64::from(row[place]).powi(2);
+        let error = variances[place] * losses[order[place]] / f64::from(row[place]).powi(2);
         for (variance, factor) in variances[place + 1..].iter_mut().zip(&row[place + 1..]) {
             *variance += error * f64::from(*factor).powi(2);
         }

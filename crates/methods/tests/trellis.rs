@@ -44,6 +44,28 @@ fn it_loses_less_than_gptq_and_rounding_of_more_bits() {
     }
 }
 
+/// A search compares layers by the shortest register, since a longer one gains about as much in all.
+#[test]
+fn a_longer_register_lowers_every_error_by_about_as_much() {
+    let (rows, cols) = (768, 48);
+    let mut random = Random::new(41);
+    let long = method("trellis", json!({"bits": 4.0, "state_bits": 15}));
+    let sketch = long.sketch().unwrap();
+    assert!(sketch.sketch().is_none());
+    for (decay, spread) in [(0.99, 0.0), (0.97, 0.5), (0.9, 1.5)] {
+        let mut weight = random.gaussians(rows * cols);
+        for (row, weight) in weight.chunks_exact_mut(cols).enumerate() {
+            weight.iter_mut().for_each(|w| *w *= (spread * (row as f32 * 0.7).sin()).exp());
+        }
+        let statistics = gram(&random.correlated(200, cols, decay), cols);
+        let error = |method| {
+            output_error(&encode(method, &weight, cols, Some(&statistics)), &weight, &statistics)
+        };
+        let share = error(&*long) / error(&*sketch);
+        assert!((0.75..0.97).contains(&share), "{decay} {spread}: {share}");
+    }
+}
+
 /// The distortion of white inputs is the trellis's own: nothing is lost by the scales or the sweep.
 #[test]
 fn white_inputs_give_the_distortion_of_the_code() {

@@ -95,7 +95,7 @@ fn peer_file(arguments: &BenchArguments, named: Option<&PathBuf>) -> Result<Path
     }
     let path = path.display();
     let what = format!("llama.cpp cannot read {path}: name a GGUF with --compare FILE");
-    Err(CliError::Program(what))
+    Err(CliError::Usage(what))
 }
 
 fn to_json(found: &Findings) -> Value {

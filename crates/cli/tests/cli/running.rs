@@ -1,6 +1,6 @@
 //! `run` and `serve`: what a prompt may be, and a server's life.
 
-use crate::support::{LAPIDARY, environment, run, with_model};
+use crate::support::{LAPIDARY, Said, environment, run, run_with, with_model};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -109,4 +109,64 @@ fn a_server_says_where_it_is_and_ends_when_told_to() {
     run(folder.path(), &format!("serve model --port {port}")).failed(5, &["cannot listen"]);
     Command::new("kill").arg(child.id().to_string()).status().unwrap();
     assert!(child.wait().unwrap().success());
+}
+
+/// `lapidary bench model` with this shell script in Python's place.
+#[cfg(unix)]
+fn compared(folder: &Path, script: &str) -> Said {
+    use std::os::unix::fs::PermissionsExt;
+    let python = folder.join("python");
+    std::fs::write(&python, script).unwrap();
+    std::fs::set_permissions(&python, PermissionsExt::from_mode(0o755)).unwrap();
+    let line = "bench model --prompt 8 --generate 4 --repetitions 3 --json --compare some.gguf";
+    run_with(folder, line, &[("LAPIDARY_PYTHON", &python)])
+}
+
+#[test]
+fn a_bench_has_its_keys() {
+    let folder = with_model();
+    let keys = [
+        "prefill_tokens_per_s",
+        "decode_tokens_per_s",
+        "bytes_per_token",
+        "read_bytes_per_s",
+        "share_of_bandwidth",
+        "load_s",
+    ];
+    let measured = run(
+        folder.path(),
+        "bench model --prompt 8 --generate 4 --repetitions 1 --json --cache int8 --threads 1",
+    );
+    let measured = measured.json();
+    for key in keys {
+        assert!(measured[key].as_f64().unwrap() > 0.0, "{key}: {measured}");
+    }
+    assert_eq!((&measured["threads"], &measured["prompt"]), (&1.into(), &8.into()));
+    assert!(measured.get("llama_cpp").is_none());
+    run(folder.path(), "bench model --compare").failed(2, &["--compare FILE"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_bench_compares_in_turns() {
+    let folder = with_model();
+    // Each answer half as long as the one before it, so that the best is not the median.
+    let script = "#!/bin/sh\necho 9.9\ns=64\nwhile read what count; do\n\
+                  echo $count.$what >> asked; echo $s; s=$((s / 2)); done\n";
+    let measured = compared(folder.path(), script).json();
+    let theirs = &measured["llama_cpp"];
+    assert_eq!(theirs["version"], "9.9");
+    // 64 seconds to warm up, then prefill in 32, 8 and 2 and decoding in 16, 4 and 1.
+    assert_eq!(theirs["prefill_tokens_per_s_median"], 8.0 / 8.0);
+    assert_eq!(theirs["prefill_tokens_per_s"], 8.0 / 2.0);
+    assert_eq!(theirs["decode_tokens_per_s_median"], 4.0 / 4.0);
+    assert_eq!(theirs["decode_tokens_per_s"], 4.0 / 1.0);
+    let ratio = measured["decode_tokens_per_s"].as_f64().unwrap() / 4.0;
+    assert_eq!(theirs["decode_ratio"], ratio);
+    let asked = std::fs::read_to_string(folder.path().join("asked")).unwrap();
+    assert_eq!(asked, format!("8.prefill\n{}", "8.prefill\n4.decode\n".repeat(3)));
+    let dies = compared(folder.path(), "#!/bin/sh\nexit 1\n");
+    dies.failed(3, &["llama-cpp-python", "LAPIDARY_PYTHON"]);
+    let garbage = "#!/bin/sh\necho 9.9\nwhile read line; do echo soon; done\n";
+    compared(folder.path(), garbage).failed(3, &["llama.cpp"]);
 }

@@ -25,9 +25,14 @@ pub(crate) struct Said {
 
 /// Runs the binary in a folder; `line` is split at spaces.
 pub(crate) fn run(folder: &Path, line: &str) -> Said {
+    run_with(folder, line, &[])
+}
+
+/// The same with more in the environment.
+pub(crate) fn run_with(folder: &Path, line: &str, more: &[(&str, &Path)]) -> Said {
     let mut command = Command::new(LAPIDARY);
     command.args(line.split_whitespace());
-    command.current_dir(folder).envs(environment(folder)).timeout(LIMIT);
+    command.current_dir(folder).envs(environment(folder)).envs(more.to_vec()).timeout(LIMIT);
     let output = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Said { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }

@@ -1,11 +1,11 @@
 //! The measurements of a search: one pass over the blocks of the uncompressed model.
 //!
-//! At each block every candidate of every unit is encoded with the block's statistics, and its
-//! output error noted; nothing of it is kept but two candidates of each unit, those whose errors are
-//! nearest to [`PROBE_ERRORS`]. With one of these in its place, and all else as it was, a few rows of
-//! tokens go through the block and the rest of the model, and the divergence from the logits of the
-//! whole model is noted. Memory is this block, one of those after it (or all, where they are small),
-//! the statistics, and the activations of the rows.
+//! At each block every candidate of every unit, or the quicker stand-in that its method has, is
+//! encoded with the block's statistics, and its output error noted; nothing of it is kept but two
+//! candidates of each unit, those whose errors are nearest to [`PROBE_ERRORS`]. With one of these in
+//! its place, and all else as it was, a few rows of tokens go through the block and the rest of the
+//! model, and the divergence from the logits of the whole model is noted. Memory is this block, one
+//! of those after it (or all, where they are small), the statistics, and the activations of the rows.
 
 use super::activations::Streams;
 use super::block::{BlockRunner, Stored};
@@ -335,7 +335,10 @@ impl<'a> Pass<'a> {
                 let has = |linear: &&LinearOp| linear.weight == site.linear.weight;
                 let group = groups.iter().find(|group| group.linears.iter().any(has));
                 let statistics = group.and_then(|group| statistics.get(&group.linears[0].module));
-                let (record, _, weight) = runner.encode_site(site, self.job.source, statistics)?;
+                let plan = runner.plan;
+                let sketch = site.sketch(plan.format.scale_type(plan.float_type));
+                let quick = sketch.as_ref().unwrap_or(site);
+                let (record, _, weight) = runner.encode_site(quick, self.job.source, statistics)?;
                 sum += record.output_error.unwrap_or(record.weight_error);
                 stored.push((&site.linear, weight));
             }

@@ -32,6 +32,7 @@ impl Survey<'_> {
                 json!({
                     "label": candidate.label,
                     "bits_per_weight": candidate.plan.bits_per_weight(),
+                    "measured_by_a_stand_in": candidate.plan.has_sketches(),
                     "steps": steps.iter().map(crate::recipe::Step::to_json).collect::<Vec<_>>(),
                 })
             })
