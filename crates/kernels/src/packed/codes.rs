@@ -74,12 +74,6 @@ pub(super) fn unpack_block(bits: u8, block: &[Register]) -> [Register; STEPS] {
     steps
 }
 
-/// The codes of `row` in unpacked steps, column by column.
-#[inline(always)]
-pub(super) fn lane(steps: &[Register; STEPS], row: usize) -> [u8; BLOCK] {
-    std::array::from_fn(|column| steps[column / 4].0[4 * row + column % 4])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,7 +99,8 @@ mod tests {
             prop_assert_eq!(size_of_val(&packed[..]), STRIP * BLOCK * usize::from(bits) / 8);
             let steps = unpack_block(bits, &packed);
             for row in 0..STRIP {
-                for (column, got) in lane(&steps, row).into_iter().enumerate() {
+                for column in 0..BLOCK {
+                    let got = steps[column / 4].0[4 * row + column % 4];
                     let there = row < rows && column < count;
                     prop_assert_eq!(got, if there { code(row, column) } else { 0 });
                 }

@@ -6,12 +6,14 @@
 use half::f16;
 use rayon::prelude::*;
 
-use super::codes::{Register, lane, pack_block, unpack_block};
+use super::codes::{Register, pack_block, unpack_block};
 use super::dense::Column;
 use super::float::widen;
 use super::source::{Source, Zeros};
-use super::{BLOCK, Precision, STRIP};
+use super::{BLOCK, Precision, STEPS, STRIP};
 use crate::ggml::{self, BlockKind};
+use crate::isa::Isa;
+use crate::simd::vectorized;
 
 /// Bits of codes that are looked up, shorter ones included.
 const LEVEL_BITS: u8 = 4;
@@ -189,34 +191,40 @@ impl Grid {
     }
 
     /// Adds the columns from `first` on (a multiple of the block) of a strip.
-    pub(super) fn add_columns(&self, strip: usize, first: usize, out: &mut [Column]) {
+    pub(super) fn add_columns(&self, isa: Isa, strip: usize, first: usize, out: &mut [Column]) {
         debug_assert!(first.is_multiple_of(BLOCK));
         let blocks = self.strip_codes(strip).chunks_exact(self.bits.into());
-        for (index, out) in out.chunks_mut(BLOCK / 2).enumerate() {
-            let (half, column) = (index % 2, first + index * BLOCK / 2);
-            let Some(block) = blocks.clone().nth(column / BLOCK) else { return };
-            let steps = unpack_block(self.bits, block);
-            let at = strip * self.groups + column / self.group;
-            let (scale, zero) = (self.scale(strip, at), self.zero(strip, at));
-            for row in 0..STRIP {
-                let codes = &lane(&steps, row)[half * BLOCK / 2..];
-                for (out, code) in out.iter_mut().zip(codes) {
-                    out[row] += match &self.zeros {
-                        _ if self.book.is_some() => scale[row] * self.level(*code),
-                        GridZeros::Minima(_) => scale[row] * f32::from(*code) - zero[row],
-                        _ => scale[row] * (f32::from(*code) - zero[row]),
-                    };
-                }
+        let levels = self.levels();
+        let columns = (first..).step_by(BLOCK);
+        for ((block, column), out) in
+            blocks.skip(first / BLOCK).zip(columns).zip(out.chunks_mut(BLOCK))
+        {
+            let halves = [0, BLOCK / 2].map(|half| {
+                let at = strip * self.groups + (column + half) / self.group;
+                self.line(strip, at)
+            });
+            match &levels {
+                Some(levels) => add_levels(isa, self.bits, block, &halves, levels, out),
+                None => add_codes(isa, self.bits, block, &halves, out),
             }
         }
     }
 
-    fn level(&self, code: u8) -> f32 {
-        let Some(book) = &self.book else { return f32::from(code) };
-        let level = book.float[usize::from(code & 15)];
-        match self.scales {
-            Scales::Float(_) => level,
-            Scales::Half(..) => level / book.unit,
+    /// What the codes of a book stand for, without the scales.
+    fn levels(&self) -> Option<[f32; 16]> {
+        let book = self.book.as_ref()?;
+        Some(match self.scales {
+            Scales::Float(_) => book.float,
+            Scales::Half(..) => book.float.map(|level| level / book.unit),
+        })
+    }
+
+    /// How the codes of a strip's group become weights.
+    fn line(&self, strip: usize, at: usize) -> Line {
+        let (scale, zero) = (self.scale(strip, at), self.zero(strip, at));
+        match &self.zeros {
+            GridZeros::Minima(_) => Line { scale, zero: [0.0; STRIP], minimum: zero },
+            _ => Line { scale, zero, minimum: [0.0; STRIP] },
         }
     }
 
@@ -237,6 +245,63 @@ impl Grid {
                 numbers.at(at).map(|minimum| minimum * units[strip])
             }
             (GridZeros::Minima(numbers), Scales::Float(_)) => numbers.at(at),
+        }
+    }
+}
+
+/// `scale · (code − zero) − minimum`, for each row of a strip.
+struct Line {
+    scale: Column,
+    zero: Column,
+    minimum: Column,
+}
+
+vectorized! {
+    /// Adds the columns of a block of codes.
+    fn add_codes(
+        bits: u8,
+        block: &[Register],
+        halves: &[Line; 2],
+        out: &mut [Column],
+    ) {
+        add_block(bits, block, halves, out, |code, line, row| {
+            line.scale[row] * (code as f32 - line.zero[row]) - line.minimum[row]
+        });
+    }
+}
+
+vectorized! {
+    /// Adds the columns of a block of codes that are looked up.
+    fn add_levels(
+        bits: u8,
+        block: &[Register],
+        halves: &[Line; 2],
+        levels: &[f32; 16],
+        out: &mut [Column],
+    ) {
+        add_block(bits, block, halves, out, |code, line, row| {
+            line.scale[row] * levels[(code & 15) as usize]
+        });
+    }
+}
+
+#[inline(always)]
+fn add_block(
+    bits: u8,
+    block: &[Register],
+    halves: &[Line; 2],
+    out: &mut [Column],
+    value: impl Fn(u32, &Line, usize) -> f32,
+) {
+    let steps = unpack_block(bits, block);
+    for (index, (step, out)) in steps.iter().zip(out.chunks_mut(4)).enumerate() {
+        let line = &halves[index / (STEPS / 2)];
+        let (codes, _) = step.0.as_chunks::<4>();
+        for (byte, out) in out.iter_mut().enumerate() {
+            for row in 0..STRIP {
+                let code = u32::from_le_bytes(codes[row]) >> (8 * byte) & 0xff;
+                out[row] += value(code, line, row);
+            }
         }
     }
 }

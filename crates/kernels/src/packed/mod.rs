@@ -289,7 +289,7 @@ impl Packed {
         let columns = first..first + out.len();
         for term in &self.terms {
             match term {
-                Term::Grid(grid) => grid.add_columns(strip, first, out),
+                Term::Grid(grid) => grid.add_columns(isa, strip, first, out),
                 Term::Dense(dense) => dense.add_columns(isa, strip, first, out),
                 Term::Columns { columns: places, values } => {
                     let mut all = vec![[0.0; STRIP]; places.len()];
