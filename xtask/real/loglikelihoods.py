@@ -17,7 +17,10 @@ class Reference:
     def __init__(self, path: str):
         self.model = checkpoint.load_model(path)
         self.tokenizer = checkpoint.load_tokenizer(path)
-        self.end = checkpoint.special_tokens(path)["eos"]
+        special = checkpoint.special_tokens(path)
+        # What the harness puts before a text that it scores from its first token on.
+        self.begin = special["eos"] if special["bos"] is None else special["bos"]
+        self.end = special["eos"]
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -45,7 +48,7 @@ class Reference:
         return self.scored(begin, whole[len(begin):])
 
     def rolling(self, text: str) -> dict:
-        return self.scored([self.end], self.encode(text))
+        return self.scored([self.begin], self.encode(text))
 
     def continued(self, text: str, most: int, until: list[str]) -> str:
         tokens = self.encode(text)

@@ -13,7 +13,7 @@ use std::process::Command;
 pub(crate) const CHECK: Check = Check {
     name: "harness",
     summary: "lm-evaluation-harness against `serve`, and its figures against transformers'",
-    models: &["offgrid"],
+    models: &["smollm2"],
     run,
 };
 
