@@ -56,6 +56,8 @@ struct Running {
     wall: Instant,
     processor: ProcessTime,
     costs: [Cost; PARTS.len()],
+    /// Nothing is booked any more.
+    halted: bool,
 }
 
 impl Default for Costs {
@@ -65,6 +67,7 @@ impl Default for Costs {
             wall: Instant::now(),
             processor: ProcessTime::now(),
             costs: [Cost::default(); PARTS.len()],
+            halted: false,
         }))
     }
 }
@@ -85,12 +88,21 @@ impl Costs {
         PARTS.iter().map(|(part, name)| (*name, costs[*part as usize])).collect()
     }
 
+    /// Halts the clocks for good.
+    pub(crate) fn halt(&self) {
+        self.switch(Part::Other);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).halted = true;
+    }
+
     /// Books the time since the last switch, and lets the clock of `part` run; returns the part
     /// that was running.
     fn switch(&self, part: Part) -> Part {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = &mut *running;
         let (wall, processor) = (Instant::now(), ProcessTime::now());
+        if running.halted {
+            return running.part;
+        }
         let cost = &mut running.costs[running.part as usize];
         cost.wall += wall.duration_since(running.wall);
         cost.processor += processor.duration_since(running.processor);
@@ -121,6 +133,16 @@ mod tests {
         assert!(wall("hash").is_zero());
         let sum: Duration = parts.iter().map(|part| part.1.wall).sum();
         assert!(sum <= whole, "{sum:?} of {whole:?}");
+    }
+
+    #[test]
+    fn halted_clocks_stand_still() {
+        let costs = Costs::default();
+        costs.charge(Part::Solve, || std::thread::sleep(Duration::from_millis(2)));
+        costs.halt();
+        let before = costs.by_part();
+        costs.charge(Part::Solve, || std::thread::sleep(Duration::from_millis(2)));
+        assert_eq!(costs.by_part(), before);
     }
 
     #[test]

@@ -158,6 +158,7 @@ fn search(
         let measured = measure::measure(job, survey, rows, &mut work, &costs)?;
         survey.choose(&measured)
     })?;
+    costs.halt();
     for line in &found.summary {
         job.progress.note(line);
     }

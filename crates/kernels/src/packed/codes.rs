@@ -6,7 +6,7 @@
 //! `w` registers of 64 bytes, each with `8 / w` steps in the bits of its bytes, first step lowest.
 //! So codes are read in proportion to their bits, and shifting and masking a register gives a step.
 
-use super::{BLOCK, STEPS, STRIP};
+use super::{STEPS, STRIP};
 
 /// Bytes of a step: a register.
 pub(super) const STEP: usize = 4 * STRIP;
@@ -54,19 +54,24 @@ pub(super) fn pack_block(bits: u8, rows: [&[u8]; STRIP], out: &mut [Register]) {
     }
 }
 
-/// The steps of a block, as [`pack_block`] laid it out.
+/// The steps of a block, as [`pack_block`] laid it out. By words of four bytes, which compilers make
+/// vectors of: what a shift carries into the next byte is masked.
 #[inline(always)]
 pub(super) fn unpack_block(bits: u8, block: &[Register]) -> [Register; STEPS] {
     debug_assert_eq!(block.len(), usize::from(bits));
     let mut steps = [Register::ZERO; STEPS];
     let mut registers = block.iter();
     for (width, below) in digits(bits) {
-        let mask = (0xff_u16 >> (8 - width)) as u8;
+        let mask = (0xff >> (8 - width)) * 0x0101_0101_u32;
         let each = 8 / usize::from(width);
         for (register, steps) in registers.by_ref().take(width.into()).zip(steps.chunks_mut(each)) {
             for (place, step) in steps.iter_mut().enumerate() {
-                for (code, byte) in step.0.iter_mut().zip(&register.0) {
-                    *code |= (byte >> (place * usize::from(width)) & mask) << below;
+                let (words, _) = register.0.as_chunks::<4>();
+                let (codes, _) = step.0.as_chunks_mut::<4>();
+                for (codes, word) in codes.iter_mut().zip(words) {
+                    let word = u32::from_le_bytes(*word) >> (place * usize::from(width));
+                    let word = (word & mask) << below | u32::from_le_bytes(*codes);
+                    *codes = word.to_le_bytes();
                 }
             }
         }
@@ -76,6 +81,7 @@ pub(super) fn unpack_block(bits: u8, block: &[Register]) -> [Register; STEPS] {
 
 #[cfg(test)]
 mod tests {
+    use super::super::BLOCK;
     use super::*;
     use proptest::prelude::*;
 

@@ -296,12 +296,13 @@ fn add_block(
     let steps = unpack_block(bits, block);
     for (index, (step, out)) in steps.iter().zip(out.chunks_mut(4)).enumerate() {
         let line = &halves[index / (STEPS / 2)];
-        let (codes, _) = step.0.as_chunks::<4>();
-        for (byte, out) in out.iter_mut().enumerate() {
-            for row in 0..STRIP {
-                let code = u32::from_le_bytes(codes[row]) >> (8 * byte) & 0xff;
-                out[row] += value(code, line, row);
-            }
+        let (words, _) = step.0.as_chunks::<4>();
+        let mut words: [u32; STRIP] = std::array::from_fn(|row| u32::from_le_bytes(words[row]));
+        for out in out {
+            let values: [f32; STRIP] =
+                std::array::from_fn(|row| value(words[row] & 0xff, line, row));
+            out.iter_mut().zip(values).for_each(|(out, value)| *out += value);
+            words = words.map(|word| word >> 8);
         }
     }
 }
