@@ -323,7 +323,7 @@ mod tests {
             let bounds = block_bounds(columns, group);
             prop_assert_eq!((bounds[0], bounds[bounds.len() - 1]), (0, columns));
             prop_assert!(bounds.windows(2).all(|b| b[0] < b[1] && b[1] - b[0] <= BLOCK));
-            for start in (0..columns).step_by(group.min(columns)) {
+            for start in (0..columns).step_by(group.min(columns).max(1)) {
                 let end = columns.min(start + group);
                 let inside = bounds.windows(2).any(|b| b[0] <= start && end <= b[1]);
                 prop_assert!(inside || bounds.contains(&start));
