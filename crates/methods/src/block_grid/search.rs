@@ -30,8 +30,20 @@ impl Layout {
                 }
             }
             self.refine_codes(&mut fitted, values, costs, bits);
+            // What the groups want may be stored worse than their ranges, where a half is coarse.
+            let plain = self.fit(values, costs, Fit::Range);
+            if self.error(&plain, values, costs) < self.error(&fitted, values, costs) {
+                return plain;
+            }
         }
         fitted
+    }
+
+    /// The error of a block as it would be stored.
+    fn error(&self, fitted: &Fitted, values: &[f32], costs: &[f32]) -> f32 {
+        let groups = values.chunks_exact(self.group).zip(costs.chunks_exact(self.group));
+        let errors = groups.enumerate();
+        errors.map(|(group, (v, c))| fitted.steps(self, group).error(v, c)).sum()
     }
 
     /// Scale and minimum of one group; rounded to f16 where each is stored so.
@@ -155,13 +167,9 @@ impl Layout {
 
     /// The block's two floats of least error for the codes there are; whether they helped.
     fn refine_floats(&self, fitted: &mut Fitted, values: &[f32], costs: &[f32]) -> bool {
-        let groups = || values.chunks_exact(self.group).zip(costs.chunks_exact(self.group));
-        let total = |fitted: &Fitted| -> f32 {
-            let errors = groups().enumerate();
-            errors.map(|(group, (v, c))| fitted.steps(self, group).error(v, c)).sum()
-        };
+        let groups = values.chunks_exact(self.group).zip(costs.chunks_exact(self.group));
         let mut sums = Sums::default();
-        for (group, (values, costs)) in groups().enumerate() {
+        for (group, (values, costs)) in groups.enumerate() {
             let steps = fitted.steps(self, group);
             let zero = f64::from(steps.grid.zero);
             let scale = f64::from(fitted.scales[group]) + f64::from(self.bottom());
@@ -175,7 +183,8 @@ impl Layout {
         let (scale, minimum) = (FLOAT.round(scale), FLOAT.round(minimum));
         let other =
             Fitted { scale, minimum, scales: fitted.scales.clone(), minima: fitted.minima.clone() };
-        let is_better = scale.is_finite() && minimum.is_finite() && total(&other) < total(fitted);
+        let error = |fitted| self.error(fitted, values, costs);
+        let is_better = scale.is_finite() && minimum.is_finite() && error(&other) < error(fitted);
         if is_better {
             *fitted = other;
         }
