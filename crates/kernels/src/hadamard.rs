@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::isa::Isa;
+use crate::random::nth;
 use crate::simd::{LANES, rows_per_task, vectorized};
 
 /// `x ← x H` for each run of `width` elements, `H` the Hadamard matrix of Sylvester over `√width`:
@@ -166,13 +167,5 @@ vectorized! {
 
 /// Random signs for a key (`SplitMix64`), the same on every machine.
 fn signs(count: usize, key: u64) -> Vec<f32> {
-    let mut state = key;
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    (0..count).map(|_| if next() >> 63 == 0 { 1.0 } else { -1.0 }).collect()
+    (0..count as u64).map(|index| if nth(key, index) >> 63 == 0 { 1.0 } else { -1.0 }).collect()
 }

@@ -9,6 +9,7 @@
 //! `state_bits` bits and nothing else.
 
 use crate::isa::Isa;
+use crate::random::nth;
 use crate::simd::vectorized;
 
 /// Least and most bits of a register.
@@ -37,7 +38,7 @@ impl Trellis {
     pub fn new(state_bits: u32) -> Self {
         let state_bits = state_bits.clamp(*STATE_BITS.start(), *STATE_BITS.end());
         let value = |state: u64| {
-            let bytes = [hash(2 * state), hash(2 * state + 1)].map(u64::to_le_bytes);
+            let bytes = [nth(0, 2 * state), nth(0, 2 * state + 1)].map(u64::to_le_bytes);
             let sum: u32 = bytes.as_flattened()[..12].iter().map(|byte| u32::from(*byte)).sum();
             (sum as f32 - 1530.0) / 256.0
         };
@@ -54,7 +55,7 @@ impl Trellis {
     /// that no place of all sequences has the same few choices.
     #[must_use]
     pub fn start(&self, sequence: u64) -> u32 {
-        (hash(!sequence) >> 32) as u32 & self.mask()
+        (nth(0, !sequence) >> 32) as u32 & self.mask()
     }
 
     /// The register after `code`, of `bits` bits, has come in.
@@ -155,14 +156,6 @@ impl Room {
         self.next.resize(kept, 0.0);
         self.from.resize(kept * length, 0);
     }
-}
-
-/// Pseudo-random bits of a number (the finalizer of SplitMix64).
-fn hash(number: u64) -> u64 {
-    let mut x = number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
 }
 
 vectorized! {
