@@ -56,6 +56,7 @@ pub struct Plan {
 }
 
 /// What will be done to one linear layer or table.
+#[derive(Clone)]
 pub struct SitePlan {
     /// The layer; a table counts as one of as many outputs as it has rows.
     pub linear: LinearOp,
@@ -71,7 +72,7 @@ pub struct SitePlan {
     /// What scales its inputs before it is encoded.
     pub blockwise: Option<Arc<dyn Blockwise>>,
     /// What encodes and corrects the weight, as one method.
-    pub method: Box<dyn Tensorwise>,
+    pub method: Arc<dyn Tensorwise>,
     /// What it will be.
     pub outline: Outline,
 }
@@ -87,16 +88,7 @@ impl SitePlan {
     pub(crate) fn sketch(&self, scales: FloatType) -> Option<Self> {
         let method = self.method.sketch()?;
         let outline = method.outline(self.linear.out_features, self.linear.in_features, scales);
-        Some(Self {
-            linear: self.linear.clone(),
-            place: self.place,
-            stage: self.stage,
-            step: self.step.clone(),
-            method_id: self.method_id.clone(),
-            blockwise: self.blockwise.clone(),
-            method,
-            outline,
-        })
+        Some(Self { method: method.into(), outline, ..self.clone() })
     }
 }
 
@@ -148,9 +140,10 @@ impl Plan {
             notes.extend(unweighted.into_iter().chain(fitted).map(note));
             let of_head = tied.is_some() && method.needs() != Needs::default();
             let stage = if of_head { Place::Head } else { place };
-            let scaled =
+            let method = method.into();
+            let site =
                 SitePlan { linear, place, stage, step, method_id, blockwise, method, outline };
-            sites.push(scaled);
+            sites.push(site);
         }
         let rescaled = rescale::settle(&spec, &mut sites);
         notes.extend(rescaled.notes);
