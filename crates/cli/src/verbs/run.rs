@@ -59,10 +59,13 @@ pub(crate) fn run(
         None => read_all()?,
     };
     let answer = session.once(&text, output)?;
+    // The end of the answer's line first: what follows is no part of it.
+    output.result(|| answer.to_json(), String::new)?;
+    output.flush()?;
     if !quiet {
         tell(&answer.speed());
     }
-    output.result(|| answer.to_json(), String::new)
+    Ok(())
 }
 
 /// All of standard input, as text.
