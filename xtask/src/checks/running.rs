@@ -22,9 +22,9 @@ pub(crate) const CHECK: Check = Check {
 const FOLLOWING: usize = 200;
 /// Tokens whose logits are compared.
 const COMPARED: usize = 256;
-/// Most that 8-bit activations may move logits, relative to their length: each product with them is
-/// off by about 0.5 %, and SmolLM2 has sixty of them one after the other on the way to its logits.
-const TOLERANCE: f64 = 0.03;
+/// Most that 8-bit activations may move logits, relative to their length: what is wanted. It is not
+/// reached yet: each product is off by about 0.5 %, and SmolLM2 has sixty of them one after the other.
+const TOLERANCE: f64 = 0.007;
 /// Most that another order of sums may.
 const EXACT_TOLERANCE: f64 = 1e-4;
 
