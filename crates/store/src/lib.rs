@@ -20,6 +20,7 @@ pub mod hash;
 pub mod journal;
 pub mod json;
 pub mod safetensors;
+mod stream;
 mod tensor;
 pub mod tokenizer;
 

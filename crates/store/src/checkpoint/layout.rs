@@ -81,6 +81,10 @@ fn open_folder(fs: &dyn Fs, folder: &Path) -> Result<Found> {
     let root = link_root(fs, folder)?;
     let entries = fs.list(folder)?;
     let has = |name: &str| entries.iter().any(|entry| entry.name == name);
+    if let Some(gguf) = only_gguf(&entries) {
+        check_link(fs, &folder.join(gguf), &root)?;
+        return open_gguf(fs, &folder.join(gguf));
+    }
     let config = read_config(fs, folder, &root)?;
 
     // As transformers does: a single file wins over an index beside it.
@@ -129,23 +133,37 @@ fn open_folder(fs: &dyn Fs, folder: &Path) -> Result<Found> {
     })
 }
 
+/// Names of the files of a folder with this extension.
+fn named<'a>(entries: &'a [Entry], extension: &str) -> Vec<&'a str> {
+    let names = entries.iter().filter(|entry| entry.kind != Kind::Dir);
+    let names = names.filter_map(|entry| entry.name.to_str());
+    names.filter(|name| name.ends_with(extension) && !name.starts_with('.')).collect()
+}
+
+/// The GGUF file that is all the weights a folder has; of a split one, the first part.
+fn only_gguf(entries: &[Entry]) -> Option<&str> {
+    let is_later_part = |name: &str| {
+        let stem = name.strip_suffix(".gguf").and_then(|name| name.rsplit_once("-of-"));
+        stem.is_some_and(|(before, _)| before.contains('-') && !before.ends_with("-00001"))
+    };
+    let mut files = named(entries, ".gguf");
+    files.retain(|name| !is_later_part(name));
+    match files[..] {
+        [only] if named(entries, ".safetensors").is_empty() => Some(only),
+        _ => None,
+    }
+}
+
 /// The safetensors files of a folder without an index. Together they are taken for the model only
 /// beside a `config.json`, and if they are not part of a larger set.
 fn safetensors_files(folder: &Path, entries: &[Entry], has_config: bool) -> Result<Vec<String>> {
-    let named = |extension: &str| -> Vec<String> {
-        let names = entries.iter().filter(|entry| entry.kind != Kind::Dir);
-        let names = names.filter_map(|entry| entry.name.to_str());
-        names
-            .filter(|name| name.ends_with(extension) && !name.starts_with('.'))
-            .map(str::to_owned)
-            .collect()
-    };
-    let files = named(".safetensors");
+    let files: Vec<String> =
+        named(entries, ".safetensors").into_iter().map(str::to_owned).collect();
     if files.is_empty() {
-        let gguf = named(".gguf");
+        let gguf = named(entries, ".gguf");
         let advice = if let Some(first) = gguf.first() {
-            format!("give the GGUF file itself, for example {}", folder.join(first).display())
-        } else if !named(".bin").is_empty() || !named(".pth").is_empty() {
+            format!("give one of the GGUF files, for example {}", folder.join(first).display())
+        } else if !named(entries, ".bin").is_empty() || !named(entries, ".pth").is_empty() {
             "its weights are in PyTorch's pickle format, which can run code; convert them to \
              safetensors first"
                 .to_owned()

@@ -92,7 +92,8 @@ struct Config {
 
 impl Checkpoint {
     /// Opens a folder with `model.safetensors`, or an index and its shards, or any safetensors
-    /// files beside a `config.json`; or a `.gguf` file; or a single `.safetensors` file.
+    /// files beside a `config.json`; or a `.gguf` file, or a folder whose only weights it is; or a
+    /// single `.safetensors` file.
     ///
     /// # Errors
     /// When there is nothing of the kind, a file is missing, or one breaks its format.
@@ -215,6 +216,22 @@ impl Checkpoint {
     /// done with it before the tensors are read.
     pub fn take_gguf(&mut self) -> Option<Metadata> {
         self.gguf.take()
+    }
+
+    /// The metadata of a GGUF checkpoint, read from its file once more; `None` for another layout.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or was changed since the checkpoint was opened.
+    pub fn read_gguf_metadata(&self) -> Result<Option<Metadata>> {
+        let file = match self.files.first() {
+            Some(file) if self.layout == Layout::Gguf => file,
+            _ => return Ok(None),
+        };
+        let open = self.fs.open(&file.path)?;
+        if open.stamp()? != file.stamp {
+            return Err(StoreError::Changed { path: file.path.clone() });
+        }
+        Ok(Some(crate::gguf::read_gguf(&*open)?.metadata))
     }
 
     /// The files that go with the weights, such as `tokenizer.json` or `1_Pooling/config.json`,

@@ -118,7 +118,11 @@ fn a_folder_without_safetensors_says_what_it_has() {
         assert_eq!(error.category(), Category::NotFound);
         error.to_string()
     };
-    assert!(message("model.Q4_K_M.gguf").contains("give the GGUF file itself"));
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "model.Q4_K_M.gguf", "x");
+    put(dir.path(), "model.Q8_0.gguf", "x");
+    let several = open(dir.path()).unwrap_err().to_string();
+    assert!(several.contains("give one of the GGUF files"), "{several}");
     assert!(message("pytorch_model.bin").contains("pickle"));
     assert!(message("README.md").contains("no weights"));
 }
