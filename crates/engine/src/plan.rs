@@ -13,7 +13,7 @@ use crate::EngineError;
 use crate::calibration;
 use crate::recipe::{Calibration, Recipe, Step};
 use chain::Chained;
-use lapidary_formats::{Format, LogicalTensor, ModuleKind, Pattern, Source, find};
+use lapidary_formats::{Container, Format, Kept, LogicalTensor, ModuleKind, Pattern, Source, find};
 use lapidary_methods::{Blockwise, Method, Needs, Note, Tensorwise};
 use lapidary_model::{LinearOp, Matrix, Place, Spec, spec};
 use lapidary_store::{Dtype, Fs, TensorSpec};
@@ -43,6 +43,8 @@ pub struct Plan {
     pub tensors: Vec<TensorSpec>,
     /// The format.
     pub format: &'static dyn Format,
+    /// The files that its tensors become.
+    pub container: Box<dyn Container>,
     /// Type of the model's floats.
     pub float_type: FloatType,
     /// The recipe's calibration; `None` when no method needs statistics.
@@ -118,6 +120,7 @@ impl Plan {
         check_tensors(&spec, source)?;
         let unknown = || EngineError::Refused(format!("there is no format {:?}", recipe.format));
         let format = find(&recipe.format).ok_or_else(unknown)?;
+        let container = format.container(source)?;
         let float_type = source.float_type();
         let mut notes = vec![];
         let choice = choose(&spec, recipe)?;
@@ -168,6 +171,7 @@ impl Plan {
             dropped: source.consumed().to_vec(),
             tensors: vec![],
             format,
+            container,
             float_type,
             calibration,
             notes,
@@ -175,6 +179,7 @@ impl Plan {
             source_bytes: source.total_bytes(),
         };
         plan.lay_out(source);
+        plan.settle(source)?;
         plan.rewritten.iter().try_for_each(|(name, _)| plan.written(name).map(|_| ()))?;
         Ok(plan)
     }
@@ -278,18 +283,58 @@ impl Plan {
                     self.tensors.extend(tensors);
                 }
                 None => {
+                    let dtype = match self.container.keep(source, tensor) {
+                        Kept::As(dtype) => dtype,
+                        Kept::Dropped(reason) => {
+                            self.dropped.push((tensor.name.clone(), reason));
+                            continue;
+                        }
+                    };
                     let is_rescaled = self.rewritten.iter().any(|(name, _)| *name == tensor.name);
                     if source.is_edited(&tensor.name) && !is_rescaled {
                         self.rewritten.push((tensor.name.clone(), None));
                     } else if !is_rescaled {
                         self.copied.push(tensor.name.clone());
                     }
-                    let dtype = source.raw_dtype(tensor);
                     self.tensors.push(TensorSpec::new(&tensor.name, dtype, tensor.shape.clone()));
                 }
             }
         }
     }
+}
+
+impl Plan {
+    /// Checks with the container that a result can be written, and that what is read back from it
+    /// is the same model.
+    fn settle(&mut self, source: &Source) -> Result<(), EngineError> {
+        let settled = self.container.settle(source, &self.tensors)?;
+        self.notes
+            .extend(settled.remarks.into_iter().map(|what| (String::new(), Note::fact(what))));
+        let Some(config) = &settled.config else { return Ok(()) };
+        let read = Spec { family: self.spec.family, ..spec(config)? };
+        match difference(&self.spec, &read) {
+            None => Ok(()),
+            Some(what) => Err(EngineError::Refused(format!(
+                "format {} cannot hold this model: read back, {what} would be another",
+                self.format.id()
+            ))),
+        }
+    }
+}
+
+/// What differs between two models.
+fn difference(have: &Spec, read: &Spec) -> Option<String> {
+    let blocks = have.blocks.iter().zip(&read.blocks).position(|(have, read)| have != read);
+    let what = match () {
+        () if have == read => return None,
+        () if have.vocab_size != read.vocab_size => "its vocabulary".to_owned(),
+        () if have.context != read.context => "its context".to_owned(),
+        () if have.embed != read.embed => "its embedding".to_owned(),
+        () if blocks.is_some() => format!("block {}", blocks.unwrap_or_default()),
+        () if have.head != read.head || have.tied != read.tied => "its head".to_owned(),
+        () => "its shape".to_owned(),
+    };
+    Some(what)
 }
 
 /// Every tensor that the model reads must be there, with the shape that the configuration says.

@@ -4,12 +4,14 @@
 //! A format says which sums of terms it can store and how; it knows no method.
 
 mod compressed_tensors;
+mod container;
 mod dense;
 pub mod gguf;
 mod native;
 mod pattern;
 mod source;
 
+pub use container::{Container, Kept, Settled, WeightFiles};
 pub use pattern::{ModuleKind, Pattern, PatternError};
 pub use source::{Blocks, LogicalTensor, Source, SourceFile};
 
@@ -72,6 +74,15 @@ pub trait Format: Sync {
     /// # Errors
     /// When it is of this format but not of a kind that can be read.
     fn reader(&self, config: &Value) -> Option<Result<Box<dyn Reader>, FormatError>>;
+
+    /// The files that a result made from this source is written in: by default a folder of
+    /// safetensors with the source's other files.
+    ///
+    /// # Errors
+    /// When the format has no place for the model.
+    fn container(&self, _source: &Source) -> Result<Box<dyn Container>, FormatError> {
+        Ok(Box::new(container::Folder))
+    }
 }
 
 /// Finds the bytes of a tensor by its name.
@@ -128,7 +139,7 @@ pub trait TensorIndex {
 
 /// Every format that can be written.
 pub fn formats() -> &'static [&'static dyn Format] {
-    &[&compressed_tensors::CompressedTensors, &dense::Dense, &native::Native]
+    &[&compressed_tensors::CompressedTensors, &dense::Dense, &native::Native, &gguf::format::Gguf]
 }
 
 /// The format of this name.
@@ -157,6 +168,16 @@ pub enum FormatError {
         format: &'static str,
         /// The weight.
         outline: String,
+    },
+    /// A model that this format has no place for.
+    #[error("{model}: format {format} cannot hold it: {what}")]
+    Inexpressible {
+        /// The format.
+        format: &'static str,
+        /// The model.
+        model: String,
+        /// What has no place, and what to do.
+        what: String,
     },
     /// The configuration of a compressed folder, or its tensors, are not as the format says.
     #[error("{place}: {what}")]
@@ -189,7 +210,7 @@ impl FormatError {
             Self::Weight { .. } | Self::Malformed { .. } | Self::NotFinite { .. } => {
                 Category::BadInput
             }
-            Self::Unsupported { .. } => Category::Refused,
+            Self::Unsupported { .. } | Self::Inexpressible { .. } => Category::Refused,
         }
     }
 

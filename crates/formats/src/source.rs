@@ -10,6 +10,7 @@ use crate::gguf::{self, unpermute_rows};
 use crate::{FormatError, Module, Reader, TensorIndex, float_dtype, formats};
 use lapidary_kernels::ggml::BlockKind;
 use lapidary_store::checkpoint::FileHash;
+use lapidary_store::gguf::Metadata;
 use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo};
 use lapidary_weight::{
     Dense, Edits, FloatType, Outline, TensorError, Tensors, Term, TermOutline, Weight,
@@ -366,6 +367,34 @@ impl Source {
         Ok(())
     }
 
+    /// As [`raw`](Self::raw), widened to single precision where `dtype` is that and the tensor not.
+    ///
+    /// # Errors
+    /// As [`raw`](Self::raw), and when `dtype` is neither single precision nor the type there is.
+    pub fn raw_as<E: From<FormatError>>(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let found = self.raw_dtype(self.require(name)?);
+        if found == dtype {
+            return self.raw(name, sink);
+        }
+        if dtype != Dtype::F32 || !found.is_float() {
+            let what = format!("is of type {found}, not {dtype}");
+            return Err(FormatError::malformed(name, what).into());
+        }
+        let width = found.block_bytes() as usize;
+        self.raw(name, |bytes| {
+            let mut values = vec![0.0; bytes.len() / width];
+            gguf::dequantize(found, bytes, &mut values)
+                .map_err(|error| FormatError::malformed(name, error.to_string()))?;
+            check_finite(name, &values)?;
+            sink(&FloatType::F32.encode(&values))
+        })
+    }
+
     /// Type that [`raw`](Self::raw) gives.
     pub fn raw_dtype(&self, tensor: &LogicalTensor) -> Dtype {
         match &tensor.storage {
@@ -376,6 +405,24 @@ impl Source {
             }
             _ => float_dtype(tensor.float_type()),
         }
+    }
+
+    /// The type of the blocks that [`blocks`](Self::blocks) gives for a tensor, where it has any.
+    pub fn block_dtype(&self, tensor: &LogicalTensor) -> Option<Dtype> {
+        let info = match &tensor.storage {
+            Storage::Plain(info) | Storage::Paired(info, _) => info,
+            Storage::Compressed(_) => return None,
+        };
+        let is_blocks = info.dtype.block_elements() > 1 && tensor.shape.len() == 2;
+        (is_blocks && !self.is_edited(&tensor.name)).then_some(info.dtype)
+    }
+
+    /// The metadata of a GGUF, read once more: they are not kept, since vocabularies are large.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or was changed.
+    pub fn gguf_metadata(&self) -> Result<Option<Metadata>, FormatError> {
+        Ok(self.checkpoint.read_gguf_metadata()?)
     }
 
     /// Bytes that a tensor takes in the checkpoint's files.

@@ -35,11 +35,16 @@ const RECIPES: &[(&str, &str)] = recipes![
 /// Files of `recipes/` that settle their grid themselves, under their own names.
 const BEST: &[(&str, &str)] = recipes!["best-4bit", "best-3bit", "best-2bit", "best-4bit-vllm"];
 
-/// All presets: those of a scheme, each with its variants, then the best there are.
+/// Files of `recipes/` for llama.cpp, under the names of its own types.
+const GGUF: &[(&str, &str)] = recipes!["Q4_0", "Q8_0", "Q4_K_M"];
+
+/// All presets: those of a scheme, each with its variants, those for llama.cpp, then
+/// the best there are.
 pub fn presets() -> Vec<Preset> {
-    let best =
-        BEST.iter().map(|(name, text)| Preset { name: (*name).to_owned(), text, symmetric: true });
-    schemes().into_iter().chain(best).collect()
+    let others = GGUF.iter().chain(BEST);
+    let others =
+        others.map(|(name, text)| Preset { name: (*name).to_owned(), text, symmetric: true });
+    schemes().into_iter().chain(others).collect()
 }
 
 /// Each recipe of a scheme, the same with zero points (`W4A16_ASYM-gptq`), and the first of each

@@ -92,9 +92,17 @@ fn equal_names_are_numbered() {
 
 #[test]
 fn every_preset_is_a_recipe_of_its_name() {
+    let (blocks, others): (Vec<Preset>, Vec<Preset>) =
+        presets().into_iter().partition(|preset| preset.name.starts_with('Q'));
     let (best, schemes): (Vec<Preset>, Vec<Preset>) =
-        presets().into_iter().partition(|preset| preset.name.starts_with("best-"));
-    assert_eq!((best.len(), schemes.len()), (4, 24));
+        others.into_iter().partition(|preset| preset.name.starts_with("best-"));
+    assert_eq!((blocks.len(), best.len(), schemes.len()), (3, 4, 24));
+    for preset in blocks {
+        let recipe = preset.recipe().unwrap();
+        let grid = recipe.steps[0].params["grid"].as_str().unwrap().to_uppercase();
+        assert!(preset.name.starts_with(&grid), "{}", preset.name);
+        assert_eq!(recipe.format, "gguf");
+    }
     for preset in best {
         let recipe = preset.recipe().unwrap();
         let bits = match recipe.budget {

@@ -79,7 +79,8 @@ fn check(name: &str, output: &std::path::Path, manifest: &Manifest) {
 
 #[test]
 fn every_preset_runs() {
-    for preset in presets() {
+    // Those for llama.cpp want a model with a tokenizer, and have a test of their own.
+    for preset in presets().into_iter().filter(|preset| !preset.name.starts_with('Q')) {
         let scratch = scratch();
         let mut setup = Setup::new("llama-untied", "method: rtn", scratch.path(), "native");
         let rows = scratch.path().join("rows.safetensors").display().to_string();
