@@ -10,3 +10,4 @@ mod rewriting;
 mod search;
 mod support;
 mod tables;
+mod targets;
