@@ -4,6 +4,7 @@ mod chain;
 mod memory;
 mod prepare;
 mod rescale;
+mod stored;
 
 pub(crate) use memory::CHUNK_TOKENS;
 pub use memory::{ActivationsIn, MemoryPlan};
@@ -12,8 +13,11 @@ pub(crate) use prepare::prepared;
 use crate::EngineError;
 use crate::calibration;
 use crate::recipe::{Calibration, Recipe, Step};
+use crate::target::{Finding, Stored as Loadable, Target};
 use chain::Chained;
-use lapidary_formats::{Container, Format, Kept, LogicalTensor, ModuleKind, Pattern, Source, find};
+use lapidary_formats::{
+    Container, Format, Kept, Layout, LogicalTensor, ModuleKind, Pattern, Source, find,
+};
 use lapidary_methods::{Blockwise, Method, Needs, Note, Tensorwise};
 use lapidary_model::{LinearOp, Matrix, Place, Spec, spec};
 use lapidary_store::{Dtype, Fs, TensorSpec};
@@ -23,6 +27,7 @@ use prepare::made_apart;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use stored::Binding;
 
 /// What will be done to a model.
 pub struct Plan {
@@ -99,6 +104,8 @@ impl SitePlan {
 pub struct Limits {
     /// Most memory, in bytes.
     pub memory: Option<u64>,
+    /// Who is to load the result.
+    pub target: Option<Target>,
 }
 
 impl Plan {
@@ -135,18 +142,36 @@ impl Plan {
                 )));
             }
             let scales = format.scale_type(float_type);
+            let (chained, kept) = match chained.method.keeps_stored() {
+                false => (chained, None),
+                true => match stored::bind(chained, &matrix, source, scales, format)? {
+                    Binding::To(chained, note) => (chained, note),
+                    Binding::Plain(note) => {
+                        notes.extend(note.map(|note| (matrix.linear.module, note)));
+                        continue;
+                    }
+                },
+            };
             let (chained, unweighted) = with_statistics_there_are(chained, &matrix)?;
             let Chained { step, method_id, blockwise, method } = chained;
             let Fitted { method, outline, note: fitted } = fit(method, &matrix, scales, format)?;
             let Matrix { linear, place, tied } = matrix;
             let note = |note| (linear.module.clone(), note);
-            notes.extend(unweighted.into_iter().chain(fitted).map(note));
+            notes.extend(kept.into_iter().chain(unweighted).chain(fitted).map(note));
             let of_head = tied.is_some() && method.needs() != Needs::default();
             let stage = if of_head { Place::Head } else { place };
             let method = method.into();
             let site =
                 SitePlan { linear, place, stage, step, method_id, blockwise, method, outline };
             sites.push(site);
+        }
+        let empty = Layout { compressed: &[], plain: &[] };
+        if sites.is_empty() && format.config(&empty).is_some() {
+            return Err(EngineError::Refused(format!(
+                "no layer of the model is compressed, so that there is nothing to keep in format \
+                 {}; compress it, or write it as dense",
+                format.id()
+            )));
         }
         let rescaled = rescale::settle(&spec, &mut sites);
         notes.extend(rescaled.notes);
@@ -181,7 +206,24 @@ impl Plan {
         plan.lay_out(source);
         plan.settle(source)?;
         plan.rewritten.iter().try_for_each(|(name, _)| plan.written(name).map(|_| ()))?;
+        limits.target.map_or(Ok(()), |target| plan.check_target(target))?;
         Ok(plan)
+    }
+
+    /// Refuses what an engine would, and notes what only some of its kernels take.
+    fn check_target(&mut self, target: Target) -> Result<(), EngineError> {
+        let findings = target.findings(&Loadable::in_plan(self));
+        let refused: Vec<_> = findings.iter().filter(|finding| finding.is_refused).collect();
+        if let Some(first) = refused.first() {
+            let more = match refused.len() - 1 {
+                0 => String::new(),
+                more => format!(" (and {more} more)"),
+            };
+            return Err(EngineError::Refused(format!("{first}{more}")));
+        }
+        let note = |finding: Finding| (finding.module.clone(), Note::fact(finding.advice()));
+        self.notes.extend(findings.into_iter().map(note));
+        Ok(())
     }
 
     /// Whether some method wants to know how its inputs drift from the uncompressed model's.
@@ -494,7 +536,8 @@ fn fit(
 /// A warning for layers that are compressed already.
 fn requantized(source: &Source, sites: &[SitePlan]) -> Option<(String, Note)> {
     let compressed = |site: &&SitePlan| {
-        source.get(&site.linear.weight).is_some_and(LogicalTensor::is_compressed)
+        !site.method.keeps_stored()
+            && source.get(&site.linear.weight).is_some_and(LogicalTensor::is_compressed)
     };
     let count = sites.iter().filter(compressed).count();
     (count > 0).then(|| {

@@ -158,7 +158,7 @@ impl<'a> Survey<'a> {
         // The plans do not know what measuring takes: with that much less they keep their
         // activations on the disk.
         let less = limits.memory.map(|limit| limit.saturating_sub(memory::beside_the_job(&survey)));
-        match Self::within(fs, source, recipe, Limits { memory: less }, shard_bytes) {
+        match Self::within(fs, source, recipe, Limits { memory: less, ..limits }, shard_bytes) {
             Ok(survey) => Self { limits, ..survey }.checked(),
             Err(_) => Err(excess),
         }

@@ -196,6 +196,16 @@ impl Source {
         &self.config
     }
 
+    /// Name of the format: `gguf`, that of the writer of its compressed layers, or `dense`.
+    pub fn format(&self) -> &'static str {
+        if self.checkpoint.gguf().is_some() {
+            return "gguf";
+        }
+        let Some(quantization) = self.config.get("quantization_config") else { return "dense" };
+        let reads = |format: &&&dyn crate::Format| format.reader(quantization).is_some();
+        formats().iter().find(reads).map_or("dense", |format| format.id())
+    }
+
     /// All tensors, in the order of the files.
     pub fn tensors(&self) -> &[LogicalTensor] {
         &self.tensors

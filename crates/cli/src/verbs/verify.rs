@@ -4,12 +4,14 @@ use super::disk;
 use crate::arguments::VerifyArguments;
 use crate::error::CliError;
 use crate::output::Output;
+use lapidary_engine::target::Stored;
 use lapidary_engine::{MANIFEST, Manifest, hash_folder};
 use lapidary_formats::Source;
-use lapidary_model::spec;
+use lapidary_model::{Spec, spec};
 use lapidary_store::Fs;
 use lapidary_weight::Tensors;
 use serde_json::json;
+use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,17 +29,39 @@ pub(crate) fn run(arguments: &VerifyArguments, output: &mut Output) -> Result<()
     // A changed file is best named as such, before its content is tried.
     refuse(folder, &problems)?;
     let source = Source::open(Arc::clone(&fs), folder)?;
-    let checked = structure_problems(&source, &mut problems)?;
+    let model = spec(source.config())?;
+    let checked = structure_problems(&source, &model, &mut problems);
+    let findings = arguments.target.target().map(|target| {
+        let findings = target.findings(&Stored::in_source(&source, &model));
+        (target.engine, findings)
+    });
+    let refused = findings.iter().flat_map(|(_, findings)| findings).filter(|f| f.is_refused);
+    problems.extend(refused.map(ToString::to_string));
     refuse(folder, &problems)?;
     let hashes = if has_manifest {
         format!("{files} files match their hashes")
     } else {
         format!("no {MANIFEST}, so no hashes were checked")
     };
-    output.result(
-        || json!({ "verified": true, "manifest": has_manifest, "files": files, "tensors": checked }),
-        || format!("{}: {hashes}; {checked} tensors are there and finite", folder.display()),
-    )
+    let warnings: Vec<String> =
+        findings.iter().flat_map(|(_, findings)| findings).map(ToString::to_string).collect();
+    let mut text =
+        format!("{}: {hashes}; {checked} tensors are there and finite", folder.display());
+    if let Some((engine, _)) = &findings {
+        let _ = write!(text, "; {engine} loads it");
+    }
+    for warning in &warnings {
+        let _ = write!(text, "\nwarning: {warning}");
+    }
+    let json = json!({
+        "verified": true,
+        "manifest": has_manifest,
+        "files": files,
+        "tensors": checked,
+        "target": findings.as_ref().map(|(engine, _)| engine.to_string()),
+        "warnings": warnings,
+    });
+    output.result(|| json, || text)
 }
 
 /// An error that names the first problem, if there is one.
@@ -76,8 +100,8 @@ fn hash_problems(
 }
 
 /// Tensors that the configuration asks for and the folder lacks, has in another shape, or damaged.
-fn structure_problems(source: &Source, problems: &mut Vec<String>) -> Result<usize, CliError> {
-    let tensors = spec(source.config())?.tensors();
+fn structure_problems(source: &Source, model: &Spec, problems: &mut Vec<String>) -> usize {
+    let tensors = model.tensors();
     for (name, need) in &tensors {
         match source.shape(name) {
             None => problems.push(format!("tensor {name} is missing")),
@@ -91,5 +115,5 @@ fn structure_problems(source: &Source, problems: &mut Vec<String>) -> Result<usi
             }
         }
     }
-    Ok(tensors.len())
+    tensors.len()
 }

@@ -267,8 +267,13 @@ impl BlockRunner<'_> {
             statistics,
             scale_type: plan.format.scale_type(plan.float_type),
         };
-        let Encoded { weight: encoded, notes } =
-            self.costs.charge(Part::Solve, || site.method.encode(&view))?;
+        let kept = site.method.keeps_stored();
+        let stored = kept.then(|| self.job.source.weight(&linear.weight)).transpose()?;
+        let encode = || match &stored {
+            Some(stored) => site.method.encode_stored(&view, stored),
+            None => site.method.encode(&view),
+        };
+        let Encoded { weight: encoded, notes } = self.costs.charge(Part::Solve, encode)?;
         if encoded.outline() != site.outline {
             let what =
                 format!("{} is not what {} promised", encoded.outline().describe(), site.method_id);

@@ -11,3 +11,4 @@ mod rewriting;
 mod search;
 mod support;
 mod tables;
+mod targets;
