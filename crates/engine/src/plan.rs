@@ -21,7 +21,7 @@ use lapidary_formats::{
 use lapidary_methods::{Blockwise, Method, Needs, Note, Tensorwise};
 use lapidary_model::{LinearOp, Matrix, Place, Spec, spec};
 use lapidary_store::{Dtype, Fs, TensorSpec};
-use lapidary_weight::{FloatType, Grouping, Outline, Tensors};
+use lapidary_weight::{FloatType, Grouping, Outline, Tensors, TermOutline};
 use memory::Shapes;
 use prepare::made_apart;
 use std::collections::{BTreeMap, BTreeSet};
@@ -504,9 +504,7 @@ fn fit(
         return Ok(Fitted { method, outline, note: None });
     };
     let asked = outline.terms.iter().find_map(|term| match term {
-        lapidary_weight::TermOutline::Affine { grouping: Grouping::Columns(width), .. } => {
-            Some(width.get())
-        }
+        TermOutline::Affine { grouping: Grouping::Columns(width), .. } => Some(width.get()),
         _ => None,
     });
     // Engines want groups of a power of two; 32 is the least that any takes.
@@ -535,9 +533,10 @@ fn fit(
 
 /// A warning for layers that are compressed already.
 fn requantized(source: &Source, sites: &[SitePlan]) -> Option<(String, Note)> {
+    let is_plain = |o: &Outline| matches!(o.terms[..], [TermOutline::Dense { .. }]);
     let compressed = |site: &&SitePlan| {
-        !site.method.keeps_stored()
-            && source.get(&site.linear.weight).is_some_and(LogicalTensor::is_compressed)
+        let outline = source.get(&site.linear.weight).and_then(|tensor| source.outline(tensor));
+        !site.method.keeps_stored() && outline.is_some_and(|outline| !is_plain(&outline))
     };
     let count = sites.iter().filter(compressed).count();
     (count > 0).then(|| {

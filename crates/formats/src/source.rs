@@ -8,8 +8,8 @@ mod from_gguf;
 
 use crate::gguf::{self, unpermute_rows};
 use crate::{
-    FormatError, Module, QUANTIZATION_FILES, QUANTIZATION_KEYS, Reader, TensorIndex, float_dtype,
-    formats,
+    Format, FormatError, Module, QUANTIZATION_FILES, QUANTIZATION_KEYS, Reader, TensorIndex,
+    float_dtype, formats,
 };
 use lapidary_kernels::ggml::BlockKind;
 use lapidary_store::checkpoint::FileHash;
@@ -31,6 +31,7 @@ const PIECE_BYTES: u64 = 4 << 20;
 pub struct Source {
     checkpoint: Arc<Checkpoint>,
     config: Value,
+    format: &'static str,
     reader: Option<Arc<dyn Reader>>,
     tensors: Vec<LogicalTensor>,
     by_name: HashMap<String, usize>,
@@ -100,7 +101,10 @@ impl Source {
         let config = checkpoint.config().cloned().ok_or_else(|| {
             FormatError::malformed(path.display().to_string(), "has no config.json")
         })?;
-        let reader = reader(&checkpoint, &config)?;
+        let (format, reader) = match reader(&checkpoint, &config)? {
+            Some((format, reader)) => (format, Some(reader)),
+            None => ("dense", None),
+        };
         let mut tensors = vec![];
         let mut of_modules: HashMap<String, usize> = HashMap::new();
         let modules = match &reader {
@@ -139,21 +143,33 @@ impl Source {
             !QUANTIZATION_FILES.iter().any(|(name, _)| *name == file.name)
         };
         let files = checkpoint.auxiliary().iter().filter(is_kept).map(file).collect();
-        Ok(Self::assemble(checkpoint, config, reader, tensors, vec![], files))
+        let source = Self::assemble(checkpoint, config, tensors, vec![], files);
+        Ok(Self { format, reader: reader.map(Arc::from), ..source })
     }
 
     fn assemble(
         checkpoint: Checkpoint,
         config: Value,
-        reader: Option<Box<dyn Reader>>,
         tensors: Vec<LogicalTensor>,
         consumed: Vec<(String, String)>,
         files: Vec<SourceFile>,
     ) -> Self {
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        let (checkpoint, reader) = (Arc::new(checkpoint), reader.map(Arc::from));
+        let checkpoint = Arc::new(checkpoint);
+        let (format, reader) = ("dense", None);
         let (edits, tables) = (Arc::default(), Mutex::default());
-        Self { checkpoint, config, reader, tensors, by_name, consumed, files, edits, tables }
+        Self {
+            checkpoint,
+            config,
+            format,
+            reader,
+            tensors,
+            by_name,
+            consumed,
+            files,
+            edits,
+            tables,
+        }
     }
 
     /// Another view of the same checkpoint.
@@ -161,6 +177,7 @@ impl Source {
         Self {
             checkpoint: Arc::clone(&self.checkpoint),
             config: self.config.clone(),
+            format: self.format,
             reader: self.reader.clone(),
             tensors: self.tensors.clone(),
             by_name: self.by_name.clone(),
@@ -198,12 +215,7 @@ impl Source {
 
     /// Name of the format: `gguf`, that of the writer of its compressed layers, or `dense`.
     pub fn format(&self) -> &'static str {
-        if self.checkpoint.gguf().is_some() {
-            return "gguf";
-        }
-        let Some(quantization) = self.config.get("quantization_config") else { return "dense" };
-        let reads = |format: &&&dyn crate::Format| format.reader(quantization).is_some();
-        formats().iter().find(reads).map_or("dense", |format| format.id())
+        self.format
     }
 
     /// All tensors, in the order of the files.
@@ -285,6 +297,11 @@ impl Source {
         if let (Storage::Compressed(module), false) = (&logical.storage, self.is_edited(tensor)) {
             return self.stored(module);
         }
+        if let Some(outline) = self.outline_of_blocks(logical)
+            && let Some(blocks) = self.blocks(tensor)?
+        {
+            return gguf::blocks::decode(tensor, &outline, &blocks.bytes);
+        }
         let [rows, cols] = logical.shape[..] else {
             return Err(FormatError::malformed(tensor, format!("has shape {:?}", logical.shape)));
         };
@@ -320,6 +337,13 @@ impl Source {
         Ok(Some(Blocks { kind, rows, cols, bytes }))
     }
 
+    /// What blocks of ggml are as a term, where they can be told as one.
+    fn outline_of_blocks(&self, tensor: &LogicalTensor) -> Option<Outline> {
+        let &[rows, cols] = &tensor.shape[..] else { return None };
+        let kind = gguf::block_kind(self.block_dtype(tensor)?)?;
+        gguf::blocks::outline_of(kind, rows, cols)
+    }
+
     /// What a tensor is stored as.
     pub fn outline(&self, tensor: &LogicalTensor) -> Option<Outline> {
         match (&tensor.storage, &tensor.shape[..]) {
@@ -327,6 +351,9 @@ impl Source {
                 Some(module.outline.clone())
             }
             (_, &[rows, cols]) => {
+                if let Some(outline) = self.outline_of_blocks(tensor) {
+                    return Some(outline);
+                }
                 let term = TermOutline::Dense { values: tensor.float_type() };
                 Some(Outline { rows, cols, terms: vec![term] })
             }
@@ -611,8 +638,11 @@ impl Tensors for Source {
     }
 }
 
+/// A format's name, and its reader of a folder.
+type Found = (&'static str, Box<dyn Reader>);
+
 /// The reader of a compressed folder; `None` when it is plain.
-fn reader(checkpoint: &Checkpoint, config: &Value) -> Result<Option<Box<dyn Reader>>, FormatError> {
+fn reader(checkpoint: &Checkpoint, config: &Value) -> Result<Option<Found>, FormatError> {
     let quantization = match QUANTIZATION_KEYS.iter().find_map(|key| config.get(key)) {
         Some(quantization) if quantization.is_object() => quantization.clone(),
         _ => match quantization_file(checkpoint)? {
@@ -620,8 +650,9 @@ fn reader(checkpoint: &Checkpoint, config: &Value) -> Result<Option<Box<dyn Read
             None => return Ok(None),
         },
     };
-    match formats().iter().find_map(|format| format.reader(&quantization)) {
-        Some(reader) => reader.map(Some),
+    let reader = |format: &&dyn Format| Some((format.id(), format.reader(&quantization)?));
+    match formats().iter().find_map(reader) {
+        Some((format, reader)) => Ok(Some((format, reader?))),
         None => {
             let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("?");
             let what = format!(

@@ -78,6 +78,11 @@ impl Layout {
     }
 }
 
+/// What a matrix in blocks of a kind is as a term; `None` for kinds that no term is made of.
+pub(crate) fn outline_of(kind: BlockKind, rows: usize, cols: usize) -> Option<Outline> {
+    Some(Outline { rows, cols, terms: vec![layout(kind)?.outline()] })
+}
+
 /// The type of ggml that holds a weight of this outline exactly.
 ///
 /// # Errors
@@ -156,7 +161,7 @@ fn stored(array: &GroupFloats, block: usize) -> Option<(&[u8], f32)> {
 ///
 /// # Errors
 /// When no type holds it, or there are not as many bytes, or a float is not finite.
-pub(super) fn decode(module: &str, outline: &Outline, bytes: &[u8]) -> Result<Weight, FormatError> {
+pub(crate) fn decode(module: &str, outline: &Outline, bytes: &[u8]) -> Result<Weight, FormatError> {
     let unsupported =
         || FormatError::Unsupported { format: super::format::ID, outline: outline.describe() };
     let wrong = |error| FormatError::Weight { module: module.to_owned(), error };

@@ -14,7 +14,7 @@
 //! Sources of the facts: the GGUF specification, llama.cpp's converter (which this inverts), and
 //! the `config.json` and `tokenizer.json` of the models concerned.
 
-mod blocks;
+pub(crate) mod blocks;
 mod config;
 mod error;
 pub(crate) mod format;

@@ -50,6 +50,7 @@ impl Source {
             let length = bytes.len() as u64;
             made.push(SourceFile { name: name.to_owned(), bytes: length, made: Some(bytes) });
         }
-        Ok(Self::assemble(checkpoint, config, None, tensors, consumed, made))
+        let source = Self::assemble(checkpoint, config, tensors, consumed, made);
+        Ok(Self { format: "gguf", ..source })
     }
 }
