@@ -5,7 +5,9 @@
 
 mod compressed_tensors;
 mod dense;
+mod fp8;
 pub mod gguf;
+mod modelopt;
 mod native;
 mod pattern;
 mod source;
@@ -100,6 +102,12 @@ pub trait Reader: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// When its tensors hold what the format does not allow.
     fn decode(&self, module: &Module, read: ReadTensor<'_>) -> Result<Weight, FormatError>;
+
+    /// What the folder holds or says that is not made use of, with the reason: for one, how
+    /// activations are rounded.
+    fn unused(&self, _tensors: &dyn TensorIndex) -> Vec<(String, String)> {
+        vec![]
+    }
 }
 
 /// A compressed linear layer in a folder.
@@ -128,7 +136,12 @@ pub trait TensorIndex {
 
 /// Every format that can be written.
 pub fn formats() -> &'static [&'static dyn Format] {
-    &[&compressed_tensors::CompressedTensors, &dense::Dense, &native::Native]
+    &[
+        &compressed_tensors::CompressedTensors::Packed,
+        &compressed_tensors::CompressedTensors::Bytes,
+        &dense::Dense,
+        &native::Native,
+    ]
 }
 
 /// The format of this name.
