@@ -94,7 +94,14 @@ fn equal_names_are_numbered() {
 fn every_preset_is_a_recipe_of_its_name() {
     let (best, schemes): (Vec<Preset>, Vec<Preset>) =
         presets().into_iter().partition(|preset| preset.name.starts_with("best-"));
-    assert_eq!((best.len(), schemes.len()), (4, 24));
+    let (floats, schemes): (Vec<Preset>, Vec<Preset>) =
+        schemes.into_iter().partition(|preset| preset.name.contains("FP"));
+    assert_eq!((best.len(), floats.len(), schemes.len()), (4, 5, 24));
+    for preset in floats {
+        let steps = preset.recipe().unwrap().steps;
+        let method = steps[0].method.id;
+        assert!(preset.name.starts_with(&method.to_uppercase()), "{}", preset.name);
+    }
     for preset in best {
         let recipe = preset.recipe().unwrap();
         let bits = match recipe.budget {
