@@ -1,5 +1,6 @@
 //! The checks, one file each, in the order in which they run.
 
+mod floats;
 mod harness;
 mod load;
 mod memory;
@@ -17,6 +18,7 @@ pub(crate) const CHECKS: &[Check] = &[
     tokens::CHECK,
     perplexity::CHECK,
     load::CHECK,
+    floats::CHECK,
     minilm::CHECK,
     ordering::CHECK,
     resume::CHECK,

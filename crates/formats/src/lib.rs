@@ -10,10 +10,12 @@ mod compressed_tensors;
 mod container;
 mod dense;
 mod folder;
+mod fp8;
 pub mod gguf;
 mod gptq;
 mod hqq;
 mod mlx;
+mod modelopt;
 mod native;
 mod pattern;
 mod source;
@@ -136,6 +138,12 @@ pub trait Reader: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// When its tensors hold what the format does not allow.
     fn decode(&self, module: &Module, read: ReadTensor<'_>) -> Result<Weight, FormatError>;
+
+    /// What the folder holds or says that is not made use of, with the reason: for one, how
+    /// activations are rounded.
+    fn unused(&self, _tensors: &dyn TensorIndex) -> Vec<(String, String)> {
+        vec![]
+    }
 }
 
 /// A compressed linear layer in a folder.
@@ -178,13 +186,14 @@ pub trait TensorIndex {
 pub const QUANTIZATION_KEYS: [&str; 2] = ["quantization_config", "quantization"];
 
 /// Files in which formats describe the layers, with the method that each stands for.
-const QUANTIZATION_FILES: [(&str, &str); 2] =
-    [("quantize_config.json", "gptq"), ("quant_config.json", "awq")];
+const QUANTIZATION_FILES: [(&str, &str); 3] =
+    [("quantize_config.json", "gptq"), ("quant_config.json", "awq"), (modelopt::FILE, "modelopt")];
 
 /// Every format that can be written.
 pub fn formats() -> &'static [&'static dyn Format] {
     &[
-        &compressed_tensors::CompressedTensors,
+        &compressed_tensors::CompressedTensors::Packed,
+        &compressed_tensors::CompressedTensors::Bytes,
         &gptq::Gptq::V1,
         &gptq::Gptq::V2,
         &awq::Awq,

@@ -9,17 +9,17 @@ mod from_gguf;
 use crate::gguf::{self, unpermute_rows};
 use crate::{
     Format, FormatError, Module, QUANTIZATION_FILES, QUANTIZATION_KEYS, Reader, TensorIndex,
-    float_dtype, formats,
+    float_dtype, formats, fp8, modelopt,
 };
 use lapidary_kernels::ggml::BlockKind;
 use lapidary_store::checkpoint::FileHash;
 use lapidary_store::gguf::Metadata;
 use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo};
 use lapidary_weight::{
-    Dense, Edits, FloatType, Outline, TensorError, Tensors, Term, TermOutline, Weight,
+    BookType, Dense, Edits, FloatType, Outline, TensorError, Tensors, Term, TermOutline, Weight,
 };
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -58,8 +58,8 @@ pub struct LogicalTensor {
 enum Storage {
     /// A tensor of the checkpoint, as it stands.
     Plain(TensorInfo),
-    /// A compressed layer.
-    Compressed(Module),
+    /// A compressed layer, and the type that its values are handed on as.
+    Compressed(Module, FloatType),
     /// A tensor of a GGUF whose rows stand in pairs, for so many heads.
     Paired(TensorInfo, usize),
 }
@@ -111,12 +111,23 @@ impl Source {
             Some(reader) => reader.modules(&Index(&checkpoint))?,
             None => vec![],
         };
+        let consumed = match &reader {
+            Some(reader) => reader.unused(&Index(&checkpoint)),
+            None => vec![],
+        };
+        let unused: HashSet<&str> = consumed.iter().map(|(name, _)| name.as_str()).collect();
         for (index, module) in modules.iter().enumerate() {
             of_modules.extend(module.tensors.iter().map(|name| (name.clone(), index)));
         }
+        let plain_float = most_of(checkpoint.tensors().iter().filter_map(|info| {
+            let is_plain = matches!(info.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16);
+            (is_plain && !of_modules.contains_key(&info.name))
+                .then(|| (float_type(info.dtype), info.shape.iter().product()))
+        }));
         let mut seen = vec![false; modules.len()];
         for info in checkpoint.tensors() {
             match of_modules.get(&info.name) {
+                None if unused.contains(info.name.as_str()) => {}
                 None => tensors.push(LogicalTensor {
                     name: info.name.clone(),
                     shape: info.shape.clone(),
@@ -124,10 +135,11 @@ impl Source {
                 }),
                 Some(index) if !std::mem::replace(&mut seen[*index], true) => {
                     let module = modules[*index].clone();
+                    let float = module_float(&module).unwrap_or(plain_float);
                     tensors.push(LogicalTensor {
                         name: format!("{}.weight", module.name),
                         shape: vec![module.outline.rows, module.outline.cols],
-                        storage: Storage::Compressed(module),
+                        storage: Storage::Compressed(module, float),
                     });
                 }
                 Some(_) => {}
@@ -143,7 +155,7 @@ impl Source {
             !QUANTIZATION_FILES.iter().any(|(name, _)| *name == file.name)
         };
         let files = checkpoint.auxiliary().iter().filter(is_kept).map(file).collect();
-        let source = Self::assemble(checkpoint, config, tensors, vec![], files);
+        let source = Self::assemble(checkpoint, config, tensors, consumed, files);
         Ok(Self { format, reader: reader.map(Arc::from), ..source })
     }
 
@@ -273,14 +285,8 @@ impl Source {
     /// The storage type of the model's floats: that of most of its plain values, 16 bits wide for
     /// a GGUF of quantized blocks.
     pub fn float_type(&self) -> FloatType {
-        let mut counts = [(FloatType::F16, 0), (FloatType::Bf16, 0), (FloatType::F32, 0)];
-        for tensor in &self.tensors {
-            let float = tensor.float_type();
-            if let Some((_, count)) = counts.iter_mut().find(|(known, _)| *known == float) {
-                *count += tensor.shape.iter().product::<usize>();
-            }
-        }
-        counts.iter().max_by_key(|(_, count)| *count).map_or(FloatType::F16, |(float, _)| *float)
+        let tensors = self.tensors.iter();
+        most_of(tensors.map(|tensor| (tensor.float_type(), tensor.shape.iter().product())))
     }
 
     /// A tensor by its name.
@@ -294,7 +300,8 @@ impl Source {
     /// When the tensor is missing, no matrix, or cannot be read.
     pub fn weight(&self, tensor: &str) -> Result<Weight, FormatError> {
         let logical = self.require(tensor)?;
-        if let (Storage::Compressed(module), false) = (&logical.storage, self.is_edited(tensor)) {
+        if let (Storage::Compressed(module, _), false) = (&logical.storage, self.is_edited(tensor))
+        {
             return self.stored(module);
         }
         if let Some(outline) = self.outline_of_blocks(logical)
@@ -320,7 +327,7 @@ impl Source {
         let (info, heads) = match &logical.storage {
             Storage::Plain(info) => (info, None),
             Storage::Paired(info, heads) => (info, Some(*heads)),
-            Storage::Compressed(_) => return Ok(None),
+            Storage::Compressed(..) => return Ok(None),
         };
         let (Some(kind), &[rows, cols]) = (gguf::block_kind(info.dtype), &logical.shape[..]) else {
             return Ok(None);
@@ -347,7 +354,7 @@ impl Source {
     /// What a tensor is stored as.
     pub fn outline(&self, tensor: &LogicalTensor) -> Option<Outline> {
         match (&tensor.storage, &tensor.shape[..]) {
-            (Storage::Compressed(module), _) if !self.is_edited(&tensor.name) => {
+            (Storage::Compressed(module, _), _) if !self.is_edited(&tensor.name) => {
                 Some(module.outline.clone())
             }
             (_, &[rows, cols]) => {
@@ -497,7 +504,7 @@ impl Source {
     /// All values of a tensor as it is in the files, which must be finite.
     fn unedited_values(&self, logical: &LogicalTensor) -> Result<Vec<f32>, FormatError> {
         let values = match &logical.storage {
-            Storage::Compressed(module) => self.stored(module)?.decode(),
+            Storage::Compressed(module, _) => self.stored(module)?.decode(),
             Storage::Plain(info) => {
                 to_f32(info, &self.checkpoint.read(info)?, logical.shape.iter().product())?
             }
@@ -529,7 +536,7 @@ impl Source {
         }
         let info = match &logical.storage {
             Storage::Plain(info) => info,
-            Storage::Compressed(module) => {
+            Storage::Compressed(module, _) => {
                 let table = self.table(name, module)?;
                 let mut values = vec![0.0; rows.len() * width];
                 for (row, out) in rows.iter().zip(values.chunks_exact_mut(width.max(1))) {
@@ -585,14 +592,14 @@ impl Source {
 impl LogicalTensor {
     /// Whether it is a compressed layer.
     pub fn is_compressed(&self) -> bool {
-        matches!(self.storage, Storage::Compressed(_))
+        matches!(self.storage, Storage::Compressed(..))
     }
 
     /// Names of the checkpoint's tensors it is made of.
     pub fn stored_as(&self) -> Vec<&str> {
         match &self.storage {
             Storage::Plain(info) | Storage::Paired(info, _) => vec![&info.name],
-            Storage::Compressed(module) => module.tensors.iter().map(String::as_str).collect(),
+            Storage::Compressed(module, _) => module.tensors.iter().map(String::as_str).collect(),
         }
     }
 
@@ -609,18 +616,41 @@ impl LogicalTensor {
     /// The float type it is handed on as.
     fn float_type(&self) -> FloatType {
         match &self.storage {
-            Storage::Plain(info) | Storage::Paired(info, _) => match info.dtype {
-                Dtype::F32 | Dtype::F64 => FloatType::F32,
-                Dtype::BF16 => FloatType::Bf16,
-                _ => FloatType::F16,
-            },
-            Storage::Compressed(module) => match module.outline.terms.first() {
-                Some(TermOutline::Affine { scales, .. }) => scales.float(),
-                Some(TermOutline::Dense { values: float }) => *float,
-                _ => FloatType::F16,
-            },
+            Storage::Plain(info) | Storage::Paired(info, _) => float_type(info.dtype),
+            Storage::Compressed(_, float) => *float,
         }
     }
+}
+
+/// The float type that values of a type are handed on as.
+fn float_type(dtype: Dtype) -> FloatType {
+    match dtype {
+        Dtype::F32 | Dtype::F64 => FloatType::F32,
+        Dtype::BF16 => FloatType::Bf16,
+        _ => FloatType::F16,
+    }
+}
+
+/// The float type of a compressed layer, where its scales tell: those of integers are of the model's
+/// type, those of floats may be of any.
+fn module_float(module: &Module) -> Option<FloatType> {
+    match module.outline.terms.first()? {
+        TermOutline::Affine { scales, .. } => Some(scales.float()),
+        TermOutline::Dense { values: float } => Some(*float),
+        TermOutline::Lookup { books: BookType::Fixed(_), .. } => None,
+        _ => Some(FloatType::F16),
+    }
+}
+
+/// The type that most values are of.
+fn most_of(tensors: impl Iterator<Item = (FloatType, usize)>) -> FloatType {
+    let mut counts = [(FloatType::F16, 0), (FloatType::Bf16, 0), (FloatType::F32, 0)];
+    for (float, size) in tensors {
+        if let Some((_, count)) = counts.iter_mut().find(|(known, _)| *known == float) {
+            *count += size;
+        }
+    }
+    counts.iter().max_by_key(|(_, count)| *count).map_or(FloatType::F16, |(float, _)| *float)
 }
 
 impl Tensors for Source {
@@ -651,7 +681,9 @@ fn reader(checkpoint: &Checkpoint, config: &Value) -> Result<Option<Found>, Form
         },
     };
     let reader = |format: &&dyn Format| Some((format.id(), format.reader(&quantization)?));
-    match formats().iter().find_map(reader) {
+    let found = formats().iter().find_map(reader);
+    let found = found.or_else(|| Some(("fp8", fp8::reader(&quantization)?)));
+    match found.or_else(|| Some(("modelopt", modelopt::reader(&quantization)?))) {
         Some((format, reader)) => Ok(Some((format, reader?))),
         None => {
             let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("?");

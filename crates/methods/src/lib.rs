@@ -14,6 +14,7 @@ mod codebook;
 mod drift;
 mod eigen;
 mod factor;
+mod float_grid;
 mod grid;
 mod group;
 mod least_squares;
@@ -36,12 +37,16 @@ registry::methods! {
     bcq,
     bit_split = "bit-split",
     fp4,
+    fp8,
     gptq,
     hqq,
     kbit,
     keep,
     lqer,
+    mxfp4,
+    mxfp8,
     nf4,
+    nvfp4,
     omse,
     rotate,
     rtn,
@@ -55,6 +60,12 @@ pub trait Tensorwise: Send + Sync {
     /// What the engine must gather for each site before [`encode`](Self::encode).
     fn needs(&self) -> Needs {
         Needs::default()
+    }
+
+    /// Whether [`Site::peak`] must be there: layers with a common input then share a number that
+    /// follows from it.
+    fn shares_range(&self) -> bool {
+        false
     }
 
     /// What `encode` will emit for a weight of this shape: the promise that plans are made on.

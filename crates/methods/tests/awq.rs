@@ -35,6 +35,7 @@ impl Layers {
             rows: rows(weight),
             weight,
             scale_type: FloatType::F32,
+            peak: None,
             encoder: &*self.encoder,
         });
         let readers = readers.collect();
@@ -59,6 +60,7 @@ impl Layers {
                 weight: &scaled,
                 statistics: None,
                 scale_type: FloatType::F32,
+                peak: None,
             };
             let decoded = self.encoder.encode(&site).unwrap().weight.decode();
             let error = |row: usize, col: usize| {

@@ -76,14 +76,14 @@ fn affine(
             }
         }
     }
-    // Two-level floats stay as they are only with the groups they were made for.
-    let is_two_level = |kind: GroupType| matches!(kind, GroupType::TwoLevel(_));
+    // Floats of codes stay as they are only with the groups they were made for.
+    let is_plain = |kind: GroupType| matches!(kind, GroupType::Plain(_));
     let kept = |term: &TermOutline| match *term {
         TermOutline::Affine {
             grouping: other,
             zeros: ZeroType::Floats(kind) | ZeroType::Minima(kind),
             ..
-        } => other == grouping || !is_two_level(kind),
+        } => other == grouping || is_plain(kind),
         _ => true,
     };
     found.retain(|(term, _)| kept(term));
@@ -104,7 +104,7 @@ fn shared(
         Grouping::Tensor => groupings.push(Grouping::Row),
         Grouping::Row => {}
         Grouping::Columns(_) if width >= cols => groupings.push(Grouping::Row),
-        Grouping::Columns(_) => {}
+        Grouping::Columns(_) | Grouping::Blocks { .. } => {}
     }
     let divides = |new: &usize| *new < width && width.is_multiple_of(*new);
     let whole = |new: &usize| cols.is_multiple_of(*new);
@@ -226,22 +226,27 @@ impl Regrouped {
     /// `None` when a new group does not lie within an old one.
     fn new(from: Grouping, to: Grouping, (rows, cols): (usize, usize)) -> Option<Self> {
         let (old_width, width) = (from.width(cols), to.width(cols));
+        let (is_same, per_row) = (from == to, to.per_row(cols));
+        if is_same {
+            let old = (0..to.count(rows, cols)).collect();
+            return Some(Self { old, is_same, per_row });
+        }
         let lies_within = match (from, to) {
-            (Grouping::Tensor, _) => true,
+            (_, Grouping::Blocks { .. }) => false,
             (_, Grouping::Tensor) => rows <= 1,
+            (Grouping::Tensor, _) => true,
             _ => old_width >= cols || (width < cols && old_width.is_multiple_of(width)),
         };
         if !lies_within {
             return None;
         }
-        let per_row = to.per_row(cols);
         let lines = if to == Grouping::Tensor { rows.min(1) } else { rows };
         let old = (0..lines * per_row).map(|group| {
             let (row, column) = (group / per_row, group % per_row * width);
             from.row_start(row, cols)
                 + if from == Grouping::Tensor { 0 } else { column / old_width }
         });
-        Some(Self { old: old.collect(), is_same: from == to, per_row })
+        Some(Self { old: old.collect(), is_same, per_row })
     }
 
     /// Numbers of the old groups for the new ones, as they are to be stored.

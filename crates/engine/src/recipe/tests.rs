@@ -96,12 +96,19 @@ fn every_preset_is_a_recipe_of_its_name() {
         presets().into_iter().partition(|preset| preset.name.starts_with('Q'));
     let (best, schemes): (Vec<Preset>, Vec<Preset>) =
         others.into_iter().partition(|preset| preset.name.starts_with("best-"));
-    assert_eq!((blocks.len(), best.len(), schemes.len()), (3, 4, 24));
+    let (floats, schemes): (Vec<Preset>, Vec<Preset>) =
+        schemes.into_iter().partition(|preset| preset.name.contains("FP"));
+    assert_eq!((blocks.len(), best.len(), floats.len(), schemes.len()), (3, 4, 5, 24));
     for preset in blocks {
         let recipe = preset.recipe().unwrap();
         let grid = recipe.steps[0].params["grid"].as_str().unwrap().to_uppercase();
         assert!(preset.name.starts_with(&grid), "{}", preset.name);
         assert_eq!(recipe.format, "gguf");
+    }
+    for preset in floats {
+        let steps = preset.recipe().unwrap().steps;
+        let method = steps[0].method.id;
+        assert!(preset.name.starts_with(&method.to_uppercase()), "{}", preset.name);
     }
     for preset in best {
         let recipe = preset.recipe().unwrap();

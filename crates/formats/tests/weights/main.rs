@@ -6,6 +6,7 @@
 mod builder;
 mod compressed_tensors;
 mod dense;
+mod float_folders;
 mod folders;
 mod golden;
 mod hostile;
