@@ -1,5 +1,6 @@
 //! The checks, one file each, in the order in which they run.
 
+mod gguf;
 mod harness;
 mod load;
 mod memory;
@@ -23,4 +24,5 @@ pub(crate) const CHECKS: &[Check] = &[
     memory::CHECK,
     running::CHECK,
     harness::CHECK,
+    gguf::CHECK,
 ];
