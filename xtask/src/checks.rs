@@ -1,6 +1,7 @@
 //! The checks, one file each, in the order in which they run.
 
 mod floats;
+mod gguf;
 mod harness;
 mod load;
 mod memory;
@@ -25,4 +26,5 @@ pub(crate) const CHECKS: &[Check] = &[
     memory::CHECK,
     running::CHECK,
     harness::CHECK,
+    gguf::CHECK,
 ];

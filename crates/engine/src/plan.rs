@@ -350,8 +350,9 @@ impl Plan {
     /// is the same model.
     fn settle(&mut self, source: &Source) -> Result<(), EngineError> {
         let settled = self.container.settle(source, &self.tensors)?;
-        self.notes
-            .extend(settled.remarks.into_iter().map(|what| (String::new(), Note::fact(what))));
+        let facts = settled.remarks.into_iter().map(Note::fact);
+        let fallbacks = settled.departures.into_iter().map(Note::fallback);
+        self.notes.extend(facts.chain(fallbacks).map(|note| (String::new(), note)));
         let Some(config) = &settled.config else { return Ok(()) };
         let read = Spec { family: self.spec.family, ..spec(config)? };
         match difference(&self.spec, &read) {
@@ -366,17 +367,19 @@ impl Plan {
 
 /// What differs between two models.
 fn difference(have: &Spec, read: &Spec) -> Option<String> {
-    let blocks = have.blocks.iter().zip(&read.blocks).position(|(have, read)| have != read);
-    let what = match () {
-        () if have == read => return None,
-        () if have.vocab_size != read.vocab_size => "its vocabulary".to_owned(),
-        () if have.context != read.context => "its context".to_owned(),
-        () if have.embed != read.embed => "its embedding".to_owned(),
-        () if blocks.is_some() => format!("block {}", blocks.unwrap_or_default()),
-        () if have.head != read.head || have.tied != read.tied => "its head".to_owned(),
-        () => "its shape".to_owned(),
-    };
-    Some(what)
+    if have == read {
+        return None;
+    }
+    let block = have.blocks.iter().zip(&read.blocks).position(|(have, read)| have != read);
+    let parts = [
+        (have.vocab_size != read.vocab_size, "its vocabulary".to_owned()),
+        (have.context != read.context, "its context".to_owned()),
+        (have.embed != read.embed, "its embedding".to_owned()),
+        (block.is_some(), format!("block {}", block.unwrap_or_default())),
+        (have.head != read.head || have.tied != read.tied, "its head".to_owned()),
+    ];
+    let found = parts.into_iter().find(|(differs, _)| *differs);
+    Some(found.map_or_else(|| "its shape".to_owned(), |(_, what)| what))
 }
 
 /// Every tensor that the model reads must be there, with the shape that the configuration says.

@@ -24,6 +24,8 @@ pub struct Settled {
     pub config: Option<Value>,
     /// What people should know.
     pub remarks: Vec<String>,
+    /// What the loader will do otherwise than the model was trained with.
+    pub departures: Vec<String>,
 }
 
 /// How the tensors of a result become files. Tensors have their Hugging Face names.

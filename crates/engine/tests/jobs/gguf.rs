@@ -189,6 +189,18 @@ fn a_model_without_a_place_is_refused_by_name() {
 }
 
 #[test]
+fn a_window_that_llama_cpp_has_not_is_a_fallback() {
+    let scratch = scratch();
+    let model = with_tokenizer("mistral-sliding", scratch.path());
+    let mut setup = setup(model, "method: omse, grid: q8_0, targets: [q_proj]", scratch.path());
+    let manifest = setup.run(&scratch.path().join("out")).unwrap().manifest;
+    assert!(manifest.fallbacks().any(|(_, note)| note.what.contains("beyond 7 tokens")));
+    setup.strict = true;
+    let error = setup.run(&scratch.path().join("strict")).unwrap_err();
+    assert!(error.to_string().contains("sliding window"), "{error}");
+}
+
+#[test]
 fn a_folder_or_a_name_that_does_not_do_is_refused() {
     let scratch = scratch();
     let run = |model: PathBuf, output: &str| -> EngineError {

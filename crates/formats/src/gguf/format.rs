@@ -173,8 +173,7 @@ impl Container for GgufFile {
 
     fn settle(&self, source: &Source, tensors: &[TensorSpec]) -> Result<Settled, FormatError> {
         let in_file = self.in_file(tensors).map_err(wrong(source))?;
-        let (metadata, mut remarks) = self.metadata(source, tensors)?;
-        remarks.extend(self.model.remarks.iter().cloned());
+        let (metadata, remarks) = self.metadata(source, tensors)?;
         let bytes = Writer::file_bytes(&metadata, &in_file)?;
         let span = Span::within(bytes, FileInt::new(0), FileInt::new(0));
         let infos = in_file.into_iter().filter_map(|TensorSpec { name, dtype, shape }| {
@@ -183,7 +182,7 @@ impl Container for GgufFile {
         let infos: Vec<TensorInfo> = infos.collect();
         let factors = self.model.rope_factors.as_deref();
         let read = config(&metadata, &infos, factors, "float16").map_err(wrong(source))?;
-        Ok(Settled { config: Some(read), remarks })
+        Ok(Settled { config: Some(read), remarks, departures: self.model.departures.clone() })
     }
 
     fn file_bytes(

@@ -24,7 +24,7 @@ pub(super) struct Model {
     /// Values of the tensor of rotary factors, of Llama 3's scaling.
     pub(super) rope_factors: Option<Vec<f32>>,
     /// What llama.cpp will do otherwise.
-    pub(super) remarks: Vec<String>,
+    pub(super) departures: Vec<String>,
     entries: Vec<(&'static str, MetaValue)>,
 }
 
@@ -106,10 +106,10 @@ fn decoder(
         ("rope.dimension_count", unsigned("head_dim", head_dim)?),
         ("rope.freq_base", single("rope_theta", theta)?),
     ];
-    let mut remarks = vec![];
+    let mut departures = vec![];
     if let Some(window) = sliding_window(config, model_type)? {
         entries.push(("attention.sliding_window", unsigned("sliding_window", window)?));
-        remarks.push(format!(
+        departures.push(format!(
             "llama.cpp has no sliding window for this architecture: beyond {window} tokens its \
              attention sees more than the model was trained with"
         ));
@@ -119,7 +119,7 @@ fn decoder(
         Some(scaling) => scale_rope(Config(scaling), head_dim, theta, &mut entries)?,
     };
     let tied = config.flag("tie_word_embeddings");
-    Ok(Model { architecture, heads, kv_heads, vocabulary, tied, rope_factors, remarks, entries })
+    Ok(Model { architecture, heads, kv_heads, vocabulary, tied, rope_factors, departures, entries })
 }
 
 /// The window of all layers; windows of some layers have no place in GGUF.
@@ -207,8 +207,8 @@ fn bert(config: Config<'_>) -> Result<Model, GgufError> {
         ("attention.causal", MetaValue::Bool(false)),
     ];
     let (architecture, kv_heads, tied) = (Architecture::Bert, heads, true);
-    let (rope_factors, remarks) = (None, vec![]);
-    Ok(Model { architecture, heads, kv_heads, vocabulary, tied, rope_factors, remarks, entries })
+    let (rope_factors, departures) = (None, vec![]);
+    Ok(Model { architecture, heads, kv_heads, vocabulary, tied, rope_factors, departures, entries })
 }
 
 /// A `config.json`, or an object in it.

@@ -275,8 +275,8 @@ fn space_prefix(tokenizer: &Value) -> Result<bool, GgufError> {
             (Some("Metaspace"), Some("never")) => {}
             (Some("Metaspace"), _) => prefix = true,
             (other, _) => {
-                let problem = format!("a pre-tokenizer {:?} has no place in GGUF", other);
-                return Err(wrong(problem));
+                let kind = other.unwrap_or("without a type");
+                return Err(wrong(format!("a pre-tokenizer {kind:?} has no place in GGUF")));
             }
         }
     }
