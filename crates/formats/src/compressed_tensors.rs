@@ -6,6 +6,7 @@
 //! is what an affine term holds. Layout of compressed-tensors 0.20; its older packing of 3, 5, 6 and
 //! 7 bits is read too.
 
+use crate::folder::{Grid, bytes_to_words, float_type, words_to_bytes};
 use crate::{
     Format, FormatError, Layout, Module, ModuleKind, Pattern, ReadTensor, Reader, TensorIndex,
     float_dtype,
@@ -24,39 +25,14 @@ const PACKED: &str = "pack-quantized";
 
 pub(crate) struct CompressedTensors;
 
-/// The one affine term of a weight that this format can hold.
-struct Scheme {
-    bits: u8,
-    grouping: Grouping,
-    symmetric: bool,
-    scale_type: FloatType,
-}
-
-/// The scheme of an outline, or why there is none.
-fn scheme(outline: &Outline) -> Result<Scheme, String> {
-    let [TermOutline::Affine { bits, grouping, zeros, scales }] = outline.terms[..] else {
-        return Err(format!("it holds one affine term, not {}", outline.describe()));
-    };
-    let symmetric = match zeros {
-        ZeroType::Middle => true,
-        ZeroType::Codes => false,
-        ZeroType::Floats(_) | ZeroType::Minima(_) => {
-            return Err(format!("its zero points are integers, not {}", outline.describe()));
-        }
-    };
-    let GroupType::Plain(scale_type) = scales else {
-        return Err(format!("its scales are plain floats, not {}", outline.describe()));
-    };
-    if let Grouping::Columns(width) = grouping
-        && outline.cols % width != 0
-    {
-        let cols = outline.cols;
-        return Err(format!("groups of {width} do not divide the {cols} columns"));
-    }
-    if grouping == Grouping::Tensor && !symmetric {
+/// The term of an outline and whether it has no zero points, or why it cannot be held.
+fn scheme(outline: &Outline) -> Result<(Grid, bool), String> {
+    let grid = Grid::of(outline)?;
+    let symmetric = !grid.has_integer_zeros(outline)?;
+    if grid.grouping == Grouping::Tensor && !symmetric {
         return Err("it has no zero point for a whole matrix; use rows or groups".to_owned());
     }
-    Ok(Scheme { bits, grouping, symmetric, scale_type })
+    Ok((grid, symmetric))
 }
 
 impl Format for CompressedTensors {
@@ -84,7 +60,7 @@ impl Format for CompressedTensors {
 
     fn tensors(&self, module: &str, outline: &Outline, _dtype: FloatType) -> Vec<TensorSpec> {
         let Outline { rows, cols, .. } = *outline;
-        let Ok(scheme) = scheme(outline) else { return vec![] };
+        let Ok((scheme, symmetric)) = scheme(outline) else { return vec![] };
         let (bits, groups) = (u32::from(scheme.bits), scheme.grouping.per_row(cols));
         let words = |codes| pack::Layout::Dense.words(codes, bits);
         let spec = |part, dtype, shape| TensorSpec::new(format!("{module}.{part}"), dtype, shape);
@@ -92,12 +68,12 @@ impl Format for CompressedTensors {
             spec("weight_packed", Dtype::I32, vec![rows, words(cols)]),
             spec(
                 "weight_scale",
-                float_dtype(scheme.scale_type),
+                float_dtype(scheme.scales),
                 scheme.grouping.scale_shape(rows, cols),
             ),
             spec("weight_shape", Dtype::I64, vec![2]),
         ];
-        if !scheme.symmetric {
+        if !symmetric {
             tensors.push(spec("weight_zero_point", Dtype::I32, vec![words(rows), groups]));
         }
         tensors
@@ -107,7 +83,7 @@ impl Format for CompressedTensors {
         let unsupported =
             || FormatError::Unsupported { format: METHOD, outline: weight.outline().describe() };
         let [Term::Affine(affine)] = weight.terms() else { return Err(unsupported()) };
-        let scheme = scheme(&weight.outline()).map_err(|_| unsupported())?;
+        let (scheme, _) = scheme(&weight.outline()).map_err(|_| unsupported())?;
         let (rows, cols, bits) = (weight.rows(), weight.cols(), u32::from(scheme.bits));
         let words = |codes| pack::Layout::Dense.words(codes, bits);
         let mut packed = vec![0; rows * words(cols)];
@@ -115,7 +91,7 @@ impl Format for CompressedTensors {
         let shape = [rows as u64, cols as u64];
         let mut tensors = vec![
             words_to_bytes(&packed),
-            scheme.scale_type.encode(&affine.scales),
+            scheme.scales.encode(&affine.scales),
             shape.iter().flat_map(|size| size.to_le_bytes()).collect(),
         ];
         if let Zeros::Codes(zeros) = &affine.zeros {
@@ -141,7 +117,8 @@ impl Format for CompressedTensors {
         // Modules by scheme, in order of appearance.
         let mut groups: Vec<(Value, Vec<&str>)> = vec![];
         for (module, outline) in layout.compressed {
-            let weights = arguments(&scheme(outline).ok()?);
+            let (scheme, symmetric) = scheme(outline).ok()?;
+            let weights = arguments(&scheme, symmetric);
             match groups.iter_mut().find(|(known, _)| *known == weights) {
                 Some((_, modules)) => modules.push(module),
                 None => groups.push((weights, vec![module])),
@@ -178,11 +155,11 @@ impl Format for CompressedTensors {
 }
 
 /// `QuantizationArgs`; loaders refuse keys they do not know, so only the needed ones are written.
-fn arguments(scheme: &Scheme) -> Value {
+fn arguments(scheme: &Grid, symmetric: bool) -> Value {
     let mut arguments = json!({
         "num_bits": scheme.bits,
         "type": "int",
-        "symmetric": scheme.symmetric,
+        "symmetric": symmetric,
         "dynamic": false,
     });
     match scheme.grouping {
@@ -194,14 +171,6 @@ fn arguments(scheme: &Scheme) -> Value {
         }
     }
     arguments
-}
-
-fn words_to_bytes(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-fn bytes_to_words(bytes: &[u8]) -> Vec<u32> {
-    bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
 }
 
 #[derive(Debug)]
@@ -338,15 +307,10 @@ impl PackedReader {
             let what = format!("{scale_shape:?} fits no grouping of [{rows}, {cols}]");
             FormatError::malformed(place("weight_scale"), what)
         })?;
-        let scales = match scale_type {
-            Dtype::F32 => FloatType::F32,
-            Dtype::F16 => FloatType::F16,
-            Dtype::BF16 => FloatType::Bf16,
-            other => {
-                let what = format!("is {other:?}, where F16, BF16 or F32 is needed");
-                return Err(FormatError::malformed(place("weight_scale"), what));
-            }
-        };
+        let scales = float_type(scale_type).ok_or_else(|| {
+            let what = format!("is {scale_type:?}, where F16, BF16 or F32 is needed");
+            FormatError::malformed(place("weight_scale"), what)
+        })?;
         let zeros = if group.symmetric { ZeroType::Middle } else { ZeroType::Codes };
         let term = TermOutline::Affine { bits: group.bits, grouping, zeros, scales: scales.into() };
         let mut parts = vec!["weight_packed", "weight_scale", "weight_shape"];
@@ -366,11 +330,8 @@ impl PackedReader {
             }
             parts.push("weight_zero_point");
         }
-        Ok(Module {
-            name: name.to_owned(),
-            outline: Outline { rows, cols, terms: vec![term] },
-            tensors: parts.into_iter().map(place).collect(),
-        })
+        let outline = Outline { rows, cols, terms: vec![term] };
+        Ok(Module::new(name, outline, parts.into_iter().map(place)))
     }
 }
 

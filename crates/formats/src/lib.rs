@@ -3,9 +3,16 @@
 //!
 //! A format says which sums of terms it can store and how; it knows no method.
 
+mod awq;
+mod bitnet;
+mod bitsandbytes;
 mod compressed_tensors;
 mod dense;
+mod folder;
 pub mod gguf;
+mod gptq;
+mod hqq;
+mod mlx;
 mod native;
 mod pattern;
 mod source;
@@ -42,6 +49,14 @@ pub trait Format: Sync {
         self.accepts(outline)
     }
 
+    /// Whether these layers, each of which can be stored, can stand in one folder: by default they can.
+    ///
+    /// # Errors
+    /// The reason why not, as it is shown to the user.
+    fn accepts_together(&self, _layout: &Layout<'_>) -> Result<(), String> {
+        Ok(())
+    }
+
     /// The tensors that a weight of this outline becomes, in the order [`encode`](Self::encode)
     /// gives their bytes. `dtype` is the type of the model's floats.
     fn tensors(&self, module: &str, outline: &Outline, dtype: FloatType) -> Vec<TensorSpec>;
@@ -64,10 +79,20 @@ pub trait Format: Sync {
         read: ReadTensor<'_>,
     ) -> Result<Weight, FormatError>;
 
-    /// What goes under `quantization_config` in `config.json`; `None` for plain checkpoints.
+    /// What `config.json` says of the layers; `None` for plain checkpoints.
     fn config(&self, layout: &Layout<'_>) -> Option<Value>;
 
-    /// A reader for a folder with this `quantization_config`, when it is of this format.
+    /// The keys of `config.json` that [`config`](Self::config) goes under.
+    fn config_keys(&self) -> &'static [&'static str] {
+        &QUANTIZATION_KEYS[..1]
+    }
+
+    /// A file of its own that holds it too.
+    fn config_file(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// A reader for a folder with this configuration, when it is of this format.
     ///
     /// # Errors
     /// When it is of this format but not of a kind that can be read.
@@ -111,6 +136,18 @@ pub struct Module {
     pub outline: Outline,
     /// The tensors it is stored in.
     pub tensors: Vec<String>,
+    /// Type that its scales are stored in, where the outline does not say: it is of what is read.
+    pub floats: Option<FloatType>,
+    /// What was not read as it is stored, and why.
+    pub note: Option<String>,
+}
+
+impl Module {
+    /// A module that is read as it is stored.
+    pub fn new(name: &str, outline: Outline, tensors: impl IntoIterator<Item = String>) -> Self {
+        let tensors = tensors.into_iter().collect();
+        Self { name: name.to_owned(), outline, tensors, floats: None, note: None }
+    }
 }
 
 /// The tensors of a folder: names, types and shapes.
@@ -126,9 +163,28 @@ pub trait TensorIndex {
     fn read(&self, name: &str) -> Result<Vec<u8>, FormatError>;
 }
 
+/// Keys of `config.json` under which formats describe the layers.
+pub const QUANTIZATION_KEYS: [&str; 2] = ["quantization_config", "quantization"];
+
+/// Files in which formats describe the layers, with the method that each stands for.
+const QUANTIZATION_FILES: [(&str, &str); 2] =
+    [("quantize_config.json", "gptq"), ("quant_config.json", "awq")];
+
 /// Every format that can be written.
 pub fn formats() -> &'static [&'static dyn Format] {
-    &[&compressed_tensors::CompressedTensors, &dense::Dense, &native::Native]
+    &[
+        &compressed_tensors::CompressedTensors,
+        &gptq::Gptq::V1,
+        &gptq::Gptq::V2,
+        &awq::Awq,
+        &mlx::Mlx,
+        &bitsandbytes::Bitsandbytes::Nf4,
+        &bitsandbytes::Bitsandbytes::Fp4,
+        &bitnet::BitNet,
+        &hqq::Hqq,
+        &dense::Dense,
+        &native::Native,
+    ]
 }
 
 /// The format of this name.

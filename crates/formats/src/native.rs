@@ -192,8 +192,8 @@ impl NativeReader {
             })?;
             outline.check().map_err(|error| FormatError::Weight { module: name.clone(), error })?;
             let tensors = Native.tensors(name, &outline, FloatType::F32);
-            let tensors = tensors.into_iter().map(|tensor| tensor.name).collect();
-            Ok(Module { name: name.clone(), outline, tensors })
+            let tensors = tensors.into_iter().map(|tensor| tensor.name);
+            Ok(Module::new(name, outline, tensors))
         };
         Ok(Self { modules: sites.iter().map(module).collect::<Result<_, FormatError>>()? })
     }

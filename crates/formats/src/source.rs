@@ -7,7 +7,10 @@ mod edited;
 mod from_gguf;
 
 use crate::gguf::{self, unpermute_rows};
-use crate::{FormatError, Module, Reader, TensorIndex, float_dtype, formats};
+use crate::{
+    FormatError, Module, QUANTIZATION_FILES, QUANTIZATION_KEYS, Reader, TensorIndex, float_dtype,
+    formats,
+};
 use lapidary_kernels::ggml::BlockKind;
 use lapidary_store::checkpoint::FileHash;
 use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo};
@@ -96,7 +99,7 @@ impl Source {
         let config = checkpoint.config().cloned().ok_or_else(|| {
             FormatError::malformed(path.display().to_string(), "has no config.json")
         })?;
-        let reader = reader(&config)?;
+        let reader = reader(&checkpoint, &config)?;
         let mut tensors = vec![];
         let mut of_modules: HashMap<String, usize> = HashMap::new();
         let modules = match &reader {
@@ -130,7 +133,11 @@ impl Source {
             bytes: file.bytes,
             made: None,
         };
-        let files = checkpoint.auxiliary().iter().map(file).collect();
+        // What describes how the layers are stored goes with how they are stored.
+        let is_kept = |file: &&lapidary_store::checkpoint::AuxiliaryFile| {
+            !QUANTIZATION_FILES.iter().any(|(name, _)| *name == file.name)
+        };
+        let files = checkpoint.auxiliary().iter().filter(is_kept).map(file).collect();
         Ok(Self::assemble(checkpoint, config, reader, tensors, vec![], files))
     }
 
@@ -196,6 +203,14 @@ impl Source {
     /// Tensors that are not handed on, with the reason.
     pub fn consumed(&self) -> &[(String, String)] {
         &self.consumed
+    }
+
+    /// Compressed layers that are not read as they are stored, with the reason.
+    pub fn notes(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.tensors.iter().filter_map(|tensor| match &tensor.storage {
+            Storage::Compressed(module) => Some((module.name.as_str(), module.note.as_deref()?)),
+            _ => None,
+        })
     }
 
     /// Files of the folder that are not part of the checkpoint, with the reason.
@@ -540,11 +555,15 @@ impl Tensors for Source {
 }
 
 /// The reader of a compressed folder; `None` when it is plain.
-fn reader(config: &Value) -> Result<Option<Box<dyn Reader>>, FormatError> {
-    let Some(quantization) = config.get("quantization_config").filter(|q| q.is_object()) else {
-        return Ok(None);
+fn reader(checkpoint: &Checkpoint, config: &Value) -> Result<Option<Box<dyn Reader>>, FormatError> {
+    let quantization = match QUANTIZATION_KEYS.iter().find_map(|key| config.get(key)) {
+        Some(quantization) if quantization.is_object() => quantization.clone(),
+        _ => match quantization_file(checkpoint)? {
+            Some(quantization) => quantization,
+            None => return Ok(None),
+        },
     };
-    match formats().iter().find_map(|format| format.reader(quantization)) {
+    match formats().iter().find_map(|format| format.reader(&quantization)) {
         Some(reader) => reader.map(Some),
         None => {
             let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("?");
@@ -554,6 +573,21 @@ fn reader(config: &Value) -> Result<Option<Box<dyn Reader>>, FormatError> {
             Err(FormatError::malformed("config.json: quantization_config", what))
         }
     }
+}
+
+/// What a file of its own says of the layers, with the method that it stands for where it names none.
+fn quantization_file(checkpoint: &Checkpoint) -> Result<Option<Value>, FormatError> {
+    let is_there = |name: &str| checkpoint.auxiliary().iter().any(|file| file.name == name);
+    let Some((name, method)) = QUANTIZATION_FILES.into_iter().find(|(name, _)| is_there(name))
+    else {
+        return Ok(None);
+    };
+    let mut value: Value = serde_json::from_slice(&checkpoint.read_auxiliary(name)?)
+        .map_err(|error| FormatError::malformed(name, error.to_string()))?;
+    let fields = value.as_object_mut();
+    let fields = fields.ok_or_else(|| FormatError::malformed(name, "is not a JSON object"))?;
+    fields.entry("quant_method").or_insert_with(|| method.into());
+    Ok(Some(value))
 }
 
 /// The tensors of a checkpoint, for a [`Reader`].

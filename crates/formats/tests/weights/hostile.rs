@@ -6,7 +6,7 @@ use lapidary_weight::{FloatType, Grouping, Weight};
 use serde_json::{Value, json};
 
 /// What opening the folder, or else decoding all its layers, complains of.
-fn complaint(config: &Value, tensors: &[Tensor]) -> String {
+pub(crate) fn complaint(config: &Value, tensors: &[Tensor]) -> String {
     let opened = match reopen(config, tensors) {
         Ok(opened) => opened,
         Err(error) => return error.to_string(),
@@ -41,7 +41,7 @@ fn zeros(name: &str, dtype: Dtype, shape: &[usize]) -> Option<Tensor> {
 }
 
 #[track_caller]
-fn names(complaint: &str, parts: &[&str]) {
+pub(crate) fn names(complaint: &str, parts: &[&str]) {
     for part in parts {
         assert!(complaint.contains(part), "{complaint:?} does not say {part:?}");
     }
@@ -169,7 +169,7 @@ fn configurations_that_cannot_be_read_are_named() {
     let complaint = with(&format!("{group}/targets"), json!(["another"]));
     names(&complaint, &["m.weight_packed", "no group"]);
     names(&with(&format!("{group}/targets"), json!(["re:("])), &["group_0", "regular expression"]);
-    names(&with("/quant_method", json!("gptq")), &["\"gptq\"", "cannot be read"]);
+    names(&with("/quant_method", json!("exl3")), &["\"exl3\"", "cannot be read"]);
     names(&with("/quant_method", json!(7)), &["cannot be read"]);
 }
 

@@ -6,8 +6,10 @@
 mod builder;
 mod compressed_tensors;
 mod dense;
+mod folders;
 mod golden;
 mod hostile;
+mod hostile_folders;
 mod native;
 mod source;
 mod support;
