@@ -13,7 +13,7 @@ use crate::EngineError;
 use crate::calibration;
 use crate::recipe::{Calibration, Recipe, Step};
 use chain::Chained;
-use lapidary_formats::{Format, LogicalTensor, ModuleKind, Pattern, Source, find};
+use lapidary_formats::{Format, Layout, LogicalTensor, ModuleKind, Pattern, Source, find};
 use lapidary_methods::{Blockwise, Method, Needs, Note, Tensorwise};
 use lapidary_model::{LinearOp, Matrix, Place, Spec, spec};
 use lapidary_store::{Dtype, Fs, TensorSpec};
@@ -149,6 +149,8 @@ impl Plan {
         notes.extend(rescaled.notes);
         notes.extend(made_apart(source, &spec));
         notes.extend(requantized(source, &sites));
+        let as_read = |(site, what): (&str, &str)| (site.to_owned(), Note::fact(what));
+        notes.extend(source.notes().map(as_read));
         // A search measures every layer, whatever its method needs.
         let calibrated =
             recipe.budget.is_some() || sites.iter().any(|site| site.needs() != Needs::default());
@@ -159,8 +161,10 @@ impl Plan {
         };
         let shapes = Shapes { source, spec: &spec, sites: &sites, rows };
         let memory = shapes.plan(calibration.as_ref(), limits)?;
+        let plain = plain_modules(&spec, source, &sites);
+        accepts_together(format, &sites, &plain)?;
         let mut plan = Self {
-            plain: plain_modules(&spec, source, &sites),
+            plain,
             spec,
             sites,
             copied: vec![],
@@ -444,6 +448,23 @@ fn fit(
     let what =
         format!("{}: format {} cannot hold it: {reason}; {advice}", linear.module, format.id());
     Err(EngineError::Refused(what))
+}
+
+/// Refuses layers that a format can hold, but not in one folder.
+fn accepts_together(
+    format: &'static dyn Format,
+    sites: &[SitePlan],
+    plain: &[String],
+) -> Result<(), EngineError> {
+    let compressed: Vec<(String, Outline)> =
+        sites.iter().map(|site| (site.linear.module.clone(), site.outline.clone())).collect();
+    let reason = format.accepts_together(&Layout { compressed: &compressed, plain });
+    reason.map_err(|reason| {
+        EngineError::Refused(format!(
+            "format {} cannot hold these layers in one folder: {reason}; or add --format native",
+            format.id()
+        ))
+    })
 }
 
 /// A warning for layers that are compressed already.
