@@ -2,6 +2,7 @@
 
 mod harness;
 mod load;
+mod loaders;
 mod memory;
 mod minilm;
 mod ordering;
@@ -17,6 +18,7 @@ pub(crate) const CHECKS: &[Check] = &[
     tokens::CHECK,
     perplexity::CHECK,
     load::CHECK,
+    loaders::CHECK,
     minilm::CHECK,
     ordering::CHECK,
     resume::CHECK,
