@@ -4,6 +4,7 @@ mod floats;
 mod gguf;
 mod harness;
 mod load;
+mod loaders;
 mod memory;
 mod minilm;
 mod ordering;
@@ -20,6 +21,7 @@ pub(crate) const CHECKS: &[Check] = &[
     perplexity::CHECK,
     load::CHECK,
     floats::CHECK,
+    loaders::CHECK,
     minilm::CHECK,
     ordering::CHECK,
     resume::CHECK,

@@ -92,7 +92,8 @@ pub(crate) struct RecipeArguments {
     /// Tokens of a calibration row
     #[arg(long)]
     seq_len: Option<usize>,
-    /// Format of the result: compressed-tensors, native, dense
+    /// Format of the result: compressed-tensors, int-quantized, gguf, gptq, gptq-v2, awq, mlx,
+    /// bitsandbytes, bitsandbytes-fp4, bitnet, hqq, native, dense
     #[arg(long)]
     format: Option<String>,
     /// Any other parameter, for instance gptq.act_order=false

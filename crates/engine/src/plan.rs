@@ -165,8 +165,7 @@ impl Plan {
                 SitePlan { linear, place, stage, step, method_id, blockwise, method, outline };
             sites.push(site);
         }
-        let empty = Layout { compressed: &[], plain: &[] };
-        if sites.is_empty() && format.config(&empty).is_some() {
+        if sites.is_empty() && !holds_plain_models(format) {
             return Err(EngineError::Refused(format!(
                 "no layer of the model is compressed, so that there is nothing to keep in format \
                  {}; compress it, or write it as dense",
@@ -177,6 +176,8 @@ impl Plan {
         notes.extend(rescaled.notes);
         notes.extend(made_apart(source, &spec));
         notes.extend(requantized(source, &sites));
+        let as_read = |(site, what): (&str, &str)| (site.to_owned(), Note::fact(what));
+        notes.extend(source.notes().map(as_read));
         // A search measures every layer, whatever its method needs.
         let calibrated =
             recipe.budget.is_some() || sites.iter().any(|site| site.needs() != Needs::default());
@@ -187,8 +188,10 @@ impl Plan {
         };
         let shapes = Shapes { source, spec: &spec, sites: &sites, rows };
         let memory = shapes.plan(calibration.as_ref(), limits)?;
+        let plain = plain_modules(&spec, source, &sites);
+        accepts_together(format, &sites, &plain)?;
         let mut plan = Self {
-            plain: plain_modules(&spec, source, &sites),
+            plain,
             spec,
             sites,
             copied: vec![],
@@ -532,6 +535,31 @@ fn fit(
     let what =
         format!("{}: format {} cannot hold it: {reason}; {advice}", linear.module, format.id());
     Err(EngineError::Refused(what))
+}
+
+/// Refuses layers that a format can hold, but not in one folder.
+fn accepts_together(
+    format: &'static dyn Format,
+    sites: &[SitePlan],
+    plain: &[String],
+) -> Result<(), EngineError> {
+    let compressed: Vec<(String, Outline)> =
+        sites.iter().map(|site| (site.linear.module.clone(), site.outline.clone())).collect();
+    let reason = format.accepts_together(&Layout { compressed: &compressed, plain });
+    reason.map_err(|reason| {
+        EngineError::Refused(format!(
+            "format {} cannot hold these layers in one folder: {reason}; or add --format native",
+            format.id()
+        ))
+    })
+}
+
+/// Whether a model without compressed layers can be of a format.
+fn holds_plain_models(format: &'static dyn Format) -> bool {
+    let term = TermOutline::Dense { values: FloatType::F16 };
+    let layer = Outline { rows: 1, cols: 1, terms: vec![term] };
+    let empty = Layout { compressed: &[], plain: &[] };
+    format.accepts(&layer).is_ok() && format.config(&empty).is_none()
 }
 
 /// A warning for layers that are compressed already.

@@ -11,7 +11,7 @@ use crate::plan::Plan;
 use crate::recipe::BUILTIN_TEXT;
 use crate::search::{RECIPE_NAME, SEARCH};
 use crate::{EngineError, card};
-use lapidary_formats::{Layout, Source, WeightFiles};
+use lapidary_formats::{Layout, QUANTIZATION_KEYS, Source, WeightFiles};
 use lapidary_store::atomic::{publish_dir, write};
 use lapidary_store::hash::{Sha256, sha256};
 use lapidary_store::{Checkpoint, Dtype};
@@ -140,22 +140,26 @@ fn write_files(job: &Job<'_>, staging: &Path) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// `config.json` of the source with what the format needs in it.
+/// `config.json` of the source with what the format needs in it, and the file of the format's own.
 fn write_config(job: &Job<'_>, plan: &Plan, staging: &Path) -> Result<(), EngineError> {
     let mut config = job.source.config().clone();
     let compressed: Vec<_> =
         plan.sites.iter().map(|site| (site.linear.module.clone(), site.outline.clone())).collect();
     let layout = Layout { compressed: &compressed, plain: &plan.plain };
+    let quantization = plan.format.config(&layout);
     if let Some(fields) = config.as_object_mut() {
-        fields.shift_remove("quantization_config");
-        if let Some(quantization) = plan.format.config(&layout) {
-            fields.insert("quantization_config".to_owned(), quantization);
+        QUANTIZATION_KEYS.iter().for_each(|key| drop(fields.shift_remove(*key)));
+        for key in plan.format.config_keys() {
+            fields.extend(quantization.clone().map(|value| ((*key).to_owned(), value)));
         }
     }
-    let mut bytes = serde_json::to_vec_pretty(&config)
-        .map_err(|error| EngineError::Internal(error.to_string()))?;
-    bytes.push(b'\n');
-    write(&job.fs, &staging.join("config.json"), &bytes)?;
+    let file = plan.format.config_file().zip(quantization.as_ref());
+    for (name, value) in file.into_iter().chain([("config.json", &config)]) {
+        let mut bytes = serde_json::to_vec_pretty(value)
+            .map_err(|error| EngineError::Internal(error.to_string()))?;
+        bytes.push(b'\n');
+        write(&job.fs, &staging.join(name), &bytes)?;
+    }
     Ok(())
 }
 
