@@ -5,6 +5,7 @@
 
 mod edited;
 mod from_gguf;
+mod gpt2;
 
 use crate::gguf::{self, unpermute_rows};
 use crate::{FormatError, Module, Reader, TensorIndex, float_dtype, formats};
@@ -55,6 +56,8 @@ enum Storage {
     Plain(TensorInfo),
     /// A compressed layer.
     Compressed(Module),
+    /// A matrix that stands in the checkpoint the other way round, columns as rows.
+    Transposed(TensorInfo),
     /// A tensor of a GGUF whose rows stand in pairs, for so many heads.
     Paired(TensorInfo, usize),
 }
@@ -125,6 +128,7 @@ impl Source {
                 Some(_) => {}
             }
         }
+        gpt2::undo(&config, &mut tensors);
         let file = |file: &lapidary_store::checkpoint::AuxiliaryFile| SourceFile {
             name: file.name.clone(),
             bytes: file.bytes,
@@ -277,7 +281,7 @@ impl Source {
         let (info, heads) = match &logical.storage {
             Storage::Plain(info) => (info, None),
             Storage::Paired(info, heads) => (info, Some(*heads)),
-            Storage::Compressed(_) => return Ok(None),
+            Storage::Compressed(_) | Storage::Transposed(_) => return Ok(None),
         };
         let (Some(kind), &[rows, cols]) = (gguf::block_kind(info.dtype), &logical.shape[..]) else {
             return Ok(None);
@@ -339,12 +343,12 @@ impl Source {
                 .try_for_each(|rows| sink(&as_floats(&self.rows(name, rows)?)?));
         }
         let info = match &logical.storage {
-            Storage::Plain(info) if !self.is_edited(name) => info,
+            Storage::Plain(info) | Storage::Transposed(info) if !self.is_edited(name) => info,
             _ => return sink(&as_floats(&self.values(logical)?)?),
         };
         let is_kept = info.dtype.safetensors_name().is_some();
         // Blocks never cross a row of the innermost dimension.
-        let width = logical.shape.last().copied().unwrap_or(1);
+        let width = info.shape.last().copied().unwrap_or(1);
         let count: usize = logical.shape.iter().product();
         let rows = count.checked_div(width).unwrap_or(0) as u64;
         let row_bytes = info.span.len().checked_div(rows).unwrap_or(0);
@@ -369,7 +373,7 @@ impl Source {
     /// Type that [`raw`](Self::raw) gives.
     pub fn raw_dtype(&self, tensor: &LogicalTensor) -> Dtype {
         match &tensor.storage {
-            Storage::Plain(info)
+            Storage::Plain(info) | Storage::Transposed(info)
                 if info.dtype.safetensors_name().is_some() && !self.is_edited(&tensor.name) =>
             {
                 info.dtype
@@ -401,6 +405,11 @@ impl Source {
             Storage::Compressed(module) => self.stored(module)?.decode(),
             Storage::Plain(info) => {
                 to_f32(info, &self.checkpoint.read(info)?, logical.shape.iter().product())?
+            }
+            Storage::Transposed(info) => {
+                let count = logical.shape.iter().product();
+                let stored = to_f32(info, &self.checkpoint.read(info)?, count)?;
+                gpt2::transposed(&stored, info.shape[1])
             }
             Storage::Paired(info, heads) => {
                 let count = logical.shape.iter().product();
@@ -439,7 +448,7 @@ impl Source {
                 check_finite(name, &values)?;
                 return Ok(values);
             }
-            Storage::Paired(..) => {
+            Storage::Paired(..) | Storage::Transposed(_) => {
                 let values = self.unedited_values(logical)?;
                 let row = |row: &u32| values[*row as usize * width..][..width].to_vec();
                 return Ok(rows.iter().flat_map(row).collect());
@@ -489,10 +498,26 @@ impl LogicalTensor {
         matches!(self.storage, Storage::Compressed(_))
     }
 
+    /// Whether it stands in the checkpoint the other way round, columns as rows. Handed on as
+    /// [bytes](Source::raw) it stays so.
+    pub fn is_transposed(&self) -> bool {
+        matches!(self.storage, Storage::Transposed(_))
+    }
+
+    /// The shape of what [`Source::raw`] hands on.
+    pub fn raw_shape(&self) -> Vec<usize> {
+        match &self.storage {
+            Storage::Transposed(info) => info.shape.clone(),
+            _ => self.shape.clone(),
+        }
+    }
+
     /// Names of the checkpoint's tensors it is made of.
     pub fn stored_as(&self) -> Vec<&str> {
         match &self.storage {
-            Storage::Plain(info) | Storage::Paired(info, _) => vec![&info.name],
+            Storage::Plain(info) | Storage::Paired(info, _) | Storage::Transposed(info) => {
+                vec![&info.name]
+            }
             Storage::Compressed(module) => module.tensors.iter().map(String::as_str).collect(),
         }
     }
@@ -510,11 +535,13 @@ impl LogicalTensor {
     /// The float type it is handed on as.
     fn float_type(&self) -> FloatType {
         match &self.storage {
-            Storage::Plain(info) | Storage::Paired(info, _) => match info.dtype {
-                Dtype::F32 | Dtype::F64 => FloatType::F32,
-                Dtype::BF16 => FloatType::Bf16,
-                _ => FloatType::F16,
-            },
+            Storage::Plain(info) | Storage::Paired(info, _) | Storage::Transposed(info) => {
+                match info.dtype {
+                    Dtype::F32 | Dtype::F64 => FloatType::F32,
+                    Dtype::BF16 => FloatType::Bf16,
+                    _ => FloatType::F16,
+                }
+            }
             Storage::Compressed(module) => match module.outline.terms.first() {
                 Some(TermOutline::Affine { scales, .. }) => scales.float(),
                 Some(TermOutline::Dense { values: float }) => *float,

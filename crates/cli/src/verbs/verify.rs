@@ -6,7 +6,7 @@ use crate::error::CliError;
 use crate::output::Output;
 use lapidary_engine::{MANIFEST, Manifest, hash_folder};
 use lapidary_formats::Source;
-use lapidary_model::spec;
+use lapidary_model::{ModelError, spec};
 use lapidary_store::Fs;
 use lapidary_weight::Tensors;
 use serde_json::json;
@@ -75,9 +75,16 @@ fn hash_problems(
     Ok(problems)
 }
 
-/// Tensors that the configuration asks for and the folder lacks, has in another shape, or damaged.
+/// Tensors that the configuration asks for and the folder lacks, has in another shape, or damaged;
+/// of a model that no family knows, all that the folder has.
 fn structure_problems(source: &Source, problems: &mut Vec<String>) -> Result<usize, CliError> {
-    let tensors = spec(source.config())?.tensors();
+    let tensors = match spec(source.config()) {
+        Err(ModelError::UnknownArchitecture { .. }) => {
+            let all = source.tensors().iter();
+            all.map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect()
+        }
+        known => known?.tensors(),
+    };
     for (name, need) in &tensors {
         match source.shape(name) {
             None => problems.push(format!("tensor {name} is missing")),
