@@ -96,6 +96,9 @@ pub(crate) struct RecipeArguments {
     /// bitsandbytes, bitsandbytes-fp4, bitnet, hqq, native, dense
     #[arg(long)]
     format: Option<String>,
+    /// Compress a model that no family knows by the shapes of its tensors, without calibration
+    #[arg(long)]
+    allow_unknown: bool,
     /// Any other parameter, for instance gptq.act_order=false
     #[arg(long, value_name = "STEP.KEY=VALUE")]
     set: Vec<String>,
@@ -148,6 +151,7 @@ impl RecipeArguments {
             samples: self.samples,
             seq_len: self.seq_len,
             format: self.format.clone(),
+            allow_unknown: self.allow_unknown,
             budget: budget.into_iter().flatten().next(),
             set: self.set.clone(),
         }

@@ -19,11 +19,11 @@ use lapidary_formats::{
     Container, Format, Kept, Layout, LogicalTensor, ModuleKind, Pattern, Source, find,
 };
 use lapidary_methods::{Blockwise, Method, Needs, Note, Tensorwise};
-use lapidary_model::{LinearOp, Matrix, Place, Spec, spec};
+use lapidary_model::{LinearOp, Matrix, Place, Spec, UNKNOWN};
 use lapidary_store::{Dtype, Fs, TensorSpec};
 use lapidary_weight::{FloatType, Grouping, Outline, Tensors, TermOutline};
 use memory::Shapes;
-use prepare::made_apart;
+use prepare::{by_shapes, made_apart, spec_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -123,7 +123,7 @@ impl Plan {
         // A plan names tensors and counts bytes: any seed will do.
         let prepared = prepared(source, recipe, 0)?;
         let source = prepared.as_ref().unwrap_or(source);
-        let spec = spec(source.config())?;
+        let spec = spec_of(source, recipe)?;
         check_tensors(&spec, source)?;
         let unknown = || EngineError::Refused(format!("there is no format {:?}", recipe.format));
         let format = find(&recipe.format).ok_or_else(unknown)?;
@@ -155,7 +155,7 @@ impl Plan {
             let (chained, unweighted) = with_statistics_there_are(chained, &matrix)?;
             let Chained { step, method_id, blockwise, method } = chained;
             let Fitted { method, outline, note: fitted } = fit(method, &matrix, scales, format)?;
-            let Matrix { linear, place, tied } = matrix;
+            let Matrix { linear, place, tied, .. } = matrix;
             let note = |note| (linear.module.clone(), note);
             notes.extend(kept.into_iter().chain(unweighted).chain(fitted).map(note));
             let of_head = tied.is_some() && method.needs() != Needs::default();
@@ -174,6 +174,7 @@ impl Plan {
         }
         let rescaled = rescale::settle(&spec, &mut sites);
         notes.extend(rescaled.notes);
+        notes.extend(by_shapes(&spec));
         notes.extend(made_apart(source, &spec));
         notes.extend(requantized(source, &sites));
         let as_read = |(site, what): (&str, &str)| (site.to_owned(), Note::fact(what));
@@ -181,6 +182,17 @@ impl Plan {
         // A search measures every layer, whatever its method needs.
         let calibrated =
             recipe.budget.is_some() || sites.iter().any(|site| site.needs() != Needs::default());
+        if calibrated && spec.family == UNKNOWN {
+            let what = "no family knows this model, so that it cannot be run: only methods without \
+                        calibration go to it (rtn, omse, hqq, bcq)";
+            return Err(EngineError::Refused(what.to_owned()));
+        }
+        if calibrated && spec.shares_blocks() {
+            let what = "the blocks of this model share their weights, which have other inputs in \
+                        each: only methods without calibration go to it (rtn, omse, hqq, bcq)";
+            return Err(EngineError::Refused(what.to_owned()));
+        }
+        check_transposed(source, &sites, &rescaled.tensors, format)?;
         let calibration = calibrated.then(|| recipe.calibration.clone());
         let rows = match &calibration {
             Some(calibration) => calibration::shape(fs, calibration, spec.context)?,
@@ -341,7 +353,7 @@ impl Plan {
                     } else if !is_rescaled {
                         self.copied.push(tensor.name.clone());
                     }
-                    self.tensors.push(TensorSpec::new(&tensor.name, dtype, tensor.shape.clone()));
+                    self.tensors.push(TensorSpec::new(&tensor.name, dtype, tensor.raw_shape()));
                 }
             }
         }
@@ -399,6 +411,37 @@ fn check_tensors(spec: &Spec, source: &Source) -> Result<(), EngineError> {
     Ok(())
 }
 
+/// Weights that stand the other way round in the checkpoint can be compressed and copied, not
+/// rewritten as floats: who loads the result would turn them again.
+fn check_transposed(
+    source: &Source,
+    sites: &[SitePlan],
+    rewritten: &[(String, Option<Place>)],
+    format: &'static dyn Format,
+) -> Result<(), EngineError> {
+    let is_transposed = |name: &str| source.get(name).is_some_and(LogicalTensor::is_transposed);
+    let site =
+        sites.iter().map(|site| site.linear.weight.as_str()).find(|name| is_transposed(name));
+    if let Some(name) = site.filter(|_| format.id() != "native") {
+        return Err(EngineError::Refused(format!(
+            "{name}: this model's weights stand as [in, out], and whoever loads the format {} turns \
+             them; add --format native",
+            format.id()
+        )));
+    }
+    let edited = source.tensors().iter().map(|tensor| tensor.name.as_str());
+    let edited = edited.filter(|name| source.is_edited(name));
+    let changed = rewritten.iter().map(|(name, _)| name.as_str()).chain(edited);
+    let is_site = |name: &str| sites.iter().any(|site| site.linear.weight == name);
+    match changed.into_iter().find(|name| is_transposed(name) && !is_site(name)) {
+        Some(name) => Err(EngineError::Refused(format!(
+            "{name}: this model's weights stand as [in, out], and one that a step rewrites must be \
+             compressed too; take it out of ignore"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// The matrices that steps go to, each with the steps' indices.
 fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, Vec<usize>)>, EngineError> {
     let matrices = spec.matrices();
@@ -442,6 +485,7 @@ fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, Vec<usize>)>, Eng
 /// Whether a pattern names a matrix; a table that the head multiplies by has the head's name too.
 pub(crate) fn matches(pattern: &Pattern, matrix: &Matrix) -> bool {
     let kind = match matrix.place {
+        _ if matrix.is_router => ModuleKind::Router,
         Place::Embedding => ModuleKind::Table,
         Place::Block(_) => ModuleKind::Layer,
         Place::Head => ModuleKind::Head,

@@ -2,6 +2,7 @@
 
 mod activations;
 mod block;
+mod expert;
 mod measure;
 mod observe;
 mod publish;

@@ -5,6 +5,10 @@
 
 mod edited;
 mod from_gguf;
+mod gpt2;
+mod logical;
+
+pub use logical::LogicalTensor;
 
 use crate::gguf::{self, unpermute_rows};
 use crate::{
@@ -16,8 +20,9 @@ use lapidary_store::checkpoint::FileHash;
 use lapidary_store::gguf::Metadata;
 use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo};
 use lapidary_weight::{
-    BookType, Dense, Edits, FloatType, Outline, TensorError, Tensors, Term, TermOutline, Weight,
+    Dense, Edits, FloatType, Outline, TensorError, Tensors, Term, TermOutline, Weight,
 };
+use logical::{Storage, float_type, module_float, most_of};
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -42,26 +47,6 @@ pub struct Source {
     edits: Arc<Edits>,
     /// The compressed tables that rows were looked up in, their codes unpacked.
     tables: Mutex<HashMap<String, Arc<Weight>>>,
-}
-
-/// A tensor as the model sees it.
-#[derive(Debug, Clone)]
-pub struct LogicalTensor {
-    /// Hugging Face name.
-    pub name: String,
-    /// Shape, outermost dimension first.
-    pub shape: Vec<usize>,
-    storage: Storage,
-}
-
-#[derive(Debug, Clone)]
-enum Storage {
-    /// A tensor of the checkpoint, as it stands.
-    Plain(TensorInfo),
-    /// A compressed layer, and the type that its values are handed on as.
-    Compressed(Module, FloatType),
-    /// A tensor of a GGUF whose rows stand in pairs, for so many heads.
-    Paired(TensorInfo, usize),
 }
 
 /// A file that goes with the weights.
@@ -145,6 +130,7 @@ impl Source {
                 Some(_) => {}
             }
         }
+        gpt2::undo(&config, &mut tensors);
         let file = |file: &lapidary_store::checkpoint::AuxiliaryFile| SourceFile {
             name: file.name.clone(),
             bytes: file.bytes,
@@ -243,7 +229,7 @@ impl Source {
     /// Compressed layers that are not read as they are stored, with the reason.
     pub fn notes(&self) -> impl Iterator<Item = (&str, &str)> {
         self.tensors.iter().filter_map(|tensor| match &tensor.storage {
-            Storage::Compressed(module) => Some((module.name.as_str(), module.note.as_deref()?)),
+            Storage::Compressed(module, _) => Some((module.name.as_str(), module.note.as_deref()?)),
             _ => None,
         })
     }
@@ -327,7 +313,7 @@ impl Source {
         let (info, heads) = match &logical.storage {
             Storage::Plain(info) => (info, None),
             Storage::Paired(info, heads) => (info, Some(*heads)),
-            Storage::Compressed(..) => return Ok(None),
+            Storage::Compressed(..) | Storage::Transposed(_) => return Ok(None),
         };
         let (Some(kind), &[rows, cols]) = (gguf::block_kind(info.dtype), &logical.shape[..]) else {
             return Ok(None);
@@ -399,12 +385,12 @@ impl Source {
                 .try_for_each(|rows| sink(&as_floats(&self.rows(name, rows)?)?));
         }
         let info = match &logical.storage {
-            Storage::Plain(info) if !self.is_edited(name) => info,
+            Storage::Plain(info) | Storage::Transposed(info) if !self.is_edited(name) => info,
             _ => return sink(&as_floats(&self.values(logical)?)?),
         };
         let is_kept = info.dtype.safetensors_name().is_some();
         // Blocks never cross a row of the innermost dimension.
-        let width = logical.shape.last().copied().unwrap_or(1);
+        let width = info.shape.last().copied().unwrap_or(1);
         let count: usize = logical.shape.iter().product();
         let rows = count.checked_div(width).unwrap_or(0) as u64;
         let row_bytes = info.span.len().checked_div(rows).unwrap_or(0);
@@ -457,7 +443,7 @@ impl Source {
     /// Type that [`raw`](Self::raw) gives.
     pub fn raw_dtype(&self, tensor: &LogicalTensor) -> Dtype {
         match &tensor.storage {
-            Storage::Plain(info)
+            Storage::Plain(info) | Storage::Transposed(info)
                 if info.dtype.safetensors_name().is_some() && !self.is_edited(&tensor.name) =>
             {
                 info.dtype
@@ -470,7 +456,7 @@ impl Source {
     pub fn block_dtype(&self, tensor: &LogicalTensor) -> Option<Dtype> {
         let info = match &tensor.storage {
             Storage::Plain(info) | Storage::Paired(info, _) => info,
-            Storage::Compressed(_) => return None,
+            Storage::Compressed(..) | Storage::Transposed(_) => return None,
         };
         let is_blocks = info.dtype.block_elements() > 1 && tensor.shape.len() == 2;
         (is_blocks && !self.is_edited(&tensor.name)).then_some(info.dtype)
@@ -507,6 +493,11 @@ impl Source {
             Storage::Compressed(module, _) => self.stored(module)?.decode(),
             Storage::Plain(info) => {
                 to_f32(info, &self.checkpoint.read(info)?, logical.shape.iter().product())?
+            }
+            Storage::Transposed(info) => {
+                let count = logical.shape.iter().product();
+                let stored = to_f32(info, &self.checkpoint.read(info)?, count)?;
+                gpt2::transposed(&stored, info.shape[1])
             }
             Storage::Paired(info, heads) => {
                 let count = logical.shape.iter().product();
@@ -545,7 +536,7 @@ impl Source {
                 check_finite(name, &values)?;
                 return Ok(values);
             }
-            Storage::Paired(..) => {
+            Storage::Paired(..) | Storage::Transposed(_) => {
                 let values = self.unedited_values(logical)?;
                 let row = |row: &u32| values[*row as usize * width..][..width].to_vec();
                 return Ok(rows.iter().flat_map(row).collect());
@@ -587,70 +578,6 @@ impl Source {
         tables.insert(name.to_owned(), Arc::clone(&table));
         Ok(table)
     }
-}
-
-impl LogicalTensor {
-    /// Whether it is a compressed layer.
-    pub fn is_compressed(&self) -> bool {
-        matches!(self.storage, Storage::Compressed(..))
-    }
-
-    /// Names of the checkpoint's tensors it is made of.
-    pub fn stored_as(&self) -> Vec<&str> {
-        match &self.storage {
-            Storage::Plain(info) | Storage::Paired(info, _) => vec![&info.name],
-            Storage::Compressed(module, _) => module.tensors.iter().map(String::as_str).collect(),
-        }
-    }
-
-    /// Type in the file of a matrix of plain floats.
-    fn float_dtype_of_matrix(&self) -> Option<Dtype> {
-        match &self.storage {
-            Storage::Plain(info) | Storage::Paired(info, _) if info.shape.len() == 2 => {
-                Some(info.dtype)
-            }
-            _ => None,
-        }
-    }
-
-    /// The float type it is handed on as.
-    fn float_type(&self) -> FloatType {
-        match &self.storage {
-            Storage::Plain(info) | Storage::Paired(info, _) => float_type(info.dtype),
-            Storage::Compressed(_, float) => *float,
-        }
-    }
-}
-
-/// The float type that values of a type are handed on as.
-fn float_type(dtype: Dtype) -> FloatType {
-    match dtype {
-        Dtype::F32 | Dtype::F64 => FloatType::F32,
-        Dtype::BF16 => FloatType::Bf16,
-        _ => FloatType::F16,
-    }
-}
-
-/// The float type of a compressed layer, where its scales tell: those of integers are of the model's
-/// type, those of floats may be of any.
-fn module_float(module: &Module) -> Option<FloatType> {
-    match module.outline.terms.first()? {
-        TermOutline::Affine { scales, .. } => Some(scales.float()),
-        TermOutline::Dense { values: float } => Some(*float),
-        TermOutline::Lookup { books: BookType::Fixed(_), .. } => None,
-        _ => Some(FloatType::F16),
-    }
-}
-
-/// The type that most values are of.
-fn most_of(tensors: impl Iterator<Item = (FloatType, usize)>) -> FloatType {
-    let mut counts = [(FloatType::F16, 0), (FloatType::Bf16, 0), (FloatType::F32, 0)];
-    for (float, size) in tensors {
-        if let Some((_, count)) = counts.iter_mut().find(|(known, _)| *known == float) {
-            *count += size;
-        }
-    }
-    counts.iter().max_by_key(|(_, count)| *count).map_or(FloatType::F16, |(float, _)| *float)
 }
 
 impl Tensors for Source {

@@ -7,7 +7,7 @@ use crate::output::Output;
 use lapidary_engine::target::Stored;
 use lapidary_engine::{MANIFEST, Manifest, hash_folder};
 use lapidary_formats::Source;
-use lapidary_model::{Spec, spec};
+use lapidary_model::{ModelError, Spec, spec};
 use lapidary_store::Fs;
 use lapidary_weight::Tensors;
 use serde_json::json;
@@ -29,10 +29,13 @@ pub(crate) fn run(arguments: &VerifyArguments, output: &mut Output) -> Result<()
     // A changed file is best named as such, before its content is tried.
     refuse(folder, &problems)?;
     let source = Source::open(Arc::clone(&fs), folder)?;
-    let model = spec(source.config())?;
-    let checked = structure_problems(&source, &model, &mut problems);
-    let findings = arguments.target.target().map(|target| {
-        let findings = target.findings(&Stored::in_source(&source, &model));
+    let model = match spec(source.config()) {
+        Err(ModelError::UnknownArchitecture { .. }) => None,
+        known => Some(known?),
+    };
+    let checked = structure_problems(&source, model.as_ref(), &mut problems);
+    let findings = arguments.target.target().zip(model.as_ref()).map(|(target, model)| {
+        let findings = target.findings(&Stored::in_source(&source, model));
         (target.engine, findings)
     });
     let refused = findings.iter().flat_map(|(_, findings)| findings).filter(|f| f.is_refused);
@@ -99,9 +102,12 @@ fn hash_problems(
     Ok(problems)
 }
 
-/// Tensors that the configuration asks for and the folder lacks, has in another shape, or damaged.
-fn structure_problems(source: &Source, model: &Spec, problems: &mut Vec<String>) -> usize {
-    let tensors = model.tensors();
+/// Tensors that the configuration asks for and the folder lacks, has in another shape, or damaged;
+/// of a model that no family knows, all that the folder has.
+fn structure_problems(source: &Source, model: Option<&Spec>, problems: &mut Vec<String>) -> usize {
+    let all = source.tensors().iter();
+    let all = || all.map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
+    let tensors = model.map_or_else(all, Spec::tensors);
     for (name, need) in &tensors {
         match source.shape(name) {
             None => problems.push(format!("tensor {name} is missing")),

@@ -1,6 +1,7 @@
 //! One block: gather its statistics, encode its sites, move the activations past it.
 
 use super::activations::{Activations, Streams, Writer};
+use super::expert::Expert;
 use super::rescale::Rewritten;
 use super::work::Work;
 use super::{Job, next_block, stage_name};
@@ -243,8 +244,12 @@ impl BlockRunner<'_> {
             let weight = &site.linear.weight;
             let group = groups.iter().find(|g| g.linears.iter().any(|l| l.weight == *weight));
             let statistics = group.and_then(|group| statistics.get(&group.linears[0].module));
+            let is_routed = group.is_some_and(|group| graph.is_routed(group.value));
+            let expert = is_routed.then(|| Expert::new(site, statistics, self.plan)).flatten();
+            let site = expert.as_ref().map_or(site, |expert| &expert.site);
             let peak = peaks.of(self.plan, site, group, &view)?;
             let (mut record, tensors, weight) = self.encode_site(site, &view, statistics, peak)?;
+            record.notes.splice(0..0, expert.map(|expert| expert.notes).unwrap_or_default());
             record.notes.splice(0..0, notes.remove(&record.name).unwrap_or_default());
             done.sites.push(record);
             done.tensors.extend(tensors);
