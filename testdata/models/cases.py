@@ -130,16 +130,16 @@ DECODERS = [
         old=old_rope(10000.0) | {"layer_types": None},
     ),
     Case(
-        "gemma3", "norms of queries and keys; five layers of six see a window and have another base",
-        dict(GEMMA3, num_hidden_layers=6, hidden_size=16, intermediate_size=20), seq=24,
+        "gemma3", "norms of queries and keys; two layers of three see a window and have another base",
+        dict(GEMMA3, num_hidden_layers=3, sliding_window_pattern=3), seq=24,
         overlooked=[
-            {"sliding_window": 5}, {"layer_types": ["sliding_attention"] * 6},
+            {"sliding_window": 5}, {"layer_types": ["sliding_attention"] * 3},
             {"rope_parameters": {
                 "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
         ],
         old=old_rope(1000000.0)
-        | {"rope_local_base_freq": 10000.0, "layer_types": None, "sliding_window_pattern": 6},
+        | {"rope_local_base_freq": 10000.0, "layer_types": None, "sliding_window_pattern": 3},
     ),
     Case(
         "gemma3-scaled", "full layers stretched by 4, a base of 100 in the others, a final cap",
