@@ -19,7 +19,7 @@ use lapidary_formats::{
     Container, Format, Kept, Layout, LogicalTensor, ModuleKind, Pattern, Source, find,
 };
 use lapidary_methods::{Blockwise, Method, Needs, Note, Tensorwise};
-use lapidary_model::{LinearOp, Matrix, Place, Spec, UNKNOWN};
+use lapidary_model::{LinearOp, Matrix, Place, Spec, UNKNOWN, spec};
 use lapidary_store::{Dtype, Fs, TensorSpec};
 use lapidary_weight::{FloatType, Grouping, Outline, Tensors, TermOutline};
 use memory::Shapes;

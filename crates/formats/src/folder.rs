@@ -63,6 +63,9 @@ impl Grid {
         let GroupType::Plain(scales) = scales else {
             return Err(format!("its scales are plain floats, not {}", outline.describe()));
         };
+        if let Grouping::Blocks { .. } = grouping {
+            return Err(format!("it has no scales for rectangles, as {}", outline.describe()));
+        }
         if let Grouping::Columns(width) = grouping
             && outline.cols % width != 0
         {
@@ -97,7 +100,7 @@ impl Grid {
     pub(crate) fn group_size(&self) -> i64 {
         match self.grouping {
             Grouping::Columns(width) => width.get() as i64,
-            Grouping::Row | Grouping::Tensor => -1,
+            Grouping::Row | Grouping::Tensor | Grouping::Blocks { .. } => -1,
         }
     }
 }

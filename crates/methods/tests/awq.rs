@@ -35,7 +35,6 @@ impl Layers {
             rows: rows(weight),
             weight,
             scale_type: FloatType::F32,
-            peak: None,
             encoder: &*self.encoder,
         });
         let readers = readers.collect();

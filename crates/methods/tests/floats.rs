@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Random, encode, method, weight_error};
-use lapidary_methods::{Site, Tensorwise};
+use lapidary_methods::Site;
 use lapidary_weight::{FloatType, GroupFloats, Grouping, Lookup, SmallFloat, Term};
 use serde_json::{Value, json};
 

@@ -144,7 +144,7 @@ fn codebooks_get_finer_groups_and_sums_of_terms_stay_as_they_are() {
         books: vec![-1.0, -0.25, 0.5, 1.0],
         book_per_row: false,
         scales: Some((columns(64), scales)),
-        book_type: FloatType::F32,
+        book_type: FloatType::F32.into(),
     };
     let weight = Weight::new(1, 128, vec![Term::Lookup(lookup)]).unwrap();
     let all = restatements(&weight.outline());

@@ -5,8 +5,8 @@ use crate::folder::{Bytes, Parts, checked, weight};
 use crate::{FormatError, Module, ReadTensor};
 use lapidary_store::{Dtype, TensorSpec};
 use lapidary_weight::{
-    FloatType, GroupFloats, GroupType, Grouping, Levels, Lookup, Origin, Outline, Runs, Term,
-    TermOutline, TwoLevel, Weight,
+    BookType, FloatType, GroupFloats, GroupType, Grouping, Levels, Lookup, Origin, Outline, Runs,
+    Term, TermOutline, TwoLevel, Weight,
 };
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
@@ -113,7 +113,7 @@ impl State {
                 bits: 4,
                 grouping: Some(grouping),
                 book_per_row: false,
-                books: FloatType::F32,
+                books: BookType::Stored(FloatType::F32),
                 scales,
             },
         ] = outline.terms[..]
@@ -322,7 +322,7 @@ pub(super) fn module(parts: Parts<'_>) -> Result<Module, FormatError> {
         Some(width) if width.get() < cols => Grouping::Columns(width),
         _ => Grouping::Row,
     };
-    let books = FloatType::F32;
+    let books = FloatType::F32.into();
     let term = TermOutline::Lookup {
         bits: 4,
         grouping: Some(grouping),
@@ -399,7 +399,7 @@ pub(super) fn decode(
         books: bytes.floats("weight.quant_map", float)?,
         book_per_row: false,
         scales: Some((grouping, scales)),
-        book_type: float,
+        book_type: float.into(),
     };
     weight(module, rows, cols, Term::Lookup(lookup))
 }

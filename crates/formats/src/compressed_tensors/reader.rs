@@ -238,8 +238,7 @@ impl FolderReader {
                 return Err(FormatError::malformed(&need.name, what));
             }
         }
-        let tensors = needed.into_iter().map(|tensor| tensor.name).collect();
-        Ok(Module::new(name, outline, tensors))
+        Ok(Module::new(name, outline, needed.into_iter().map(|tensor| tensor.name)))
     }
 }
 

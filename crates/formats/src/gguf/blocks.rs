@@ -69,11 +69,11 @@ impl Layout {
         floats: Vec<f32>,
     ) -> Result<GroupFloats, WeightError> {
         match self.floats() {
-            GroupType::Plain(float) => Ok(GroupFloats::plain(floats, float)),
             GroupType::TwoLevel(kind) => {
                 let offsets = vec![];
                 GroupFloats::two_level(Levels { kind, per_row, codes, coarse: floats, offsets })
             }
+            _ => Ok(GroupFloats::plain(floats, FloatType::F16)),
         }
     }
 }

@@ -22,7 +22,7 @@ impl Scheme {
     fn of(grid: &Grid) -> Self {
         let group_size = match grid.grouping {
             Grouping::Columns(width) => Some(width),
-            Grouping::Row | Grouping::Tensor => None,
+            Grouping::Row | Grouping::Tensor | Grouping::Blocks { .. } => None,
         };
         Self { bits: grid.bits, group_size, symmetric: grid.zeros == ZeroType::Middle }
     }

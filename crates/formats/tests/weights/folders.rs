@@ -81,7 +81,7 @@ impl Random {
             books,
             book_per_row: false,
             scales: Some((grouping, scales)),
-            book_type: float,
+            book_type: float.into(),
         };
         Weight::new(rows, cols, vec![Term::Lookup(lookup)]).unwrap()
     }
