@@ -82,12 +82,16 @@ const RULES: &[Rules] = &[
     marlin("compressed-tensors", &[4, 8]),
     marlin("gptq", &[4, 8]),
     Rules { other_bits: false, ..marlin("awq", &[4]) },
+    Rules { bits: &[2, 3, 4, 8], fused: true, ..free(Engine::Vllm, "gptq-v2") },
     Rules { fused: true, ..free(Engine::Vllm, "bitsandbytes") },
     free(Engine::Transformers, "dense"),
     free(Engine::Transformers, "compressed-tensors"),
+    free(Engine::Transformers, "int-quantized"),
     Rules { bits: &[2, 3, 4, 8], other_bits: false, ..free(Engine::Transformers, "gptq") },
+    Rules { bits: &[2, 3, 4, 8], other_bits: false, ..free(Engine::Transformers, "gptq-v2") },
     Rules { bits: &[4], other_bits: false, ..free(Engine::Transformers, "awq") },
     free(Engine::Transformers, "bitsandbytes"),
+    free(Engine::Transformers, "bitsandbytes-fp4"),
     free(Engine::Transformers, "bitnet"),
     free(Engine::Transformers, "hqq"),
     Rules { tables: true, ..free(Engine::LlamaCpp, "gguf") },
@@ -290,7 +294,8 @@ impl Target {
     /// that read what such layers make by columns.
     fn part(&self, spec: &Spec, module: &str, outline: &Outline) -> (usize, usize) {
         let devices = self.tensor_parallel.get();
-        let block = spec.blocks.iter().find(|block| block.linears().any(|l| l.module == module));
+        let mut blocks = spec.blocks.iter();
+        let block = blocks.find(|block| block.linears().any(|linear| linear.module == module));
         let group = block.and_then(|block| {
             let groups = block.shared_inputs();
             let group = groups.into_iter().find(|g| g.linears.iter().any(|l| l.module == module));
@@ -300,8 +305,11 @@ impl Target {
             let node = block.producer(value).map(|node| &node.op);
             matches!(node, None | Some(Op::RmsNorm { .. } | Op::LayerNorm { .. } | Op::Add))
         });
+        // Where there are fewer key heads than devices, each has a whole one.
+        let heads = block.and_then(attention).filter(|a| outline.rows == a.kv_heads * a.head_dim);
+        let least = heads.map_or(0, |attention| attention.head_dim);
         match reads_norm {
-            true => (outline.rows / devices, outline.cols),
+            true => ((outline.rows / devices).max(least), outline.cols),
             false => (outline.rows, outline.cols / devices),
         }
     }

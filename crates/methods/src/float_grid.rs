@@ -165,7 +165,8 @@ impl Tensorwise for FloatGrid {
 /// such layers and have one divisor for all of them.
 fn divisor(site: &Site<'_>) -> f32 {
     let peak = site.peak.unwrap_or_else(|| magnitude(site.weight));
-    let divisor = SmallFloat::E4M3.largest() * SmallFloat::E2M1.largest() / peak;
+    // As the reference rounds it: a number over a tensor is its reciprocal times the number.
+    let divisor = peak.recip() * (SmallFloat::E4M3.largest() * SmallFloat::E2M1.largest());
     if divisor.is_finite() { divisor } else { 1.0 }
 }
 

@@ -139,8 +139,9 @@ fn other_zeros(
     new_scales: GroupType,
     is_wider: bool,
 ) -> Vec<(ZeroType, bool)> {
-    // A code times a scale of 16 bits is exact in 32.
-    let is_short = |kind: GroupType| !matches!(kind, GroupType::Plain(FloatType::F32));
+    // A code times a scale of 16 bits is exact in 32; one of two levels has more bits.
+    let is_short =
+        matches!(scales, GroupType::Plain(FloatType::F16) | GroupType::Plain(FloatType::Bf16));
     let plain = FLOATS.map(GroupType::Plain);
     match zeros {
         ZeroType::Middle | ZeroType::Codes => {
@@ -148,7 +149,7 @@ fn other_zeros(
             let minima = |kind: GroupType| {
                 let is_wide = kind == GroupType::Plain(FloatType::F32);
                 let is_power = is_middle && kind == new_scales && scales == new_scales;
-                (ZeroType::Minima(kind), is_power || (is_wide && is_short(scales)))
+                (ZeroType::Minima(kind), is_short && (is_power || is_wide))
             };
             let middle = (ZeroType::Middle, true);
             std::iter::once(middle)

@@ -91,8 +91,9 @@ fn group_floats(
             );
         }
         GroupType::Small(kind) => {
-            // Far from the ends, where products with the numbers of the tests stay finite.
-            let spread = codes(count, seed ^ 14, 5).into_iter().map(|code| code + 100).collect();
+            // Far from the ends, where products with the numbers of the tests stay finite, and below
+            // E4M3's NaN.
+            let spread = codes(count, seed ^ 14, 5).into_iter().map(|code| code + 90).collect();
             let floats = GroupFloats::small(kind.float, spread, kind.divided.then_some(3.0));
             return (floats.unwrap(), count as u64 * 8 + if kind.divided { 32 } else { 0 });
         }

@@ -26,7 +26,8 @@ const CASES: [(&str, &[&str]); 7] = [
 fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
     let model = context.model("offgrid")?;
     for (recipe, more) in CASES {
-        let arguments = ["--recipe", recipe].iter().chain(more).map(|text| (*text).to_owned());
+        let chosen = ["--recipe", recipe];
+        let arguments = chosen.iter().chain(more).map(|text| (*text).to_owned());
         let made = context.compressed(&model, &arguments.collect::<Vec<_>>())?;
         let what = [&[recipe][..], &more[more.len().min(2)..]].concat().join(" ");
         loads(context, report, &what, &made.folder)?;

@@ -73,7 +73,7 @@ fn folders_of_other_tools_are_written_read_back_and_compressed_again() {
         assert_eq!(own.exists(), format.starts_with("gptq"), "{format}");
         // What the folder says of its layers is not left in the next one.
         setup.model = output;
-        setup.recipe = setup.recipe.replace(format, "dense");
+        setup.recipe = setup.recipe.replace(&format!("format: {format}\n"), "format: dense\n");
         let again = scratch.path().join("again");
         setup.run(&again).unwrap_or_else(|e| panic!("{name} {format}: {e}"));
         assert!(!again.join("quantize_config.json").exists());
@@ -137,7 +137,9 @@ fn every_preset_runs() {
     // Those for llama.cpp want a model with a tokenizer, and have a test of their own.
     for preset in presets().into_iter().filter(|preset| !preset.name.starts_with('Q')) {
         let scratch = scratch();
-        let mut setup = Setup::new("llama-untied", "method: rtn", scratch.path(), "native");
+        // Blocks of 32 floats divide the layers of few of the tiny models.
+        let name = if preset.name.contains("FP") { "bert-model" } else { "llama-untied" };
+        let mut setup = Setup::new(name, "method: rtn", scratch.path(), "native");
         let rows = scratch.path().join("rows.safetensors").display().to_string();
         let mut recipe = preset.recipe().unwrap().to_json();
         recipe["calibration"]["text"] = rows.into();
