@@ -130,48 +130,7 @@ impl Plan {
         let container = format.container(source)?;
         let float_type = source.float_type();
         let mut notes = vec![];
-        let choice = choose(&spec, recipe)?;
-        let mut sites = vec![];
-        for (matrix, steps) in choice {
-            let chained = chain::link(recipe, &steps, &matrix.linear.module)?;
-            if chained.blockwise.is_some() && matrix.place == Place::Embedding {
-                return Err(EngineError::Refused(format!(
-                    "step {}: the rows of {} are looked up, so that its inputs cannot be scaled; \
-                     add it to ignore, or with untie: true give the head that shares it its own",
-                    chained.step, matrix.linear.module
-                )));
-            }
-            let scales = format.scale_type(float_type);
-            let (chained, kept) = match chained.method.keeps_stored() {
-                false => (chained, None),
-                true => match stored::bind(chained, &matrix, source, scales, format)? {
-                    Binding::To(chained, note) => (chained, note),
-                    Binding::Plain(note) => {
-                        notes.extend(note.map(|note| (matrix.linear.module, note)));
-                        continue;
-                    }
-                },
-            };
-            let (chained, unweighted) = with_statistics_there_are(chained, &matrix)?;
-            let Chained { step, method_id, blockwise, method } = chained;
-            let Fitted { method, outline, note: fitted } = fit(method, &matrix, scales, format)?;
-            let Matrix { linear, place, tied, .. } = matrix;
-            let note = |note| (linear.module.clone(), note);
-            notes.extend(kept.into_iter().chain(unweighted).chain(fitted).map(note));
-            let of_head = tied.is_some() && method.needs() != Needs::default();
-            let stage = if of_head { Place::Head } else { place };
-            let method = method.into();
-            let site =
-                SitePlan { linear, place, stage, step, method_id, blockwise, method, outline };
-            sites.push(site);
-        }
-        if sites.is_empty() && !holds_plain_models(format) {
-            return Err(EngineError::Refused(format!(
-                "no layer of the model is compressed, so that there is nothing to keep in format \
-                 {}; compress it, or write it as dense",
-                format.id()
-            )));
-        }
+        let mut sites = sites(source, &spec, recipe, format, &mut notes)?;
         let rescaled = rescale::settle(&spec, &mut sites);
         notes.extend(rescaled.notes);
         notes.extend(by_shapes(&spec));
@@ -395,6 +354,58 @@ fn difference(have: &Spec, read: &Spec) -> Option<String> {
     ];
     let found = parts.into_iter().find(|(differs, _)| *differs);
     Some(found.map_or_else(|| "its shape".to_owned(), |(_, what)| what))
+}
+
+/// The sites of a recipe, each with its method; what departs from the recipe goes to the notes.
+fn sites(
+    source: &Source,
+    spec: &Spec,
+    recipe: &Recipe,
+    format: &'static dyn Format,
+    notes: &mut Vec<(String, Note)>,
+) -> Result<Vec<SitePlan>, EngineError> {
+    let choice = choose(spec, recipe)?;
+    let scales = format.scale_type(source.float_type());
+    let mut sites = vec![];
+    for (matrix, steps) in choice {
+        let chained = chain::link(recipe, &steps, &matrix.linear.module)?;
+        if chained.blockwise.is_some() && matrix.place == Place::Embedding {
+            return Err(EngineError::Refused(format!(
+                "step {}: the rows of {} are looked up, so that its inputs cannot be scaled; \
+                 add it to ignore, or with untie: true give the head that shares it its own",
+                chained.step, matrix.linear.module
+            )));
+        }
+        let (chained, kept) = match chained.method.keeps_stored() {
+            false => (chained, None),
+            true => match stored::bind(chained, &matrix, source, scales, format)? {
+                Binding::To(chained, note) => (chained, note),
+                Binding::Plain(note) => {
+                    notes.extend(note.map(|note| (matrix.linear.module, note)));
+                    continue;
+                }
+            },
+        };
+        let (chained, unweighted) = with_statistics_there_are(chained, &matrix)?;
+        let Chained { step, method_id, blockwise, method } = chained;
+        let Fitted { method, outline, note: fitted } = fit(method, &matrix, scales, format)?;
+        let Matrix { linear, place, tied, .. } = matrix;
+        let note = |note| (linear.module.clone(), note);
+        notes.extend(kept.into_iter().chain(unweighted).chain(fitted).map(note));
+        let of_head = tied.is_some() && method.needs() != Needs::default();
+        let stage = if of_head { Place::Head } else { place };
+        let method = method.into();
+        let site = SitePlan { linear, place, stage, step, method_id, blockwise, method, outline };
+        sites.push(site);
+    }
+    if sites.is_empty() && !holds_plain_models(format) {
+        return Err(EngineError::Refused(format!(
+            "no layer of the model is compressed, so that there is nothing to keep in format \
+             {}; compress it, or write it as dense",
+            format.id()
+        )));
+    }
+    Ok(sites)
 }
 
 /// Every tensor that the model reads must be there, with the shape that the configuration says.

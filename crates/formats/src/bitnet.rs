@@ -26,11 +26,14 @@ pub(crate) struct BitNet;
 /// Type of the scale of an outline that can hold ternary weights.
 fn scale_type(outline: &Outline) -> Result<FloatType, String> {
     let float = match outline.terms[..] {
-        [TermOutline::Affine { bits: 2, grouping, zeros, scales: GroupType::Plain(float) }]
-            if matches!(zeros, ZeroType::Middle | ZeroType::Codes) =>
-        {
-            (grouping == Grouping::Tensor).then_some(float)
-        }
+        [
+            TermOutline::Affine {
+                bits: 2,
+                grouping,
+                zeros: ZeroType::Middle | ZeroType::Codes,
+                scales: GroupType::Plain(float),
+            },
+        ] => (grouping == Grouping::Tensor).then_some(float),
         [
             TermOutline::Lookup {
                 bits: 2,

@@ -191,7 +191,7 @@ impl Format for Gptq {
         _dtype: FloatType,
         read: ReadTensor<'_>,
     ) -> Result<Weight, FormatError> {
-        Gptq::decode(*self, module, outline, read)
+        Self::decode(*self, module, outline, read)
     }
 
     fn config(&self, layout: &Layout<'_>) -> Option<Value> {

@@ -1,5 +1,7 @@
 //! FP8, NVFP4, MXFP4 and MXFP8 against their definitions.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
 mod common;
 
 use common::{Random, encode, method, weight_error};

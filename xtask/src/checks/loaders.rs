@@ -57,7 +57,7 @@ fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
         let (layers, worst) = compare(context, &folder, &out)?;
         let loader = found["loader"].as_str().unwrap_or("nothing").to_owned();
         let figures = format!("{layers} layers by {loader}, the largest difference {worst:.1e}");
-        let is_whole = found["layers"] == Value::from(layers) && layers > 0;
+        let is_whole = found["layers"] == layers && layers > 0;
         report.line(is_whole && worst <= TOLERANCE, &format!("{format}, {step}"), &figures);
         table.push(format!("| {format} | {step} | {loader} | {layers} | {worst:.1e} |"));
     }

@@ -50,7 +50,7 @@ pub(crate) fn run(
         || {
             let mut json = to_json(&outcome, folder);
             json["exact"] = json!(outcome.manifest.sites.len() - changed.len());
-            json["changed"] = changed.iter().map(|site| error_of(site)).collect();
+            json["changed"] = changed.iter().map(error_of).collect();
             json
         },
         || describe(&outcome, folder, changed.len()),

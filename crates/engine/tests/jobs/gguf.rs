@@ -27,7 +27,9 @@ fn with_tokenizer(name: &str, folder: &Path) -> PathBuf {
     let words = config["model_type"] == "bert";
     let token = |id: u64| match (words, id) {
         (true, 0..5) => ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"][id as usize].to_owned(),
-        (true, _) if id % 2 == 0 => format!("##{}", char::from_u32(0x61 + id as u32).unwrap()),
+        (true, _) if id.is_multiple_of(2) => {
+            format!("##{}", char::from_u32(0x61 + id as u32).unwrap())
+        }
         (false, 0..3) => format!("<|{id}|>"),
         _ => char::from_u32(0x21 + id as u32).unwrap().to_string(),
     };

@@ -115,8 +115,10 @@ impl Format for CompressedTensors {
         for (module, outline) in layout.compressed {
             let scheme = self.scheme(outline).ok()?;
             let (format, weights) = (scheme.format(), scheme.arguments());
-            match groups.iter_mut().find(|(name, known, _)| (*name, &*known) == (format, &weights))
-            {
+            let is_it = |(name, known, _): &&mut (&str, Value, Vec<&str>)| {
+                *name == format && *known == weights
+            };
+            match groups.iter_mut().find(is_it) {
                 Some((_, _, modules)) => modules.push(module),
                 None => groups.push((format, weights, vec![module])),
             }

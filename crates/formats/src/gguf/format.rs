@@ -43,7 +43,7 @@ impl Format for Gguf {
 
     fn tensors(&self, module: &str, outline: &Outline, dtype: FloatType) -> Vec<TensorSpec> {
         // Of an outline that is not accepted there are none; whoever asks has been told.
-        let found = blocks::dtype_of(outline).unwrap_or(crate::float_dtype(dtype));
+        let found = blocks::dtype_of(outline).unwrap_or_else(|_| crate::float_dtype(dtype));
         let shape = [outline.rows, outline.cols];
         vec![TensorSpec::new(format!("{module}.weight"), found, shape)]
     }

@@ -28,7 +28,7 @@ impl Scheme {
     }
 
     fn fields(self) -> [(&'static str, Value); 3] {
-        let size = self.group_size.map_or(json!(-1), |size| json!(size));
+        let size = self.group_size.map_or_else(|| json!(-1), |size| json!(size));
         [("bits", json!(self.bits)), ("group_size", size), ("sym", json!(self.symmetric))]
     }
 
@@ -54,7 +54,8 @@ impl Scheme {
             },
         };
         let asymmetric = fields.get("zero_point").and_then(Value::as_bool);
-        let symmetric = fields.get("sym").and_then(Value::as_bool).or(asymmetric.map(|a| !a));
+        let symmetric =
+            fields.get("sym").and_then(Value::as_bool).or_else(|| asymmetric.map(|a| !a));
         Ok(Self { bits, group_size, symmetric: symmetric.unwrap_or(self.symmetric) })
     }
 }

@@ -99,7 +99,7 @@ impl Random {
     /// Codes that stand for numbers.
     pub(crate) fn small_codes(&mut self, float: SmallFloat, count: usize) -> Vec<u8> {
         let numbers: Vec<u8> = (0..=u8::MAX)
-            .filter(|code| float.is_number(*code) && code >> float.bits() % 8 == 0)
+            .filter(|code| float.is_number(*code) && code >> (float.bits() % 8) == 0)
             .collect();
         (0..count).map(|_| numbers[self.below(numbers.len())]).collect()
     }

@@ -245,8 +245,9 @@ impl<'a> Machine<'a> {
         let operation = self.number(1)? as u8;
         match operation {
             // PROTO, FRAME: how the rest is written.
-            0x80 => drop(self.take(1)?),
-            0x95 => drop(self.take(8)?),
+            0x80 | 0x95 => {
+                self.take(if operation == 0x80 { 1 } else { 8 })?;
+            }
             b'.' => return self.pop().map(Some),
             b'(' => self.marks.push(self.stack.len()),
             b'N' => self.stack.push(Value::None),

@@ -178,7 +178,8 @@ impl Vocabulary {
             put(token, &added["id"], spelled, usage)?;
         }
         let filled = found.into_iter().enumerate();
-        let filled = filled.map(|(id, token)| token.unwrap_or((format!("[PAD{id}]"), Use::Unused)));
+        let unused = |id: usize| (format!("[PAD{id}]"), Use::Unused);
+        let filled = filled.map(|(id, token)| token.unwrap_or_else(|| unused(id)));
         let (tokens, uses) = filled.unzip();
         Ok(Self { tokens, uses, ids })
     }
