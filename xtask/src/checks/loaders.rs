@@ -6,7 +6,6 @@ use crate::error::Error;
 use crate::process::json;
 use lapidary_store::{Checkpoint, RealFs};
 use lapidary_weight::{FloatType, Tensors};
-use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
