@@ -1,7 +1,10 @@
 //! The checks, one file each, in the order in which they run.
 
+mod floats;
+mod gguf;
 mod harness;
 mod load;
+mod loaders;
 mod memory;
 mod minilm;
 mod ordering;
@@ -17,10 +20,13 @@ pub(crate) const CHECKS: &[Check] = &[
     tokens::CHECK,
     perplexity::CHECK,
     load::CHECK,
+    floats::CHECK,
+    loaders::CHECK,
     minilm::CHECK,
     ordering::CHECK,
     resume::CHECK,
     memory::CHECK,
     running::CHECK,
     harness::CHECK,
+    gguf::CHECK,
 ];

@@ -1,7 +1,9 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lapidary_engine::plan::Limits;
 use lapidary_engine::recipe::{Budget, Overrides, parse_bytes};
+use lapidary_engine::target::{Engine, Target};
 use lapidary_runtime::{CacheType, Options, Precision};
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroUsize;
@@ -30,6 +32,8 @@ pub(crate) enum Verb {
     Plan(PlanArguments),
     /// Compress a model; run again, it goes on where it was interrupted
     Compress(CompressArguments),
+    /// The same model in another format; compressed layers stay as they are where that can hold them
+    Convert(ConvertArguments),
     /// What is in a checkpoint: layers, terms, bits, sizes
     Inspect(InspectArguments),
     /// Perplexity, divergence from a reference, bits per weight
@@ -88,18 +92,46 @@ pub(crate) struct RecipeArguments {
     /// Tokens of a calibration row
     #[arg(long)]
     seq_len: Option<usize>,
-    /// Format of the result: compressed-tensors, native, dense
+    /// Format of the result: compressed-tensors, int-quantized, gguf, gptq, gptq-v2, awq, mlx,
+    /// bitsandbytes, bitsandbytes-fp4, bitnet, hqq, native, dense
     #[arg(long)]
     format: Option<String>,
+    /// Compress a model that no family knows by the shapes of its tensors, without calibration
+    #[arg(long)]
+    allow_unknown: bool,
     /// Any other parameter, for instance gptq.act_order=false
     #[arg(long, value_name = "STEP.KEY=VALUE")]
     set: Vec<String>,
     /// Most memory to use, for instance 8GB
     #[arg(long, value_parser = parse_bytes)]
-    pub(crate) memory: Option<u64>,
+    memory: Option<u64>,
+    #[command(flatten)]
+    target: TargetArguments,
+}
+
+/// Who is to load the result.
+#[derive(Debug, Args)]
+pub(crate) struct TargetArguments {
+    /// Check the rules of the engine that is to load it: vllm, transformers or llama.cpp
+    #[arg(long = "target", value_name = "ENGINE")]
+    engine: Option<Engine>,
+    /// Devices that the engine divides every layer over
+    #[arg(long = "tp", value_name = "N", requires = "engine", default_value = "1")]
+    tensor_parallel: NonZeroUsize,
+}
+
+impl TargetArguments {
+    pub(crate) fn target(&self) -> Option<Target> {
+        let tensor_parallel = self.tensor_parallel;
+        self.engine.map(|engine| Target { engine, tensor_parallel })
+    }
 }
 
 impl RecipeArguments {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { memory: self.memory, target: self.target.target() }
+    }
+
     pub(crate) fn overrides(&self) -> Overrides {
         let symmetric = match (self.symmetric, self.asymmetric) {
             (true, _) => Some(true),
@@ -119,6 +151,7 @@ impl RecipeArguments {
             samples: self.samples,
             seq_len: self.seq_len,
             format: self.format.clone(),
+            allow_unknown: self.allow_unknown,
             budget: budget.into_iter().flatten().next(),
             set: self.set.clone(),
         }
@@ -147,6 +180,26 @@ pub(crate) struct CompressArguments {
     /// Refuse every fallback instead of noting it
     #[arg(long)]
     pub(crate) strict: bool,
+    /// Largest file of weights
+    #[arg(long, default_value = "5GB", value_parser = parse_bytes)]
+    pub(crate) shard_size: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArguments {
+    /// A folder, a .gguf file, or org/name[@revision] from the Hugging Face cache
+    pub(crate) model: String,
+    /// Format of the result, for instance compressed-tensors, native or dense
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) to: String,
+    /// The folder to be written
+    #[arg(long, short)]
+    pub(crate) output: PathBuf,
+    /// Refuse to lose anything
+    #[arg(long)]
+    pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) target: TargetArguments,
     /// Largest file of weights
     #[arg(long, default_value = "5GB", value_parser = parse_bytes)]
     pub(crate) shard_size: u64,
@@ -368,6 +421,8 @@ pub(crate) struct BenchArguments {
 pub(crate) struct VerifyArguments {
     /// A folder
     pub(crate) folder: PathBuf,
+    #[command(flatten)]
+    pub(crate) target: TargetArguments,
 }
 
 #[derive(Debug, Args)]

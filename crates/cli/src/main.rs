@@ -45,6 +45,7 @@ fn run(cli: &Cli) -> Result<(), CliError> {
     match &cli.verb {
         Verb::Plan(arguments) => verbs::plan::run(arguments, &mut output),
         Verb::Compress(arguments) => verbs::compress::run(arguments, cli.quiet, &mut output),
+        Verb::Convert(arguments) => verbs::convert::run(arguments, cli.quiet, &mut output),
         Verb::Inspect(arguments) => verbs::inspect::run(arguments, &mut output),
         Verb::Eval(arguments) => verbs::eval::run(arguments, cli.quiet, &mut output),
         Verb::Verify(arguments) => verbs::verify::run(arguments, &mut output),

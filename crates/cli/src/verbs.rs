@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod compress;
+pub(crate) mod convert;
 pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod inspect;

@@ -45,10 +45,10 @@ fn front_matter(job: &Job<'_>, plan: &Plan) -> String {
     if let Some(license) = license(job.source) {
         let _ = writeln!(matter, "license: {license}");
     }
+    let library = if plan.container.has_files() { "transformers" } else { "gguf" };
+    let _ = writeln!(matter, "library_name: {library}");
     if plan.spec.causal {
-        matter.push_str("library_name: transformers\npipeline_tag: text-generation\n");
-    } else {
-        matter.push_str("library_name: transformers\n");
+        matter.push_str("pipeline_tag: text-generation\n");
     }
     let _ = writeln!(matter, "base_model: {}", job.base_model);
     matter.push_str("base_model_relation: quantized\ntags:\n");

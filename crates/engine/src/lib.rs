@@ -14,6 +14,7 @@ mod progress;
 pub mod recipe;
 mod run;
 pub mod search;
+pub mod target;
 
 pub use calibration::{Rows, rows, tokenizer};
 pub use cost::{Cost, Costs};

@@ -4,6 +4,7 @@ mod chain;
 mod memory;
 mod prepare;
 mod rescale;
+mod stored;
 
 pub(crate) use memory::CHUNK_TOKENS;
 pub use memory::{ActivationsIn, MemoryPlan};
@@ -12,17 +13,21 @@ pub(crate) use prepare::prepared;
 use crate::EngineError;
 use crate::calibration;
 use crate::recipe::{Calibration, Recipe, Step};
+use crate::target::{Finding, Stored as Loadable, Target};
 use chain::Chained;
-use lapidary_formats::{Format, LogicalTensor, ModuleKind, Pattern, Source, find};
+use lapidary_formats::{
+    Container, Format, Kept, Layout, LogicalTensor, ModuleKind, Pattern, Source, find,
+};
 use lapidary_methods::{Blockwise, Method, Needs, Note, Tensorwise};
-use lapidary_model::{LinearOp, Matrix, Place, Spec, spec};
+use lapidary_model::{LinearOp, Matrix, Place, Spec, UNKNOWN, spec};
 use lapidary_store::{Dtype, Fs, TensorSpec};
-use lapidary_weight::{FloatType, Grouping, Outline, Tensors};
+use lapidary_weight::{FloatType, Grouping, Outline, Tensors, TermOutline};
 use memory::Shapes;
-use prepare::made_apart;
+use prepare::{by_shapes, made_apart, spec_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use stored::Binding;
 
 /// What will be done to a model.
 pub struct Plan {
@@ -43,6 +48,8 @@ pub struct Plan {
     pub tensors: Vec<TensorSpec>,
     /// The format.
     pub format: &'static dyn Format,
+    /// The files that its tensors become.
+    pub container: Box<dyn Container>,
     /// Type of the model's floats.
     pub float_type: FloatType,
     /// The recipe's calibration; `None` when no method needs statistics.
@@ -97,6 +104,8 @@ impl SitePlan {
 pub struct Limits {
     /// Most memory, in bytes.
     pub memory: Option<u64>,
+    /// Who is to load the result.
+    pub target: Option<Target>,
 }
 
 impl Plan {
@@ -114,44 +123,35 @@ impl Plan {
         // A plan names tensors and counts bytes: any seed will do.
         let prepared = prepared(source, recipe, 0)?;
         let source = prepared.as_ref().unwrap_or(source);
-        let spec = spec(source.config())?;
+        let spec = spec_of(source, recipe)?;
         check_tensors(&spec, source)?;
         let unknown = || EngineError::Refused(format!("there is no format {:?}", recipe.format));
         let format = find(&recipe.format).ok_or_else(unknown)?;
+        let container = format.container(source)?;
         let float_type = source.float_type();
         let mut notes = vec![];
-        let choice = choose(&spec, recipe)?;
-        let mut sites = vec![];
-        for (matrix, steps) in choice {
-            let chained = chain::link(recipe, &steps, &matrix.linear.module)?;
-            if chained.blockwise.is_some() && matrix.place == Place::Embedding {
-                return Err(EngineError::Refused(format!(
-                    "step {}: the rows of {} are looked up, so that its inputs cannot be scaled; \
-                     add it to ignore, or with untie: true give the head that shares it its own",
-                    chained.step, matrix.linear.module
-                )));
-            }
-            let scales = format.scale_type(float_type);
-            let (chained, unweighted) = with_statistics_there_are(chained, &matrix)?;
-            let Chained { step, method_id, blockwise, method } = chained;
-            let Fitted { method, outline, note: fitted } = fit(method, &matrix, scales, format)?;
-            let Matrix { linear, place, tied } = matrix;
-            let note = |note| (linear.module.clone(), note);
-            notes.extend(unweighted.into_iter().chain(fitted).map(note));
-            let of_head = tied.is_some() && method.needs() != Needs::default();
-            let stage = if of_head { Place::Head } else { place };
-            let method = method.into();
-            let site =
-                SitePlan { linear, place, stage, step, method_id, blockwise, method, outline };
-            sites.push(site);
-        }
+        let mut sites = sites(source, &spec, recipe, format, &mut notes)?;
         let rescaled = rescale::settle(&spec, &mut sites);
         notes.extend(rescaled.notes);
+        notes.extend(by_shapes(&spec));
         notes.extend(made_apart(source, &spec));
         notes.extend(requantized(source, &sites));
+        let as_read = |(site, what): (&str, &str)| (site.to_owned(), Note::fact(what));
+        notes.extend(source.notes().map(as_read));
         // A search measures every layer, whatever its method needs.
         let calibrated =
             recipe.budget.is_some() || sites.iter().any(|site| site.needs() != Needs::default());
+        if calibrated && spec.family == UNKNOWN {
+            let what = "no family knows this model, so that it cannot be run: only methods without \
+                        calibration go to it (rtn, omse, hqq, bcq)";
+            return Err(EngineError::Refused(what.to_owned()));
+        }
+        if calibrated && spec.shares_blocks() {
+            let what = "the blocks of this model share their weights, which have other inputs in \
+                        each: only methods without calibration go to it (rtn, omse, hqq, bcq)";
+            return Err(EngineError::Refused(what.to_owned()));
+        }
+        check_transposed(source, &sites, &rescaled.tensors, format)?;
         let calibration = calibrated.then(|| recipe.calibration.clone());
         let rows = match &calibration {
             Some(calibration) => calibration::shape(fs, calibration, spec.context)?,
@@ -159,8 +159,10 @@ impl Plan {
         };
         let shapes = Shapes { source, spec: &spec, sites: &sites, rows };
         let memory = shapes.plan(calibration.as_ref(), limits)?;
+        let plain = plain_modules(&spec, source, &sites);
+        accepts_together(format, &sites, &plain)?;
         let mut plan = Self {
-            plain: plain_modules(&spec, source, &sites),
+            plain,
             spec,
             sites,
             copied: vec![],
@@ -168,6 +170,7 @@ impl Plan {
             dropped: source.consumed().to_vec(),
             tensors: vec![],
             format,
+            container,
             float_type,
             calibration,
             notes,
@@ -175,8 +178,26 @@ impl Plan {
             source_bytes: source.total_bytes(),
         };
         plan.lay_out(source);
+        plan.settle(source)?;
         plan.rewritten.iter().try_for_each(|(name, _)| plan.written(name).map(|_| ()))?;
+        limits.target.map_or(Ok(()), |target| plan.check_target(target))?;
         Ok(plan)
+    }
+
+    /// Refuses what an engine would, and notes what only some of its kernels take.
+    fn check_target(&mut self, target: Target) -> Result<(), EngineError> {
+        let findings = target.findings(&Loadable::in_plan(self));
+        let refused: Vec<_> = findings.iter().filter(|finding| finding.is_refused).collect();
+        if let Some(first) = refused.first() {
+            let more = match refused.len() - 1 {
+                0 => String::new(),
+                more => format!(" (and {more} more)"),
+            };
+            return Err(EngineError::Refused(format!("{first}{more}")));
+        }
+        let note = |finding: Finding| (finding.module.clone(), Note::fact(finding.advice()));
+        self.notes.extend(findings.into_iter().map(note));
+        Ok(())
     }
 
     /// Whether some method wants to know how its inputs drift from the uncompressed model's.
@@ -278,18 +299,113 @@ impl Plan {
                     self.tensors.extend(tensors);
                 }
                 None => {
+                    let dtype = match self.container.keep(source, tensor) {
+                        Kept::As(dtype) => dtype,
+                        Kept::Dropped(reason) => {
+                            self.dropped.push((tensor.name.clone(), reason));
+                            continue;
+                        }
+                    };
                     let is_rescaled = self.rewritten.iter().any(|(name, _)| *name == tensor.name);
                     if source.is_edited(&tensor.name) && !is_rescaled {
                         self.rewritten.push((tensor.name.clone(), None));
                     } else if !is_rescaled {
                         self.copied.push(tensor.name.clone());
                     }
-                    let dtype = source.raw_dtype(tensor);
-                    self.tensors.push(TensorSpec::new(&tensor.name, dtype, tensor.shape.clone()));
+                    self.tensors.push(TensorSpec::new(&tensor.name, dtype, tensor.raw_shape()));
                 }
             }
         }
     }
+}
+
+impl Plan {
+    /// Checks with the container that a result can be written, and that what is read back from it
+    /// is the same model.
+    fn settle(&mut self, source: &Source) -> Result<(), EngineError> {
+        let settled = self.container.settle(source, &self.tensors)?;
+        let facts = settled.remarks.into_iter().map(Note::fact);
+        let fallbacks = settled.departures.into_iter().map(Note::fallback);
+        self.notes.extend(facts.chain(fallbacks).map(|note| (String::new(), note)));
+        let Some(config) = &settled.config else { return Ok(()) };
+        let read = Spec { family: self.spec.family, ..spec(config)? };
+        match difference(&self.spec, &read) {
+            None => Ok(()),
+            Some(what) => Err(EngineError::Refused(format!(
+                "format {} cannot hold this model: read back, {what} would be another",
+                self.format.id()
+            ))),
+        }
+    }
+}
+
+/// What differs between two models.
+fn difference(have: &Spec, read: &Spec) -> Option<String> {
+    if have == read {
+        return None;
+    }
+    let block = have.blocks.iter().zip(&read.blocks).position(|(have, read)| have != read);
+    let parts = [
+        (have.vocab_size != read.vocab_size, "its vocabulary".to_owned()),
+        (have.context != read.context, "its context".to_owned()),
+        (have.embed != read.embed, "its embedding".to_owned()),
+        (block.is_some(), format!("block {}", block.unwrap_or_default())),
+        (have.head != read.head || have.tied != read.tied, "its head".to_owned()),
+    ];
+    let found = parts.into_iter().find(|(differs, _)| *differs);
+    Some(found.map_or_else(|| "its shape".to_owned(), |(_, what)| what))
+}
+
+/// The sites of a recipe, each with its method; what departs from the recipe goes to the notes.
+fn sites(
+    source: &Source,
+    spec: &Spec,
+    recipe: &Recipe,
+    format: &'static dyn Format,
+    notes: &mut Vec<(String, Note)>,
+) -> Result<Vec<SitePlan>, EngineError> {
+    let choice = choose(spec, recipe)?;
+    let scales = format.scale_type(source.float_type());
+    let mut sites = vec![];
+    for (matrix, steps) in choice {
+        let chained = chain::link(recipe, &steps, &matrix.linear.module)?;
+        if chained.blockwise.is_some() && matrix.place == Place::Embedding {
+            return Err(EngineError::Refused(format!(
+                "step {}: the rows of {} are looked up, so that its inputs cannot be scaled; \
+                 add it to ignore, or with untie: true give the head that shares it its own",
+                chained.step, matrix.linear.module
+            )));
+        }
+        let (chained, kept) = match chained.method.keeps_stored() {
+            false => (chained, None),
+            true => match stored::bind(chained, &matrix, source, scales, format)? {
+                Binding::To(chained, note) => (chained, note),
+                Binding::Plain(note) => {
+                    notes.extend(note.map(|note| (matrix.linear.module, note)));
+                    continue;
+                }
+            },
+        };
+        let (chained, unweighted) = with_statistics_there_are(chained, &matrix)?;
+        let Chained { step, method_id, blockwise, method } = chained;
+        let Fitted { method, outline, note: fitted } = fit(method, &matrix, scales, format)?;
+        let Matrix { linear, place, tied, .. } = matrix;
+        let note = |note| (linear.module.clone(), note);
+        notes.extend(kept.into_iter().chain(unweighted).chain(fitted).map(note));
+        let of_head = tied.is_some() && method.needs() != Needs::default();
+        let stage = if of_head { Place::Head } else { place };
+        let method = method.into();
+        let site = SitePlan { linear, place, stage, step, method_id, blockwise, method, outline };
+        sites.push(site);
+    }
+    if sites.is_empty() && !holds_plain_models(format) {
+        return Err(EngineError::Refused(format!(
+            "no layer of the model is compressed, so that there is nothing to keep in format \
+             {}; compress it, or write it as dense",
+            format.id()
+        )));
+    }
+    Ok(sites)
 }
 
 /// Every tensor that the model reads must be there, with the shape that the configuration says.
@@ -304,6 +420,37 @@ fn check_tensors(spec: &Spec, source: &Source) -> Result<(), EngineError> {
         }
     }
     Ok(())
+}
+
+/// Weights that stand the other way round in the checkpoint can be compressed and copied, not
+/// rewritten as floats: who loads the result would turn them again.
+fn check_transposed(
+    source: &Source,
+    sites: &[SitePlan],
+    rewritten: &[(String, Option<Place>)],
+    format: &'static dyn Format,
+) -> Result<(), EngineError> {
+    let is_transposed = |name: &str| source.get(name).is_some_and(LogicalTensor::is_transposed);
+    let site =
+        sites.iter().map(|site| site.linear.weight.as_str()).find(|name| is_transposed(name));
+    if let Some(name) = site.filter(|_| format.id() != "native") {
+        return Err(EngineError::Refused(format!(
+            "{name}: this model's weights stand as [in, out], and whoever loads the format {} turns \
+             them; add --format native",
+            format.id()
+        )));
+    }
+    let edited = source.tensors().iter().map(|tensor| tensor.name.as_str());
+    let edited = edited.filter(|name| source.is_edited(name));
+    let changed = rewritten.iter().map(|(name, _)| name.as_str()).chain(edited);
+    let is_site = |name: &str| sites.iter().any(|site| site.linear.weight == name);
+    match changed.into_iter().find(|name| is_transposed(name) && !is_site(name)) {
+        Some(name) => Err(EngineError::Refused(format!(
+            "{name}: this model's weights stand as [in, out], and one that a step rewrites must be \
+             compressed too; take it out of ignore"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The matrices that steps go to, each with the steps' indices.
@@ -349,6 +496,7 @@ fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, Vec<usize>)>, Eng
 /// Whether a pattern names a matrix; a table that the head multiplies by has the head's name too.
 pub(crate) fn matches(pattern: &Pattern, matrix: &Matrix) -> bool {
     let kind = match matrix.place {
+        _ if matrix.is_router => ModuleKind::Router,
         Place::Embedding => ModuleKind::Table,
         Place::Block(_) => ModuleKind::Layer,
         Place::Head => ModuleKind::Head,
@@ -417,9 +565,7 @@ fn fit(
         return Ok(Fitted { method, outline, note: None });
     };
     let asked = outline.terms.iter().find_map(|term| match term {
-        lapidary_weight::TermOutline::Affine { grouping: Grouping::Columns(width), .. } => {
-            Some(width.get())
-        }
+        TermOutline::Affine { grouping: Grouping::Columns(width), .. } => Some(width.get()),
         _ => None,
     });
     // Engines want groups of a power of two; 32 is the least that any takes.
@@ -446,10 +592,37 @@ fn fit(
     Err(EngineError::Refused(what))
 }
 
+/// Refuses layers that a format can hold, but not in one folder.
+fn accepts_together(
+    format: &'static dyn Format,
+    sites: &[SitePlan],
+    plain: &[String],
+) -> Result<(), EngineError> {
+    let compressed: Vec<(String, Outline)> =
+        sites.iter().map(|site| (site.linear.module.clone(), site.outline.clone())).collect();
+    let reason = format.accepts_together(&Layout { compressed: &compressed, plain });
+    reason.map_err(|reason| {
+        EngineError::Refused(format!(
+            "format {} cannot hold these layers in one folder: {reason}; or add --format native",
+            format.id()
+        ))
+    })
+}
+
+/// Whether a model without compressed layers can be of a format.
+fn holds_plain_models(format: &'static dyn Format) -> bool {
+    let term = TermOutline::Dense { values: FloatType::F16 };
+    let layer = Outline { rows: 1, cols: 1, terms: vec![term] };
+    let empty = Layout { compressed: &[], plain: &[] };
+    format.accepts(&layer).is_ok() && format.config(&empty).is_none()
+}
+
 /// A warning for layers that are compressed already.
 fn requantized(source: &Source, sites: &[SitePlan]) -> Option<(String, Note)> {
+    let is_plain = |o: &Outline| matches!(o.terms[..], [TermOutline::Dense { .. }]);
     let compressed = |site: &&SitePlan| {
-        source.get(&site.linear.weight).is_some_and(LogicalTensor::is_compressed)
+        let outline = source.get(&site.linear.weight).and_then(|tensor| source.outline(tensor));
+        !site.method.keeps_stored() && outline.is_some_and(|outline| !is_plain(&outline))
     };
     let count = sites.iter().filter(compressed).count();
     (count > 0).then(|| {

@@ -9,6 +9,7 @@
 //!     group_size: 64
 //! calibration: {samples: 128, seq_len: 512}
 //! format: compressed-tensors
+//! allow_unknown: true       # layers found by their shapes where no family knows the model
 //! untie: true               # a head and an embedding of their own where they share a weight
 //! ```
 //!
@@ -44,6 +45,8 @@ pub struct Recipe {
     pub format: String,
     /// Whether a head that shares its weight with the embedding gets one of its own.
     pub untie: bool,
+    /// Whether a model that no family knows is compressed by the shapes of its tensors.
+    pub allow_unknown: bool,
     /// What a search has to keep, where the recipe leaves something open.
     pub budget: Option<Budget>,
     /// Every way to fill in what is open; `steps` is the first of them. Empty where nothing is.
@@ -138,7 +141,8 @@ impl RecipeError {
 
 /// Keys of a step that are not its method's parameters.
 const STEP_KEYS: [&str; 4] = ["method", "name", "targets", "ignore"];
-const RECIPE_KEYS: [&str; 5] = ["steps", "calibration", "format", "untie", "budget"];
+const RECIPE_KEYS: [&str; 6] =
+    ["steps", "calibration", "format", "untie", "allow_unknown", "budget"];
 
 impl Recipe {
     /// Reads a recipe.
@@ -188,7 +192,8 @@ impl Recipe {
         }
         let (calibration, format) = (calibration(&document)?, format(&document)?);
         let untie = flag_of(&document, "untie")?.unwrap_or(false);
-        Ok(Self { steps, calibration, format, untie, budget, candidates, asked })
+        let allow_unknown = flag_of(&document, "allow_unknown")?.unwrap_or(false);
+        Ok(Self { steps, calibration, format, untie, allow_unknown, budget, candidates, asked })
     }
 
     /// The recipe that a search would try on every layer: one of its candidates.
@@ -219,6 +224,9 @@ impl Recipe {
             "format": self.format,
             "untie": self.untie,
         });
+        if self.allow_unknown {
+            json["allow_unknown"] = json!(true);
+        }
         if let Some(budget) = self.budget {
             json["budget"] = budget.to_json();
         }

@@ -2,6 +2,7 @@
 
 mod activations;
 mod block;
+mod expert;
 mod measure;
 mod observe;
 mod publish;
@@ -110,6 +111,7 @@ fn compress_source(job: &Job<'_>) -> Result<Outcome, EngineError> {
         }
     };
     check_place(job)?;
+    check_name(job, plan)?;
     if survey.is_none() {
         announce_plan(job, plan)?;
     }
@@ -206,6 +208,21 @@ fn check_place(job: &Job<'_>) -> Result<(), EngineError> {
         )));
     }
     Ok(())
+}
+
+/// A result that is one file has a folder of its own, in which card and manifest lie beside it.
+fn check_name(job: &Job<'_>, plan: &Plan) -> Result<(), EngineError> {
+    let id = plan.format.id();
+    if plan.container.has_files() || job.output.extension().is_none_or(|end| end != id) {
+        return Ok(());
+    }
+    let folder = job.output.with_extension("");
+    Err(EngineError::Refused(format!(
+        "{} names a file, and format {id} writes a folder with model.{id} and its manifest; write \
+         -o {folder} and find {folder}/model.{id}",
+        job.output.display(),
+        folder = folder.display()
+    )))
 }
 
 /// Tells of the plan's notes, alike ones together; a fallback ends a strict job.

@@ -23,7 +23,7 @@ use lapidary_formats::Source;
 use lapidary_methods::allocate::{Allocation, Choice, allocate, frontier};
 use lapidary_methods::{Method, NoteKind};
 use lapidary_model::{Graph, Matrix, Place};
-use lapidary_store::{Fs, safetensors};
+use lapidary_store::Fs;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -158,7 +158,7 @@ impl<'a> Survey<'a> {
         // The plans do not know what measuring takes: with that much less they keep their
         // activations on the disk.
         let less = limits.memory.map(|limit| limit.saturating_sub(memory::beside_the_job(&survey)));
-        match Self::within(fs, source, recipe, Limits { memory: less }, shard_bytes) {
+        match Self::within(fs, source, recipe, Limits { memory: less, ..limits }, shard_bytes) {
             Ok(survey) => Self { limits, ..survey }.checked(),
             Err(_) => Err(excess),
         }
@@ -379,9 +379,7 @@ impl<'a> Survey<'a> {
 
     /// Exact bytes of the weight files of a plan.
     fn file_bytes(&self, plan: &Plan) -> Result<u64, EngineError> {
-        let shards = safetensors::plan(&plan.tensors, self.shard_bytes)?.shards;
-        let sizes = shards.iter().map(safetensors::Shard::file_bytes);
-        Ok(sizes.sum::<Result<u64, _>>()?)
+        Ok(plan.container.file_bytes(self.source, &plan.tensors, self.shard_bytes)?)
     }
 
     /// Chosen layers, as people read them.

@@ -3,13 +3,24 @@
 //!
 //! A format says which sums of terms it can store and how; it knows no method.
 
+mod awq;
+mod bitnet;
+mod bitsandbytes;
 mod compressed_tensors;
+mod container;
 mod dense;
+mod folder;
+mod fp8;
 pub mod gguf;
+mod gptq;
+mod hqq;
+mod mlx;
+mod modelopt;
 mod native;
 mod pattern;
 mod source;
 
+pub use container::{Container, Kept, Settled, WeightFiles};
 pub use pattern::{ModuleKind, Pattern, PatternError};
 pub use source::{Blocks, LogicalTensor, Source, SourceFile};
 
@@ -42,6 +53,14 @@ pub trait Format: Sync {
         self.accepts(outline)
     }
 
+    /// Whether these layers, each of which can be stored, can stand in one folder: by default they can.
+    ///
+    /// # Errors
+    /// The reason why not, as it is shown to the user.
+    fn accepts_together(&self, _layout: &Layout<'_>) -> Result<(), String> {
+        Ok(())
+    }
+
     /// The tensors that a weight of this outline becomes, in the order [`encode`](Self::encode)
     /// gives their bytes. `dtype` is the type of the model's floats.
     fn tensors(&self, module: &str, outline: &Outline, dtype: FloatType) -> Vec<TensorSpec>;
@@ -64,14 +83,33 @@ pub trait Format: Sync {
         read: ReadTensor<'_>,
     ) -> Result<Weight, FormatError>;
 
-    /// What goes under `quantization_config` in `config.json`; `None` for plain checkpoints.
+    /// What `config.json` says of the layers; `None` for plain checkpoints.
     fn config(&self, layout: &Layout<'_>) -> Option<Value>;
 
-    /// A reader for a folder with this `quantization_config`, when it is of this format.
+    /// The keys of `config.json` that [`config`](Self::config) goes under.
+    fn config_keys(&self) -> &'static [&'static str] {
+        &QUANTIZATION_KEYS[..1]
+    }
+
+    /// A file of its own that holds it too.
+    fn config_file(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// A reader for a folder with this configuration, when it is of this format.
     ///
     /// # Errors
     /// When it is of this format but not of a kind that can be read.
     fn reader(&self, config: &Value) -> Option<Result<Box<dyn Reader>, FormatError>>;
+
+    /// The files that a result made from this source is written in: by default a folder of
+    /// safetensors with the source's other files.
+    ///
+    /// # Errors
+    /// When the format has no place for the model.
+    fn container(&self, _source: &Source) -> Result<Box<dyn Container>, FormatError> {
+        Ok(Box::new(container::Folder))
+    }
 }
 
 /// Finds the bytes of a tensor by its name.
@@ -100,6 +138,12 @@ pub trait Reader: std::fmt::Debug + Send + Sync {
     /// # Errors
     /// When its tensors hold what the format does not allow.
     fn decode(&self, module: &Module, read: ReadTensor<'_>) -> Result<Weight, FormatError>;
+
+    /// What the folder holds or says that is not made use of, with the reason: for one, how
+    /// activations are rounded.
+    fn unused(&self, _tensors: &dyn TensorIndex) -> Vec<(String, String)> {
+        vec![]
+    }
 }
 
 /// A compressed linear layer in a folder.
@@ -111,6 +155,18 @@ pub struct Module {
     pub outline: Outline,
     /// The tensors it is stored in.
     pub tensors: Vec<String>,
+    /// Type that its scales are stored in, where the outline does not say: it is of what is read.
+    pub floats: Option<FloatType>,
+    /// What was not read as it is stored, and why.
+    pub note: Option<String>,
+}
+
+impl Module {
+    /// A module that is read as it is stored.
+    pub fn new(name: &str, outline: Outline, tensors: impl IntoIterator<Item = String>) -> Self {
+        let tensors = tensors.into_iter().collect();
+        Self { name: name.to_owned(), outline, tensors, floats: None, note: None }
+    }
 }
 
 /// The tensors of a folder: names, types and shapes.
@@ -126,9 +182,30 @@ pub trait TensorIndex {
     fn read(&self, name: &str) -> Result<Vec<u8>, FormatError>;
 }
 
+/// Keys of `config.json` under which formats describe the layers.
+pub const QUANTIZATION_KEYS: [&str; 2] = ["quantization_config", "quantization"];
+
+/// Files in which formats describe the layers, with the method that each stands for.
+const QUANTIZATION_FILES: [(&str, &str); 3] =
+    [("quantize_config.json", "gptq"), ("quant_config.json", "awq"), (modelopt::FILE, "modelopt")];
+
 /// Every format that can be written.
 pub fn formats() -> &'static [&'static dyn Format] {
-    &[&compressed_tensors::CompressedTensors, &dense::Dense, &native::Native]
+    &[
+        &compressed_tensors::CompressedTensors::Packed,
+        &compressed_tensors::CompressedTensors::Bytes,
+        &gptq::Gptq::V1,
+        &gptq::Gptq::V2,
+        &awq::Awq,
+        &mlx::Mlx,
+        &bitsandbytes::Bitsandbytes::Nf4,
+        &bitsandbytes::Bitsandbytes::Fp4,
+        &bitnet::BitNet,
+        &hqq::Hqq,
+        &gguf::format::Gguf,
+        &dense::Dense,
+        &native::Native,
+    ]
 }
 
 /// The format of this name.
@@ -157,6 +234,16 @@ pub enum FormatError {
         format: &'static str,
         /// The weight.
         outline: String,
+    },
+    /// A model that this format has no place for.
+    #[error("{model}: format {format} cannot hold it: {what}")]
+    Inexpressible {
+        /// The format.
+        format: &'static str,
+        /// The model.
+        model: String,
+        /// What has no place, and what to do.
+        what: String,
     },
     /// The configuration of a compressed folder, or its tensors, are not as the format says.
     #[error("{place}: {what}")]
@@ -189,7 +276,7 @@ impl FormatError {
             Self::Weight { .. } | Self::Malformed { .. } | Self::NotFinite { .. } => {
                 Category::BadInput
             }
-            Self::Unsupported { .. } => Category::Refused,
+            Self::Unsupported { .. } | Self::Inexpressible { .. } => Category::Refused,
         }
     }
 

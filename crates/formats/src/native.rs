@@ -6,8 +6,8 @@
 use crate::{Format, FormatError, Layout, Module, ReadTensor, Reader, TensorIndex, float_dtype};
 use lapidary_store::{Dtype, TensorSpec};
 use lapidary_weight::{
-    FloatType, GroupNames, GroupType, Grouping, Outline, Part, PartType, Sparse, Term, TermOutline,
-    Weight, ZeroType,
+    BookType, FloatType, GroupNames, GroupType, Grouping, Outline, Part, PartType, Sparse, Term,
+    TermOutline, Weight, ZeroType,
 };
 use serde_json::{Map, Value, json};
 
@@ -134,10 +134,10 @@ fn part_shapes(
         }
         TermOutline::Lookup { bits, grouping, book_per_row, books, scales } => {
             let count = if book_per_row { rows } else { 1 };
-            let mut parts = vec![
-                ("codes", Dtype::U32, words(cols, bits)),
-                ("books", float_dtype(books), vec![count, 1 << bits]),
-            ];
+            let mut parts = vec![("codes", Dtype::U32, words(cols, bits))];
+            if let BookType::Stored(float) = books {
+                parts.push(("books", float_dtype(float), vec![count, 1 << bits]));
+            }
             parts.extend(grouping.into_iter().flat_map(|g| floats(scales, GroupNames::SCALES, g)));
             parts
         }
@@ -192,8 +192,8 @@ impl NativeReader {
             })?;
             outline.check().map_err(|error| FormatError::Weight { module: name.clone(), error })?;
             let tensors = Native.tensors(name, &outline, FloatType::F32);
-            let tensors = tensors.into_iter().map(|tensor| tensor.name).collect();
-            Ok(Module { name: name.clone(), outline, tensors })
+            let tensors = tensors.into_iter().map(|tensor| tensor.name);
+            Ok(Module::new(name, outline, tensors))
         };
         Ok(Self { modules: sites.iter().map(module).collect::<Result<_, FormatError>>()? })
     }

@@ -28,6 +28,8 @@ pub enum ModuleKind {
     Head,
     /// A table of embeddings.
     Table,
+    /// A linear layer that chooses experts, of which a few numbers decide much: named by itself only.
+    Router,
 }
 
 /// A regular expression that does not parse.
@@ -110,8 +112,10 @@ mod tests {
             (DOWN, ModuleKind::Layer),
             ("lm_head", ModuleKind::Head),
             ("model.embed_tokens", ModuleKind::Table),
+            ("model.layers.0.mlp.gate", ModuleKind::Router),
         ];
-        for (text, wanted) in [("Linear", 0), ("lm_head", 1), ("Embedding", 2), ("embed_tokens", 2)]
+        for (text, wanted) in
+            [("Linear", 0), ("lm_head", 1), ("Embedding", 2), ("embed_tokens", 2), ("gate", 3)]
         {
             let pattern = Pattern::new(text).unwrap();
             for (index, (module, kind)) in modules.iter().enumerate() {

@@ -5,17 +5,26 @@
 
 mod edited;
 mod from_gguf;
+mod gpt2;
+mod logical;
+
+pub use logical::LogicalTensor;
 
 use crate::gguf::{self, unpermute_rows};
-use crate::{FormatError, Module, Reader, TensorIndex, float_dtype, formats};
+use crate::{
+    Format, FormatError, Module, QUANTIZATION_FILES, QUANTIZATION_KEYS, Reader, TensorIndex,
+    float_dtype, formats, fp8, modelopt,
+};
 use lapidary_kernels::ggml::BlockKind;
 use lapidary_store::checkpoint::FileHash;
+use lapidary_store::gguf::Metadata;
 use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo};
 use lapidary_weight::{
     Dense, Edits, FloatType, Outline, TensorError, Tensors, Term, TermOutline, Weight,
 };
+use logical::{Storage, float_type, module_float, most_of};
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,6 +36,7 @@ const PIECE_BYTES: u64 = 4 << 20;
 pub struct Source {
     checkpoint: Arc<Checkpoint>,
     config: Value,
+    format: &'static str,
     reader: Option<Arc<dyn Reader>>,
     tensors: Vec<LogicalTensor>,
     by_name: HashMap<String, usize>,
@@ -37,26 +47,6 @@ pub struct Source {
     edits: Arc<Edits>,
     /// The compressed tables that rows were looked up in, their codes unpacked.
     tables: Mutex<HashMap<String, Arc<Weight>>>,
-}
-
-/// A tensor as the model sees it.
-#[derive(Debug, Clone)]
-pub struct LogicalTensor {
-    /// Hugging Face name.
-    pub name: String,
-    /// Shape, outermost dimension first.
-    pub shape: Vec<usize>,
-    storage: Storage,
-}
-
-#[derive(Debug, Clone)]
-enum Storage {
-    /// A tensor of the checkpoint, as it stands.
-    Plain(TensorInfo),
-    /// A compressed layer.
-    Compressed(Module),
-    /// A tensor of a GGUF whose rows stand in pairs, for so many heads.
-    Paired(TensorInfo, usize),
 }
 
 /// A file that goes with the weights.
@@ -96,19 +86,33 @@ impl Source {
         let config = checkpoint.config().cloned().ok_or_else(|| {
             FormatError::malformed(path.display().to_string(), "has no config.json")
         })?;
-        let reader = reader(&config)?;
+        let (format, reader) = match reader(&checkpoint, &config)? {
+            Some((format, reader)) => (format, Some(reader)),
+            None => ("dense", None),
+        };
         let mut tensors = vec![];
         let mut of_modules: HashMap<String, usize> = HashMap::new();
         let modules = match &reader {
             Some(reader) => reader.modules(&Index(&checkpoint))?,
             None => vec![],
         };
+        let consumed = match &reader {
+            Some(reader) => reader.unused(&Index(&checkpoint)),
+            None => vec![],
+        };
+        let unused: HashSet<&str> = consumed.iter().map(|(name, _)| name.as_str()).collect();
         for (index, module) in modules.iter().enumerate() {
             of_modules.extend(module.tensors.iter().map(|name| (name.clone(), index)));
         }
+        let plain_float = most_of(checkpoint.tensors().iter().filter_map(|info| {
+            let is_plain = matches!(info.dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16);
+            (is_plain && !of_modules.contains_key(&info.name))
+                .then(|| (float_type(info.dtype), info.shape.iter().product()))
+        }));
         let mut seen = vec![false; modules.len()];
         for info in checkpoint.tensors() {
             match of_modules.get(&info.name) {
+                None if unused.contains(info.name.as_str()) => {}
                 None => tensors.push(LogicalTensor {
                     name: info.name.clone(),
                     shape: info.shape.clone(),
@@ -116,36 +120,54 @@ impl Source {
                 }),
                 Some(index) if !std::mem::replace(&mut seen[*index], true) => {
                     let module = modules[*index].clone();
+                    let float = module_float(&module).unwrap_or(plain_float);
                     tensors.push(LogicalTensor {
                         name: format!("{}.weight", module.name),
                         shape: vec![module.outline.rows, module.outline.cols],
-                        storage: Storage::Compressed(module),
+                        storage: Storage::Compressed(module, float),
                     });
                 }
                 Some(_) => {}
             }
         }
+        gpt2::undo(&config, &mut tensors);
         let file = |file: &lapidary_store::checkpoint::AuxiliaryFile| SourceFile {
             name: file.name.clone(),
             bytes: file.bytes,
             made: None,
         };
-        let files = checkpoint.auxiliary().iter().map(file).collect();
-        Ok(Self::assemble(checkpoint, config, reader, tensors, vec![], files))
+        // What describes how the layers are stored goes with how they are stored.
+        let is_kept = |file: &&lapidary_store::checkpoint::AuxiliaryFile| {
+            !QUANTIZATION_FILES.iter().any(|(name, _)| *name == file.name)
+        };
+        let files = checkpoint.auxiliary().iter().filter(is_kept).map(file).collect();
+        let source = Self::assemble(checkpoint, config, tensors, consumed, files);
+        Ok(Self { format, reader: reader.map(Arc::from), ..source })
     }
 
     fn assemble(
         checkpoint: Checkpoint,
         config: Value,
-        reader: Option<Box<dyn Reader>>,
         tensors: Vec<LogicalTensor>,
         consumed: Vec<(String, String)>,
         files: Vec<SourceFile>,
     ) -> Self {
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        let (checkpoint, reader) = (Arc::new(checkpoint), reader.map(Arc::from));
+        let checkpoint = Arc::new(checkpoint);
+        let (format, reader) = ("dense", None);
         let (edits, tables) = (Arc::default(), Mutex::default());
-        Self { checkpoint, config, reader, tensors, by_name, consumed, files, edits, tables }
+        Self {
+            checkpoint,
+            config,
+            format,
+            reader,
+            tensors,
+            by_name,
+            consumed,
+            files,
+            edits,
+            tables,
+        }
     }
 
     /// Another view of the same checkpoint.
@@ -153,6 +175,7 @@ impl Source {
         Self {
             checkpoint: Arc::clone(&self.checkpoint),
             config: self.config.clone(),
+            format: self.format,
             reader: self.reader.clone(),
             tensors: self.tensors.clone(),
             by_name: self.by_name.clone(),
@@ -188,6 +211,11 @@ impl Source {
         &self.config
     }
 
+    /// Name of the format: `gguf`, that of the writer of its compressed layers, or `dense`.
+    pub fn format(&self) -> &'static str {
+        self.format
+    }
+
     /// All tensors, in the order of the files.
     pub fn tensors(&self) -> &[LogicalTensor] {
         &self.tensors
@@ -196,6 +224,14 @@ impl Source {
     /// Tensors that are not handed on, with the reason.
     pub fn consumed(&self) -> &[(String, String)] {
         &self.consumed
+    }
+
+    /// Compressed layers that are not read as they are stored, with the reason.
+    pub fn notes(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.tensors.iter().filter_map(|tensor| match &tensor.storage {
+            Storage::Compressed(module, _) => Some((module.name.as_str(), module.note.as_deref()?)),
+            _ => None,
+        })
     }
 
     /// Files of the folder that are not part of the checkpoint, with the reason.
@@ -235,14 +271,8 @@ impl Source {
     /// The storage type of the model's floats: that of most of its plain values, 16 bits wide for
     /// a GGUF of quantized blocks.
     pub fn float_type(&self) -> FloatType {
-        let mut counts = [(FloatType::F16, 0), (FloatType::Bf16, 0), (FloatType::F32, 0)];
-        for tensor in &self.tensors {
-            let float = tensor.float_type();
-            if let Some((_, count)) = counts.iter_mut().find(|(known, _)| *known == float) {
-                *count += tensor.shape.iter().product::<usize>();
-            }
-        }
-        counts.iter().max_by_key(|(_, count)| *count).map_or(FloatType::F16, |(float, _)| *float)
+        let tensors = self.tensors.iter();
+        most_of(tensors.map(|tensor| (tensor.float_type(), tensor.shape.iter().product())))
     }
 
     /// A tensor by its name.
@@ -256,8 +286,14 @@ impl Source {
     /// When the tensor is missing, no matrix, or cannot be read.
     pub fn weight(&self, tensor: &str) -> Result<Weight, FormatError> {
         let logical = self.require(tensor)?;
-        if let (Storage::Compressed(module), false) = (&logical.storage, self.is_edited(tensor)) {
+        if let (Storage::Compressed(module, _), false) = (&logical.storage, self.is_edited(tensor))
+        {
             return self.stored(module);
+        }
+        if let Some(outline) = self.outline_of_blocks(logical)
+            && let Some(blocks) = self.blocks(tensor)?
+        {
+            return gguf::blocks::decode(tensor, &outline, &blocks.bytes);
         }
         let [rows, cols] = logical.shape[..] else {
             return Err(FormatError::malformed(tensor, format!("has shape {:?}", logical.shape)));
@@ -277,7 +313,7 @@ impl Source {
         let (info, heads) = match &logical.storage {
             Storage::Plain(info) => (info, None),
             Storage::Paired(info, heads) => (info, Some(*heads)),
-            Storage::Compressed(_) => return Ok(None),
+            Storage::Compressed(..) | Storage::Transposed(_) => return Ok(None),
         };
         let (Some(kind), &[rows, cols]) = (gguf::block_kind(info.dtype), &logical.shape[..]) else {
             return Ok(None);
@@ -294,13 +330,23 @@ impl Source {
         Ok(Some(Blocks { kind, rows, cols, bytes }))
     }
 
+    /// What blocks of ggml are as a term, where they can be told as one.
+    fn outline_of_blocks(&self, tensor: &LogicalTensor) -> Option<Outline> {
+        let &[rows, cols] = &tensor.shape[..] else { return None };
+        let kind = gguf::block_kind(self.block_dtype(tensor)?)?;
+        gguf::blocks::outline_of(kind, rows, cols)
+    }
+
     /// What a tensor is stored as.
     pub fn outline(&self, tensor: &LogicalTensor) -> Option<Outline> {
         match (&tensor.storage, &tensor.shape[..]) {
-            (Storage::Compressed(module), _) if !self.is_edited(&tensor.name) => {
+            (Storage::Compressed(module, _), _) if !self.is_edited(&tensor.name) => {
                 Some(module.outline.clone())
             }
             (_, &[rows, cols]) => {
+                if let Some(outline) = self.outline_of_blocks(tensor) {
+                    return Some(outline);
+                }
                 let term = TermOutline::Dense { values: tensor.float_type() };
                 Some(Outline { rows, cols, terms: vec![term] })
             }
@@ -339,12 +385,12 @@ impl Source {
                 .try_for_each(|rows| sink(&as_floats(&self.rows(name, rows)?)?));
         }
         let info = match &logical.storage {
-            Storage::Plain(info) if !self.is_edited(name) => info,
+            Storage::Plain(info) | Storage::Transposed(info) if !self.is_edited(name) => info,
             _ => return sink(&as_floats(&self.values(logical)?)?),
         };
         let is_kept = info.dtype.safetensors_name().is_some();
         // Blocks never cross a row of the innermost dimension.
-        let width = logical.shape.last().copied().unwrap_or(1);
+        let width = info.shape.last().copied().unwrap_or(1);
         let count: usize = logical.shape.iter().product();
         let rows = count.checked_div(width).unwrap_or(0) as u64;
         let row_bytes = info.span.len().checked_div(rows).unwrap_or(0);
@@ -366,16 +412,62 @@ impl Source {
         Ok(())
     }
 
+    /// As [`raw`](Self::raw), widened to single precision where `dtype` is that and the tensor not.
+    ///
+    /// # Errors
+    /// As [`raw`](Self::raw), and when `dtype` is neither single precision nor the type there is.
+    pub fn raw_as<E: From<FormatError>>(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let found = self.raw_dtype(self.require(name)?);
+        if found == dtype {
+            return self.raw(name, sink);
+        }
+        if dtype != Dtype::F32 || !found.is_float() {
+            let what = format!("is of type {found}, not {dtype}");
+            return Err(FormatError::malformed(name, what).into());
+        }
+        let width = found.block_bytes() as usize;
+        self.raw(name, |bytes| {
+            let mut values = vec![0.0; bytes.len() / width];
+            gguf::dequantize(found, bytes, &mut values)
+                .map_err(|error| FormatError::malformed(name, error.to_string()))?;
+            check_finite(name, &values)?;
+            sink(&FloatType::F32.encode(&values))
+        })
+    }
+
     /// Type that [`raw`](Self::raw) gives.
     pub fn raw_dtype(&self, tensor: &LogicalTensor) -> Dtype {
         match &tensor.storage {
-            Storage::Plain(info)
+            Storage::Plain(info) | Storage::Transposed(info)
                 if info.dtype.safetensors_name().is_some() && !self.is_edited(&tensor.name) =>
             {
                 info.dtype
             }
             _ => float_dtype(tensor.float_type()),
         }
+    }
+
+    /// The type of the blocks that [`blocks`](Self::blocks) gives for a tensor, where it has any.
+    pub fn block_dtype(&self, tensor: &LogicalTensor) -> Option<Dtype> {
+        let info = match &tensor.storage {
+            Storage::Plain(info) | Storage::Paired(info, _) => info,
+            Storage::Compressed(..) | Storage::Transposed(_) => return None,
+        };
+        let is_blocks = info.dtype.block_elements() > 1 && tensor.shape.len() == 2;
+        (is_blocks && !self.is_edited(&tensor.name)).then_some(info.dtype)
+    }
+
+    /// The metadata of a GGUF, read once more: they are not kept, since vocabularies are large.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or was changed.
+    pub fn gguf_metadata(&self) -> Result<Option<Metadata>, FormatError> {
+        Ok(self.checkpoint.read_gguf_metadata()?)
     }
 
     /// Bytes that a tensor takes in the checkpoint's files.
@@ -398,9 +490,14 @@ impl Source {
     /// All values of a tensor as it is in the files, which must be finite.
     fn unedited_values(&self, logical: &LogicalTensor) -> Result<Vec<f32>, FormatError> {
         let values = match &logical.storage {
-            Storage::Compressed(module) => self.stored(module)?.decode(),
+            Storage::Compressed(module, _) => self.stored(module)?.decode(),
             Storage::Plain(info) => {
                 to_f32(info, &self.checkpoint.read(info)?, logical.shape.iter().product())?
+            }
+            Storage::Transposed(info) => {
+                let count = logical.shape.iter().product();
+                let stored = to_f32(info, &self.checkpoint.read(info)?, count)?;
+                gpt2::transposed(&stored, info.shape[1])
             }
             Storage::Paired(info, heads) => {
                 let count = logical.shape.iter().product();
@@ -430,7 +527,7 @@ impl Source {
         }
         let info = match &logical.storage {
             Storage::Plain(info) => info,
-            Storage::Compressed(module) => {
+            Storage::Compressed(module, _) => {
                 let table = self.table(name, module)?;
                 let mut values = vec![0.0; rows.len() * width];
                 for (row, out) in rows.iter().zip(values.chunks_exact_mut(width.max(1))) {
@@ -439,7 +536,7 @@ impl Source {
                 check_finite(name, &values)?;
                 return Ok(values);
             }
-            Storage::Paired(..) => {
+            Storage::Paired(..) | Storage::Transposed(_) => {
                 let values = self.unedited_values(logical)?;
                 let row = |row: &u32| values[*row as usize * width..][..width].to_vec();
                 return Ok(rows.iter().flat_map(row).collect());
@@ -483,47 +580,6 @@ impl Source {
     }
 }
 
-impl LogicalTensor {
-    /// Whether it is a compressed layer.
-    pub fn is_compressed(&self) -> bool {
-        matches!(self.storage, Storage::Compressed(_))
-    }
-
-    /// Names of the checkpoint's tensors it is made of.
-    pub fn stored_as(&self) -> Vec<&str> {
-        match &self.storage {
-            Storage::Plain(info) | Storage::Paired(info, _) => vec![&info.name],
-            Storage::Compressed(module) => module.tensors.iter().map(String::as_str).collect(),
-        }
-    }
-
-    /// Type in the file of a matrix of plain floats.
-    fn float_dtype_of_matrix(&self) -> Option<Dtype> {
-        match &self.storage {
-            Storage::Plain(info) | Storage::Paired(info, _) if info.shape.len() == 2 => {
-                Some(info.dtype)
-            }
-            _ => None,
-        }
-    }
-
-    /// The float type it is handed on as.
-    fn float_type(&self) -> FloatType {
-        match &self.storage {
-            Storage::Plain(info) | Storage::Paired(info, _) => match info.dtype {
-                Dtype::F32 | Dtype::F64 => FloatType::F32,
-                Dtype::BF16 => FloatType::Bf16,
-                _ => FloatType::F16,
-            },
-            Storage::Compressed(module) => match module.outline.terms.first() {
-                Some(TermOutline::Affine { scales, .. }) => scales.float(),
-                Some(TermOutline::Dense { values: float }) => *float,
-                _ => FloatType::F16,
-            },
-        }
-    }
-}
-
 impl Tensors for Source {
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.get(name).map(|tensor| tensor.shape.clone())
@@ -539,13 +595,23 @@ impl Tensors for Source {
     }
 }
 
+/// A format's name, and its reader of a folder.
+type Found = (&'static str, Box<dyn Reader>);
+
 /// The reader of a compressed folder; `None` when it is plain.
-fn reader(config: &Value) -> Result<Option<Box<dyn Reader>>, FormatError> {
-    let Some(quantization) = config.get("quantization_config").filter(|q| q.is_object()) else {
-        return Ok(None);
+fn reader(checkpoint: &Checkpoint, config: &Value) -> Result<Option<Found>, FormatError> {
+    let quantization = match QUANTIZATION_KEYS.iter().find_map(|key| config.get(key)) {
+        Some(quantization) if quantization.is_object() => quantization.clone(),
+        _ => match quantization_file(checkpoint)? {
+            Some(quantization) => quantization,
+            None => return Ok(None),
+        },
     };
-    match formats().iter().find_map(|format| format.reader(quantization)) {
-        Some(reader) => reader.map(Some),
+    let reader = |format: &&dyn Format| Some((format.id(), format.reader(&quantization)?));
+    let found = formats().iter().find_map(reader);
+    let found = found.or_else(|| Some(("fp8", fp8::reader(&quantization)?)));
+    match found.or_else(|| Some(("modelopt", modelopt::reader(&quantization)?))) {
+        Some((format, reader)) => Ok(Some((format, reader?))),
         None => {
             let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("?");
             let what = format!(
@@ -554,6 +620,21 @@ fn reader(config: &Value) -> Result<Option<Box<dyn Reader>>, FormatError> {
             Err(FormatError::malformed("config.json: quantization_config", what))
         }
     }
+}
+
+/// What a file of its own says of the layers, with the method that it stands for where it names none.
+fn quantization_file(checkpoint: &Checkpoint) -> Result<Option<Value>, FormatError> {
+    let is_there = |name: &str| checkpoint.auxiliary().iter().any(|file| file.name == name);
+    let Some((name, method)) = QUANTIZATION_FILES.into_iter().find(|(name, _)| is_there(name))
+    else {
+        return Ok(None);
+    };
+    let mut value: Value = serde_json::from_slice(&checkpoint.read_auxiliary(name)?)
+        .map_err(|error| FormatError::malformed(name, error.to_string()))?;
+    let fields = value.as_object_mut();
+    let fields = fields.ok_or_else(|| FormatError::malformed(name, "is not a JSON object"))?;
+    fields.entry("quant_method").or_insert_with(|| method.into());
+    Ok(Some(value))
 }
 
 /// The tensors of a checkpoint, for a [`Reader`].

@@ -112,6 +112,7 @@ impl Bench {
             kv_heads: 3,
             head_dim: 64,
             scale: 0.125,
+            soft_cap: None,
             causal: true,
             window: None,
         };

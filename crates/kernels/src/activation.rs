@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::isa::Isa;
-use crate::math::{normal_cdf, sigmoid};
+use crate::math::{normal_cdf, sigmoid, tanh};
 use crate::simd::{ELEMENTS_PER_TASK, vectorized};
 
 /// An activation function, applied element by element.
@@ -105,6 +105,25 @@ activation!(silu, silu_multiply, |x: f32| x * sigmoid(x));
 activation!(gelu, gelu_multiply, |x: f32| x * normal_cdf(x));
 activation!(gelu_tanh, gelu_tanh_multiply, |x: f32| x * sigmoid(twice_tanh_argument(x)));
 activation!(relu, relu_multiply, |x: f32| if x < 0.0 { 0.0 } else { x });
+
+/// `x ← cap · tanh(x / cap)` for every element: scores and logits that stay below a bound.
+pub fn soft_cap(x: &mut [f32], cap: f32) {
+    let isa = Isa::detect();
+    x.par_chunks_mut(ELEMENTS_PER_TASK).for_each(|x| soft_cap_here(isa, x, cap));
+}
+
+/// [`soft_cap`] on this thread alone.
+pub fn soft_cap_here(isa: Isa, x: &mut [f32], cap: f32) {
+    capped(isa, x, cap, 1.0 / cap);
+}
+
+vectorized! {
+    fn capped(x: &mut [f32], cap: f32, inverse: f32) {
+        for x in x {
+            *x = cap * tanh(*x * inverse);
+        }
+    }
+}
 
 /// `½ (1 + tanh z) = sigmoid(2 z)`, with `z = √(2/π) (x + 0.044715 x³)`.
 #[inline(always)]

@@ -52,7 +52,8 @@ fn oracle(s: &AttentionShape, inputs: &Inputs, bf16: bool) -> Vec<f64> {
                 let k = &inputs.k[at(*key)..];
                 let dot: f64 =
                     q.iter().zip(k).map(|(q, k)| factor(*q, bf16) * factor(*k, bf16)).sum();
-                dot * f64::from(s.scale)
+                let score = dot * f64::from(s.scale);
+                s.soft_cap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh())
             })
             .collect();
         let maximum = scores.iter().copied().fold(f64::MIN, f64::max);
@@ -80,8 +81,9 @@ fn check(isa: Isa, precision: Precision, shape: &AttentionShape) {
 
 fn shapes() -> impl Strategy<Value = AttentionShape> {
     let sizes = (1_usize..3, 1_usize..140, 1_usize..4, 1_usize..3, 1_usize..70);
-    let masks = (any::<bool>(), prop::option::of(1_usize..150));
-    (sizes, masks).prop_map(|((batch, seq, group, kv_heads, head_dim), (causal, window))| {
+    let masks = (any::<bool>(), prop::option::of(1_usize..150), prop::option::of(0.3_f32..60.0));
+    (sizes, masks).prop_map(|((batch, seq, group, kv_heads, head_dim), masks)| {
+        let (causal, window, soft_cap) = masks;
         AttentionShape {
             batch,
             seq,
@@ -89,6 +91,7 @@ fn shapes() -> impl Strategy<Value = AttentionShape> {
             kv_heads,
             head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
+            soft_cap,
             causal,
             window,
         }
@@ -109,7 +112,17 @@ proptest! {
 }
 
 fn long(seq: usize, head_dim: usize, causal: bool, window: Option<usize>) -> AttentionShape {
-    AttentionShape { batch: 1, seq, heads: 3, kv_heads: 1, head_dim, scale: 0.2, causal, window }
+    AttentionShape {
+        batch: 1,
+        seq,
+        heads: 3,
+        kv_heads: 1,
+        head_dim,
+        scale: 0.2,
+        soft_cap: None,
+        causal,
+        window,
+    }
 }
 
 #[test]

@@ -30,7 +30,9 @@ impl Case {
         let heads = kv_heads * group;
         let window = (window > 0).then_some(window);
         let scale = (head_dim as f32).powf(-0.5);
-        let shape = CachedShape { heads, kv_heads, head_dim, scale, window };
+        // Every other case is capped, so low that it shows.
+        let soft_cap = (seq % 2 == 1).then_some(0.7);
+        let shape = CachedShape { heads, kv_heads, head_dim, scale, soft_cap, window };
         let q = numbers(seq * heads * head_dim, 1);
         let k = numbers(seq * kv_heads * head_dim, 2);
         let v = numbers(seq * kv_heads * head_dim, 3);
@@ -41,6 +43,7 @@ impl Case {
             kv_heads,
             head_dim,
             scale,
+            soft_cap,
             causal: true,
             window,
         };

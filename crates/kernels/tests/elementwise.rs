@@ -4,7 +4,7 @@ mod common;
 
 use common::{bits, near, numbers, on_threads};
 use half::{bf16, f16};
-use lapidary_kernels::activation::Activation;
+use lapidary_kernels::activation::{Activation, soft_cap_here};
 use lapidary_kernels::convert;
 use lapidary_kernels::isa::Isa;
 use lapidary_kernels::norm::{layer_norm_with, rms_norm_in_place_with, rms_norm_with};
@@ -53,6 +53,22 @@ fn activate(activation: Activation, x: f64) -> f64 {
 
 const ACTIVATIONS: [Activation; 4] =
     [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu];
+
+#[test]
+fn soft_caps_equal_their_definition() {
+    let x: Vec<f32> = (-90_000..90_000).map(|i| i as f32 * 1e-3).collect();
+    for cap in [0.5, 30.0, 50.0] {
+        let got = same_at_every_level(|isa| {
+            let mut x = x.clone();
+            soft_cap_here(isa, &mut x, cap);
+            x
+        });
+        for (got, x) in got.iter().zip(&x) {
+            let want = f64::from(cap) * (f64::from(*x) / f64::from(cap)).tanh();
+            assert!((f64::from(*got) - want).abs() <= 1e-6 * want.abs(), "{x}: {got} not {want}");
+        }
+    }
+}
 
 #[test]
 fn activations_equal_their_definitions() {

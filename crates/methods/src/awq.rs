@@ -122,6 +122,7 @@ fn loss(group: &Group<'_>, gram: &PackedMatrix, scales: &[f32]) -> Result<f64, M
             weight: &weight,
             statistics: statistics.as_ref(),
             scale_type: reader.scale_type,
+            peak: None,
         };
         let Encoded { weight: encoded, .. } = encoder.encode(&site)?;
         let mut error = encoded.decode();

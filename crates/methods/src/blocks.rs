@@ -71,7 +71,7 @@ impl Blocks {
             bits,
             grouping: Some(self.grouping),
             book_per_row: false,
-            books: FloatType::F32,
+            books: FloatType::F32.into(),
             scales: self.scales,
         }];
         if kept > 0 {
@@ -127,7 +127,7 @@ impl Blocks {
             books: book.levels().to_vec(),
             book_per_row: false,
             scales: Some((self.grouping, scales)),
-            book_type: FloatType::F32,
+            book_type: FloatType::F32.into(),
         })];
         if !kept.is_empty() {
             terms.push(Term::Columns(columns(site, kept)));
@@ -172,7 +172,8 @@ fn gcd(a: usize, b: usize) -> usize {
 pub(crate) fn lines(grouping: Grouping, rows: usize, cols: usize) -> (usize, usize, usize) {
     match grouping {
         Grouping::Tensor => ((rows * cols).max(1), (rows * cols).max(1), 1),
-        Grouping::Row | Grouping::Columns(_) => {
+        // Rectangles are no runs of elements; no method that cuts lines has them.
+        Grouping::Row | Grouping::Columns(_) | Grouping::Blocks { .. } => {
             (cols.max(1), grouping.width(cols), grouping.per_row(cols).max(1))
         }
     }

@@ -55,6 +55,10 @@ impl Tensorwise for Chain {
         needs.fold(self.encoder.needs(), Needs::or)
     }
 
+    fn shares_range(&self) -> bool {
+        self.encoder.shares_range()
+    }
+
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
         let mut outline = self.encoder.outline(rows, cols, scales);
         for correction in &self.corrections {

@@ -105,7 +105,11 @@ impl From<Grouping> for GroupSize {
         match grouping {
             Grouping::Tensor => Self::Tensor,
             Grouping::Row => Self::Row,
-            Grouping::Columns(width) => Self::Columns(width.get()),
+            // No method with such a parameter is asked for blocks: what an engine offers instead of
+            // a sharing that a format cannot hold is groups or rows.
+            Grouping::Columns(width) | Grouping::Blocks { columns: width, .. } => {
+                Self::Columns(width.get())
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ mod codebook;
 mod drift;
 mod eigen;
 mod factor;
+mod float_grid;
 mod grid;
 mod group;
 mod least_squares;
@@ -36,11 +37,16 @@ registry::methods! {
     bcq,
     bit_split = "bit-split",
     fp4,
+    fp8,
     gptq,
     hqq,
     kbit,
+    keep,
     lqer,
+    mxfp4,
+    mxfp8,
     nf4,
+    nvfp4,
     omse,
     rotate,
     rtn,
@@ -56,6 +62,12 @@ pub trait Tensorwise: Send + Sync {
         Needs::default()
     }
 
+    /// Whether [`Site::peak`] must be there: layers with a common input then share a number that
+    /// follows from it.
+    fn shares_range(&self) -> bool {
+        false
+    }
+
     /// What `encode` will emit for a weight of this shape: the promise that plans are made on.
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline;
 
@@ -64,6 +76,32 @@ pub trait Tensorwise: Send + Sync {
     /// # Errors
     /// When the numbers do not allow it even after every fallback the method has.
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError>;
+
+    /// Whether it keeps what the source holds of a layer, so that it must be bound to that by
+    /// [`for_stored`](Self::for_stored).
+    fn keeps_stored(&self) -> bool {
+        false
+    }
+
+    /// The method for a layer that the source holds compressed, as `stored`, with an outline that the
+    /// format accepts; `None` when there is none, or the method sees only values.
+    fn for_stored(
+        &self,
+        _stored: &Outline,
+        _scales: FloatType,
+        _accepts: &dyn Fn(&Outline) -> Result<(), String>,
+    ) -> Option<Stored> {
+        None
+    }
+
+    /// Encodes a weight that the source holds as `stored`: by its values, unless the method
+    /// [keeps](Self::keeps_stored) more of it.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    fn encode_stored(&self, site: &Site<'_>, _stored: &Weight) -> Result<Encoded, MethodError> {
+        self.encode(site)
+    }
 
     /// The same method with another sharing of scales, for formats that cannot store the one asked
     /// for; `None` when it has no such choice.
@@ -88,6 +126,14 @@ pub trait Tensorwise: Send + Sync {
     fn draft(&self) -> Option<Box<dyn Tensorwise>> {
         None
     }
+}
+
+/// A method for a layer that is compressed already, and what is to be said of it.
+pub struct Stored {
+    /// The method.
+    pub method: Box<dyn Tensorwise>,
+    /// What is lost, where something is.
+    pub note: Option<Note>,
 }
 
 /// Adds terms to a weight that is encoded already, for what the encoding lost.

@@ -12,7 +12,7 @@
 
 use crate::{Graphwise, Method, MethodError, ParamError};
 use lapidary_kernels::hadamard::Rotation;
-use lapidary_model::{Absorber, Graph, LinearOp, Op, Spec, Value};
+use lapidary_model::{Absorber, Graph, LinearOp, Node, Op, Spec, Value};
 use lapidary_weight::{Edit, Edits};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -101,7 +101,7 @@ impl Rewriting {
                 Op::Embedding(table) | Op::Positions { table, .. } | Op::TokenType(table) => {
                     self.add(&table.name, Edit::RotateColumns(Arc::clone(rotation)));
                 }
-                Op::Add => {}
+                Op::Add | Op::Scale(_) => {}
                 op => return Err(unrotatable(&spec.embed, op)),
             }
         }
@@ -126,32 +126,42 @@ impl Rewriting {
         rotation: &Arc<Rotation>,
     ) -> Result<BTreeSet<Value>, MethodError> {
         let mut stream = BTreeSet::from([Value::INPUT]);
-        let mut normed: BTreeMap<Value, &str> = BTreeMap::new();
+        let mut normed: BTreeMap<Value, Edit> = BTreeMap::new();
         for (index, node) in graph.nodes.iter().enumerate() {
             let value = Value::of_node(index);
             let reads = |values: &dyn Fn(&Value) -> bool| node.inputs.iter().any(values);
             match &node.op {
-                Op::RmsNorm { gain, width, .. } if stream.contains(&node.inputs[0]) => {
+                Op::RmsNorm { gain, offset, width, .. } if stream.contains(&node.inputs[0]) => {
                     if *width != node.width {
                         return Err(refused(gain, "norms parts of the residual stream"));
                     }
-                    self.add(gain, Edit::Ones);
-                    normed.insert(value, gain);
+                    self.add(gain, Edit::Fill(1.0 - offset));
+                    normed.insert(value, Edit::FoldGain { gain: gain.clone(), offset: *offset });
                 }
                 Op::Linear(linear) => {
-                    let gain = normed.get(&node.inputs[0]);
-                    if let Some(gain) = gain {
-                        self.add(&linear.weight, Edit::FoldGain((*gain).to_owned()));
+                    let fold = normed.get(&node.inputs[0]);
+                    if let Some(fold) = fold {
+                        self.add(&linear.weight, fold.clone());
                     }
-                    if gain.is_some() || stream.contains(&node.inputs[0]) {
+                    if fold.is_some() || stream.contains(&node.inputs[0]) {
                         self.inputs(linear, rotation);
                     }
                 }
                 Op::Add if reads(&|input| stream.contains(input)) => {
                     for input in node.inputs.iter().filter(|input| !stream.contains(input)) {
-                        self.outputs(writer(graph, *input)?, rotation);
+                        for linear in writers(graph, *input)? {
+                            self.outputs(linear, rotation);
+                        }
                     }
                     stream.insert(value);
+                }
+                // A multiple of a rotated row is the rotated multiple.
+                Op::Scale(_) if stream.contains(&node.inputs[0]) => {
+                    stream.insert(value);
+                }
+                // Rows are left out whole.
+                Op::Select { .. } if normed.contains_key(&node.inputs[0]) => {
+                    normed.insert(value, normed[&node.inputs[0]].clone());
                 }
                 op if reads(&|v| stream.contains(v) || normed.contains_key(v)) => {
                     return Err(unrotatable(graph, op));
@@ -167,7 +177,10 @@ impl Rewriting {
         for (index, node) in block.nodes.iter().enumerate() {
             let (Op::Attention(_), value) = (&node.op, Value::of_node(index)) else { continue };
             let Some(Absorber::Rows { linear, head_dim, .. }) = block.absorber(value) else {
-                return Err(refused(&block.name, "has values that something else reads too"));
+                let what = "has values that something else reads too, or that one layer makes \
+                            together with the queries and keys; set value: false to rotate the \
+                            residual stream only";
+                return Err(refused(&block.name, what));
             };
             // One for all heads: query heads that share a key head read the same values.
             let rotation = Arc::new(Rotation::new(head_dim, key(seed, &linear.module)));
@@ -182,11 +195,17 @@ impl Rewriting {
     }
 }
 
-/// The linear layer that makes a value which only an addition to the stream reads.
-fn writer(graph: &Graph, value: Value) -> Result<&LinearOp, MethodError> {
+/// The linear layers that make a value which only an addition to the stream reads: one, or the
+/// experts', whose results are mixed.
+fn writers(graph: &Graph, value: Value) -> Result<Vec<&LinearOp>, MethodError> {
     let alone = graph.consumers(value).count() == 1 && value != graph.output;
-    match graph.producer(value).map(|node| &node.op) {
-        Some(Op::Linear(linear)) if alone => Ok(linear),
+    match graph.producer(value).filter(|_| alone) {
+        Some(Node { op: Op::Linear(linear), .. }) => Ok(vec![linear]),
+        Some(Node { op: Op::Scale(_), inputs, .. }) => writers(graph, inputs[0]),
+        Some(Node { op: Op::Mix, inputs, .. }) => {
+            let experts = inputs[1..].iter().map(|expert| writers(graph, *expert));
+            Ok(experts.collect::<Result<Vec<_>, _>>()?.concat())
+        }
         _ => Err(refused(&graph.name, "adds something to the residual stream that is no layer's")),
     }
 }

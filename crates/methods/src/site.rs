@@ -66,6 +66,9 @@ pub struct Site<'a> {
     pub statistics: Option<&'a Statistics>,
     /// Type that scales are stored in.
     pub scale_type: FloatType,
+    /// The largest magnitude among the weights of all layers with this one's input, where the method
+    /// [wants it](crate::Tensorwise::shares_range).
+    pub peak: Option<f32>,
 }
 
 impl Site<'_> {

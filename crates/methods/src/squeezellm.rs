@@ -86,7 +86,7 @@ impl Tensorwise for SqueezeLlm {
             bits: self.0.bits,
             grouping: None,
             book_per_row: true,
-            books: scales,
+            books: scales.into(),
             scales: GroupType::Plain(scales),
         }];
         if self.0.sparse_share > 0.0 {
@@ -123,7 +123,7 @@ impl Tensorwise for SqueezeLlm {
             books: books.iter().flat_map(|book| book.levels().iter().copied()).collect(),
             book_per_row: true,
             scales: None,
-            book_type: scale_type,
+            book_type: scale_type.into(),
         };
         let mut terms = vec![Term::Lookup(lookup)];
         if self.0.sparse_share > 0.0 {

@@ -125,8 +125,15 @@ fn scales_of_sixteen_bits_are_enough_for_all() {
             for (name, cols, weight) in weights() {
                 let (rows, statistics) = (weight.len() / cols, statistics(cols));
                 let statistics = Some(&statistics);
-                let site =
-                    Site { name: "site", rows, cols, weight: &weight, statistics, scale_type };
+                let site = Site {
+                    name: "site",
+                    rows,
+                    cols,
+                    weight: &weight,
+                    statistics,
+                    scale_type,
+                    peak: None,
+                };
                 let method = method(id, changes.clone());
                 let encoded = method.encode(&site);
                 let encoded = encoded.unwrap_or_else(|e| panic!("{id} {changes} {name}: {e}"));
@@ -167,6 +174,7 @@ fn what_is_no_number_is_refused_by_all() {
                 weight: &weight,
                 statistics,
                 scale_type: FloatType::F16,
+                peak: None,
             };
             let error = method(entry.id, json!({})).encode(&site).unwrap_err();
             assert!(matches!(error, MethodError::Numerical { .. }), "{}: {error}", entry.id);

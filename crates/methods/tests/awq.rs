@@ -59,6 +59,7 @@ impl Layers {
                 weight: &scaled,
                 statistics: None,
                 scale_type: FloatType::F32,
+                peak: None,
             };
             let decoded = self.encoder.encode(&site).unwrap().weight.decode();
             let error = |row: usize, col: usize| {

@@ -180,6 +180,7 @@ fn parameters_out_of_range_are_named() {
         weight: &[1.0, 2.0],
         statistics: None,
         scale_type: FloatType::F16,
+        peak: None,
     };
     let kept: Box<dyn Tensorwise> = method("kbit", json!({"outlier_share": 0.5}));
     let error = kept.encode(&site).unwrap_err().to_string();

@@ -283,6 +283,7 @@ fn without_statistics_it_says_what_it_needs() {
         weight: &[1.0, 2.0],
         statistics: None,
         scale_type: lapidary_weight::FloatType::F16,
+        peak: None,
     };
     let error = gptq.encode(&site).unwrap_err().to_string();
     assert!(error.starts_with("layer: the method needs the Gram matrix"), "{error}");
@@ -360,6 +361,7 @@ fn the_largest_numbers_are_encoded_or_refused_but_never_lost() {
                 weight: &weight,
                 statistics: Some(&statistics),
                 scale_type: lapidary_weight::FloatType::F32,
+                peak: None,
             };
             if let Ok(encoded) = method.encode(&site) {
                 let decoded = encoded.weight.decode();

@@ -26,7 +26,15 @@ fn of_nothing(
     statistics: Option<&Statistics>,
 ) -> (Encoded, f64) {
     let rows = weight.len() / cols;
-    let site = Site { name: "site", rows, cols, weight, statistics, scale_type: FloatType::F32 };
+    let site = Site {
+        name: "site",
+        rows,
+        cols,
+        weight,
+        statistics,
+        scale_type: FloatType::F32,
+        peak: None,
+    };
     let nothing = Weight::new(rows, cols, vec![]).unwrap();
     let method = lqer(changes);
     let corrected = method.correct(&site, &nothing).unwrap();
@@ -275,6 +283,7 @@ fn what_is_missing_is_named() {
         weight: &weight,
         statistics: None,
         scale_type: FloatType::F16,
+        peak: None,
     };
     let nothing = Weight::new(1, 2, vec![]).unwrap();
     let error = lqer(json!({})).correct(&site, &nothing).unwrap_err().to_string();

@@ -2,6 +2,9 @@
 
 use crate::ModelError;
 use serde_json::Value;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::rc::Rc;
 
 /// Sizes above this are a corrupt or hostile configuration, not a model.
 const LARGEST_SIZE: u64 = 1 << 24;
@@ -9,21 +12,42 @@ const LARGEST_SIZE: u64 = 1 << 24;
 /// More layers than any model has.
 const MOST_LAYERS: usize = 1 << 12;
 
-/// A `config.json`, or an object inside it.
-#[derive(Debug, Clone, Copy)]
+/// A `config.json`, or an object inside it. It remembers which fields were asked for, so that those
+/// that nobody asked for can be told.
+#[derive(Debug, Clone)]
 pub struct Config<'a> {
     value: &'a Value,
+    read: Rc<RefCell<BTreeSet<String>>>,
 }
 
 impl<'a> Config<'a> {
     /// Wraps a parsed `config.json`.
     pub fn new(value: &'a Value) -> Self {
-        Self { value }
+        Self { value, read: Rc::default() }
     }
 
     /// A field, with `null` read as absent.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.ignore(key);
         self.value.get(key).filter(|value| !value.is_null())
+    }
+
+    /// Whether a field is there, `null` or not.
+    pub fn has(&self, key: &str) -> bool {
+        self.value.get(key).is_some()
+    }
+
+    /// Counts a field as read which the model does not look at, whatever is in it.
+    pub fn ignore(&self, key: &str) {
+        self.read.borrow_mut().insert(key.to_owned());
+    }
+
+    /// The fields that nobody has asked for, with what is in them.
+    pub fn unread(&self) -> Vec<(&'a str, &'a Value)> {
+        let read = self.read.borrow();
+        let fields = self.value.as_object().into_iter().flatten();
+        let unread = fields.filter(|(key, _)| !read.contains(*key));
+        unread.map(|(key, value)| (key.as_str(), value)).collect()
     }
 
     /// A nested object.

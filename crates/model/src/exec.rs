@@ -191,12 +191,12 @@ impl<B: Backend> Executor<B> {
                 None => vec![0; tokens.ids.len()],
             }),
             Op::Linear(linear) => backend.linear(next()?, weights.linear(&linear.module)?),
-            Op::RmsNorm { gain, width, eps } => {
+            Op::RmsNorm { gain, width, eps, .. } => {
                 backend.rms_norm(next()?, weights.vector(gain)?, *width, *eps)
             }
             Op::LayerNorm { gain, bias, eps } => {
-                let (gain, bias) = (weights.vector(gain)?, weights.vector(bias)?);
-                backend.layer_norm(next()?, gain, bias, *eps)
+                let bias = bias.as_deref().map(|bias| weights.vector(bias)).transpose()?;
+                backend.layer_norm(next()?, weights.vector(gain)?, bias, *eps)
             }
             Op::Rope(rope) => {
                 let tables = self.rotary.tables(rope, batch.seq_len);
@@ -208,6 +208,12 @@ impl<B: Backend> Executor<B> {
             Op::Activation(activation) => backend.activation(next()?, *activation),
             Op::Gated(activation) => backend.gated(next()?, next()?, *activation),
             Op::Add => backend.add(next()?, next()?),
+            Op::Scale(factor) => backend.scale(next()?, *factor),
+            Op::SoftCap(cap) => backend.soft_cap(next()?, *cap),
+            Op::Slice(slice) => backend.slice(next()?, *slice),
+            Op::Route(route) => backend.route(next()?, *route),
+            Op::Select { expert } => backend.select(next()?, next()?, *expert, batch),
+            Op::Mix => backend.mix(next()?, inputs.collect(), batch),
         }
     }
 

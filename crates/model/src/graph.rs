@@ -1,6 +1,6 @@
 //! A graph of operations: a list of nodes in the order they run, each reading earlier values.
 
-use crate::spec::{Activation, AttentionOp, LinearOp, Op, RopeOp, Table};
+use crate::spec::{Activation, AttentionOp, LinearOp, Op, RopeOp, RouteOp, SliceOp, Table};
 
 /// A value of a graph: the input, or the output of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,9 +85,20 @@ fn node_tensors(node: &Node) -> Vec<(String, Vec<usize>)> {
         }
         Op::RmsNorm { gain, width, .. } => vec![(gain.clone(), vec![*width])],
         Op::LayerNorm { gain, bias, .. } => {
-            vec![(gain.clone(), vec![node.width]), (bias.clone(), vec![node.width])]
+            let vector = |name: &String| (name.clone(), vec![node.width]);
+            std::iter::once(gain).chain(bias).map(vector).collect()
         }
-        Op::Rope(_) | Op::Attention(_) | Op::Activation(_) | Op::Gated(_) | Op::Add => vec![],
+        Op::Rope(_)
+        | Op::Attention(_)
+        | Op::Activation(_)
+        | Op::Gated(_)
+        | Op::Add
+        | Op::Scale(_)
+        | Op::SoftCap(_)
+        | Op::Slice(_)
+        | Op::Route(_)
+        | Op::Select { .. }
+        | Op::Mix => vec![],
     }
 }
 
@@ -105,6 +116,11 @@ impl GraphBuilder {
         Self { graph, input_width }
     }
 
+    /// The value made last; the input where none was.
+    pub fn last(&self) -> Value {
+        Value(self.graph.nodes.len())
+    }
+
     /// The graph, returning `output`.
     pub fn finish(mut self, output: Value) -> Graph {
         self.graph.output = output;
@@ -114,10 +130,21 @@ impl GraphBuilder {
     /// A linear layer whose tensors are `{name}.weight` and, with `bias`, `{name}.bias`.
     pub fn linear(&mut self, input: Value, name: &str, out_features: usize, bias: bool) -> Value {
         let module = self.full(name);
+        self.linear_named(input, &module, out_features, bias)
+    }
+
+    /// The same, the name being whole.
+    pub fn linear_named(
+        &mut self,
+        input: Value,
+        module: &str,
+        out_features: usize,
+        bias: bool,
+    ) -> Value {
         let linear = LinearOp {
             weight: format!("{module}.weight"),
             bias: bias.then(|| format!("{module}.bias")),
-            module,
+            module: module.to_owned(),
             in_features: self.width(input),
             out_features,
         };
@@ -133,20 +160,28 @@ impl GraphBuilder {
     /// Root-mean-square norm of the whole row.
     pub fn rms_norm(&mut self, input: Value, name: &str, eps: f64) -> Value {
         let width = self.width(input);
-        self.head_norm(input, name, width, eps)
+        self.head_norm(input, name, width, 0.0, eps)
     }
 
-    /// Root-mean-square norm of each run of `width` channels, with one gain for all runs.
-    pub fn head_norm(&mut self, input: Value, name: &str, width: usize, eps: f64) -> Value {
+    /// Root-mean-square norm of each run of `width` channels, with one gain for all runs, to which
+    /// `offset` is added.
+    pub fn head_norm(
+        &mut self,
+        input: Value,
+        name: &str,
+        width: usize,
+        offset: f32,
+        eps: f64,
+    ) -> Value {
         let gain = format!("{}.weight", self.full(name));
         let channels = self.width(input);
-        self.push(Op::RmsNorm { gain, width, eps: eps as f32 }, vec![input], channels)
+        self.push(Op::RmsNorm { gain, offset, width, eps: eps as f32 }, vec![input], channels)
     }
 
-    /// Layer norm.
+    /// Layer norm with a gain and a bias.
     pub fn layer_norm(&mut self, input: Value, name: &str, eps: f64) -> Value {
         let module = self.full(name);
-        let (gain, bias) = (format!("{module}.weight"), format!("{module}.bias"));
+        let (gain, bias) = (format!("{module}.weight"), Some(format!("{module}.bias")));
         let width = self.width(input);
         self.push(Op::LayerNorm { gain, bias, eps: eps as f32 }, vec![input], width)
     }
@@ -179,6 +214,51 @@ impl GraphBuilder {
     pub fn add(&mut self, left: Value, right: Value) -> Value {
         let width = self.width(left);
         self.push(Op::Add, vec![left, right], width)
+    }
+
+    /// The value times a number; the value itself where that is one.
+    pub fn scale(&mut self, input: Value, factor: f32) -> Value {
+        if factor == 1.0 {
+            return input;
+        }
+        let width = self.width(input);
+        self.push(Op::Scale(factor), vec![input], width)
+    }
+
+    /// `cap · tanh(x / cap)`.
+    pub fn soft_cap(&mut self, input: Value, cap: f32) -> Value {
+        let width = self.width(input);
+        self.push(Op::SoftCap(cap), vec![input], width)
+    }
+
+    /// Some channels of a value, of which `slice.stride` divides the width.
+    pub fn slice(&mut self, input: Value, slice: SliceOp) -> Value {
+        let width = self.width(input) / slice.stride * slice.run;
+        self.push(Op::Slice(slice), vec![input], width)
+    }
+
+    /// Consecutive channels of a value.
+    pub fn channels(&mut self, input: Value, start: usize, count: usize) -> Value {
+        let stride = self.width(input);
+        self.slice(input, SliceOp { start, run: count, stride })
+    }
+
+    /// Weights of experts from their scores.
+    pub fn route(&mut self, scores: Value, route: RouteOp) -> Value {
+        self.push(Op::Route(route), vec![scores], route.experts)
+    }
+
+    /// The rows that go to an expert.
+    pub fn select(&mut self, input: Value, weights: Value, expert: usize) -> Value {
+        let width = self.width(input);
+        self.push(Op::Select { expert }, vec![input, weights], width)
+    }
+
+    /// The sum of the experts' results, `results` one an expert.
+    pub fn mix(&mut self, weights: Value, results: Vec<Value>) -> Value {
+        let width = results.first().map_or(0, |result| self.width(*result));
+        let inputs = std::iter::once(weights).chain(results).collect();
+        self.push(Op::Mix, inputs, width)
     }
 
     /// Token embedding.

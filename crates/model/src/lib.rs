@@ -4,6 +4,7 @@
 //! or the engine wants to know of a model (which linears share an input, which norm can absorb a
 //! scale) is a query on the graphs, never a table per family.
 
+mod by_shape;
 mod config;
 mod exec;
 mod families;
@@ -11,6 +12,7 @@ mod graph;
 mod query;
 mod spec;
 
+pub use by_shape::{UNKNOWN, by_shape};
 pub use config::Config;
 pub use exec::{
     Backend, Batch, Composed, Executor, Fused, GraphWeights, OnTap, Operand, RotaryTables, Tap,
@@ -20,7 +22,9 @@ pub use families::{families, spec};
 pub use graph::{Graph, GraphBuilder, Node, Value};
 pub use lapidary_kernels::matrix::Precision;
 pub use query::{Absorber, InputGroup, Matrix, Place};
-pub use spec::{Activation, AttentionOp, LinearOp, Op, RopeOp, RopeScaling, Spec, Table};
+pub use spec::{
+    Activation, AttentionOp, LinearOp, Op, RopeOp, RopeScaling, RouteOp, SliceOp, Spec, Table,
+};
 
 use lapidary_weight::TensorError;
 
@@ -38,7 +42,7 @@ pub enum ModelError {
     /// No family knows this architecture.
     #[error(
         "config.json: model_type {model_type:?} (architectures {architectures:?}) is not supported; \
-         known are {known}"
+         known are {known}; fields that no family reads: {fields}"
     )]
     UnknownArchitecture {
         /// The `model_type` found.
@@ -47,6 +51,8 @@ pub enum ModelError {
         architectures: Vec<String>,
         /// The model types that families know.
         known: String,
+        /// The fields of the configuration that no family reads.
+        fields: String,
     },
     /// A tensor does not have the shape that the configuration asks for.
     #[error("tensor {name}: shape {have:?} where config.json asks for {need:?}")]

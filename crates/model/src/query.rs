@@ -2,6 +2,7 @@
 
 use crate::graph::{Graph, Value};
 use crate::spec::{Activation, LinearOp, Op, Spec, Table};
+use std::collections::BTreeSet;
 
 /// Linear layers that read the same value, and so share its statistics.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +21,8 @@ pub enum Absorber<'a> {
     Norm {
         /// Tensor of gains.
         gain: &'a str,
+        /// Added to the gains before they multiply: what is divided is the sum.
+        offset: f32,
         /// Tensor of biases of a layer norm.
         bias: Option<&'a str>,
     },
@@ -55,31 +58,52 @@ pub struct Matrix {
     pub place: Place,
     /// The module of the head that multiplies by this table.
     pub tied: Option<String>,
+    /// Whether it scores the experts that a token may go to.
+    pub is_router: bool,
 }
 
 impl Spec {
     /// Every weight matrix: the tables, the linear layers of the blocks, those of the head. A table
-    /// that the head multiplies by stands among the tables.
+    /// that the head multiplies by stands among the tables, one that several blocks share in the
+    /// first of them.
     pub fn matrices(&self) -> Vec<Matrix> {
         let in_head: Vec<&LinearOp> = self.head.iter().flat_map(Graph::linears).collect();
         let tables = self.embed.nodes.iter().filter_map(|node| match &node.op {
             Op::Embedding(table) | Op::Positions { table, .. } | Op::TokenType(table) => {
                 let tied = in_head.iter().find(|linear| linear.weight == table.name);
                 let tied = tied.map(|linear| linear.module.clone());
-                Some(Matrix { linear: as_linear(table), place: Place::Embedding, tied })
+                let (linear, place) = (as_linear(table), Place::Embedding);
+                Some(Matrix { linear, place, tied, is_router: false })
             }
             _ => None,
         });
         let mut matrices: Vec<Matrix> = tables.collect();
-        let plain = |linear: &LinearOp, place| Matrix { linear: linear.clone(), place, tied: None };
+        let plain = |linear: &LinearOp, place, is_router| Matrix {
+            linear: linear.clone(),
+            place,
+            tied: None,
+            is_router,
+        };
+        let mut seen = BTreeSet::new();
         for (index, block) in self.blocks.iter().enumerate() {
-            matrices.extend(block.linears().map(|linear| plain(linear, Place::Block(index))));
+            let first: Vec<&LinearOp> =
+                block.linears().filter(|linear| seen.insert(linear.weight.as_str())).collect();
+            let routers = block.routers();
+            let matrix = |linear| plain(linear, Place::Block(index), routers.contains(&linear));
+            matrices.extend(first.into_iter().map(matrix));
         }
         let is_table =
             |linear: &LinearOp| matrices.iter().any(|m| m.linear.weight == linear.weight);
         let untied: Vec<&LinearOp> = in_head.into_iter().filter(|l| !is_table(l)).collect();
-        matrices.extend(untied.into_iter().map(|linear| plain(linear, Place::Head)));
+        matrices.extend(untied.into_iter().map(|linear| plain(linear, Place::Head, false)));
         matrices
+    }
+
+    /// Whether blocks share weights, so that what is done in one is done in others.
+    pub fn shares_blocks(&self) -> bool {
+        let mut seen = BTreeSet::new();
+        let mut linears = self.blocks.iter().flat_map(Graph::linears);
+        linears.any(|linear| !seen.insert(linear.weight.as_str()))
     }
 }
 
@@ -96,6 +120,32 @@ fn as_linear(table: &Table) -> LinearOp {
 }
 
 impl Graph {
+    /// The linear layers whose results choose experts.
+    pub fn routers(&self) -> Vec<&LinearOp> {
+        let scores = self.nodes.iter().filter_map(|node| match &node.op {
+            Op::Route(_) => self.producer(node.inputs[0]),
+            _ => None,
+        });
+        let linears = scores.filter_map(|node| match &node.op {
+            Op::Linear(linear) => Some(linear),
+            _ => None,
+        });
+        linears.collect()
+    }
+
+    /// Whether a value has rows for those tokens only that go to an expert.
+    pub fn is_routed(&self, value: Value) -> bool {
+        let mut routed = vec![false; self.nodes.len() + 1];
+        for (index, node) in self.nodes.iter().enumerate() {
+            routed[Value::of_node(index).index()] = match node.op {
+                Op::Select { .. } => true,
+                Op::Mix => false,
+                _ => node.inputs.iter().any(|input| routed[input.index()]),
+            };
+        }
+        routed[value.index()]
+    }
+
     /// Groups of linear layers with a common input, in the order they run.
     pub fn shared_inputs(&self) -> Vec<InputGroup<'_>> {
         let mut groups: Vec<InputGroup<'_>> = vec![];
@@ -120,10 +170,12 @@ impl Graph {
         }
         let node = self.producer(value)?;
         match &node.op {
-            Op::RmsNorm { gain, width, .. } if *width == node.width => {
-                Some(Absorber::Norm { gain, bias: None })
+            Op::RmsNorm { gain, offset, width, .. } if *width == node.width => {
+                Some(Absorber::Norm { gain, offset: *offset, bias: None })
             }
-            Op::LayerNorm { gain, bias, .. } => Some(Absorber::Norm { gain, bias: Some(bias) }),
+            Op::LayerNorm { gain, bias, .. } => {
+                Some(Absorber::Norm { gain, offset: 0.0, bias: bias.as_deref() })
+            }
             // ReLU commutes with positive scales; no other activation does.
             Op::Activation(Activation::Relu) => self.rows(node.inputs[0], 1, node.width),
             Op::Gated(_) => self.rows(node.inputs[1], 1, node.width),

@@ -1,4 +1,4 @@
-//! The value that a family file makes of `config.json`: graphs of about a dozen operations.
+//! The value that a family file makes of `config.json`: graphs of about twenty operations.
 
 use crate::graph::Graph;
 pub use lapidary_kernels::activation::Activation;
@@ -42,10 +42,12 @@ pub enum Op {
     TokenType(Table),
     /// `y = x Wᵀ + b`.
     Linear(LinearOp),
-    /// `x / rms(x) · gain` over runs of `width` channels.
+    /// `x / rms(x) · (gain + offset)` over runs of `width` channels.
     RmsNorm {
         /// Tensor with `width` gains.
         gain: String,
+        /// Added to the gains: 1 where the checkpoint has what they differ from one by.
+        offset: f32,
         /// Channels normalised together: the whole row, or a head.
         width: usize,
         /// Added to the mean square.
@@ -55,8 +57,8 @@ pub enum Op {
     LayerNorm {
         /// Tensor of gains.
         gain: String,
-        /// Tensor of biases.
-        bias: String,
+        /// Tensor of biases, where there are any.
+        bias: Option<String>,
         /// Added to the variance.
         eps: f32,
     },
@@ -70,6 +72,45 @@ pub enum Op {
     Gated(Activation),
     /// Sum of two values.
     Add,
+    /// The value times a number.
+    Scale(f32),
+    /// `cap · tanh(x / cap)`.
+    SoftCap(f32),
+    /// Some channels of a value: how a layer that makes several things at once is taken apart.
+    Slice(SliceOp),
+    /// Scores of experts to the weights of those that a token goes to; 0 for the others.
+    Route(RouteOp),
+    /// The rows of the first value whose tokens go to an expert, by the second, the weights that
+    /// [`Route`](Self::Route) made. Every other row is left out.
+    Select {
+        /// The expert.
+        expert: usize,
+    },
+    /// The sum of the experts' results, each times its weight: the first value has the weights, the
+    /// others are the results for the rows that were selected, expert by expert.
+    Mix,
+}
+
+/// Of every `stride` channels, the `run` channels from `start` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SliceOp {
+    /// The first of them.
+    pub start: usize,
+    /// How many.
+    pub run: usize,
+    /// Channels from one run to the next.
+    pub stride: usize,
+}
+
+/// The choice of experts: a softmax of all scores, of which the `top_k` largest are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteOp {
+    /// Experts there are.
+    pub experts: usize,
+    /// Experts that a token goes to.
+    pub top_k: usize,
+    /// Whether the weights that are kept are made to add up to one.
+    pub normalized: bool,
 }
 
 /// A lookup table `[rows, width]`.
@@ -103,8 +144,10 @@ pub struct LinearOp {
 pub struct RopeOp {
     /// Heads in the value.
     pub heads: usize,
-    /// Width of a head; all of it is rotated.
+    /// Width of a head.
     pub head_dim: usize,
+    /// Channels of a head that are rotated, an even number: the first.
+    pub rotary: usize,
     /// Base of the frequencies.
     pub theta: f64,
     /// How the frequencies are stretched.
@@ -135,10 +178,10 @@ pub enum RopeScaling {
 }
 
 impl RopeOp {
-    /// Inverse frequencies of the `head_dim / 2` pairs, in radians a position.
+    /// Inverse frequencies of the `rotary / 2` pairs, in radians a position.
     pub fn inverse_frequencies(&self) -> Vec<f32> {
-        let pairs = self.head_dim / 2;
-        let plain = |pair: usize| self.theta.powf(-2.0 * pair as f64 / self.head_dim as f64);
+        let pairs = self.rotary / 2;
+        let plain = |pair: usize| self.theta.powf(-2.0 * pair as f64 / self.rotary as f64);
         (0..pairs).map(|pair| self.scaling.stretch(plain(pair)) as f32).collect()
     }
 }
@@ -174,6 +217,8 @@ pub struct AttentionOp {
     pub head_dim: usize,
     /// Multiplies the scores.
     pub scale: f32,
+    /// What the scaled scores are capped by, as by [`Op::SoftCap`].
+    pub soft_cap: Option<f32>,
     /// Whether a position sees only itself and those before it.
     pub causal: bool,
     /// A position sees at most this many positions back, itself included.

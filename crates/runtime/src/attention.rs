@@ -38,8 +38,8 @@ impl Attention {
             let what = format!("its heads are {} wide, an odd number", op.head_dim);
             return Err(RuntimeError::Unsupported(what));
         }
-        let AttentionOp { heads, kv_heads, head_dim, scale, window, .. } = *op;
-        let shape = CachedShape { heads, kv_heads, head_dim, scale, window };
+        let AttentionOp { heads, kv_heads, head_dim, scale, soft_cap, window, .. } = *op;
+        let shape = CachedShape { heads, kv_heads, head_dim, scale, soft_cap, window };
         let one = |_| KeyValues::new(cache, kv_heads, head_dim, context);
         Ok(Self { shape, caches: (0..sequences).map(one).collect() })
     }

@@ -116,9 +116,9 @@ impl Decoder {
             Pool::new(threads).map_err(|error| RuntimeError::Threads { threads, error })?;
         let mut names = Names::default();
         let graphs = std::iter::once(&spec.embed).chain(&spec.blocks);
-        let mut body = Plan::new(graphs, None, &mut names);
+        let mut body = Plan::new(graphs, None, &mut names)?;
         let mut head =
-            Plan::new(std::iter::once::<&Graph>(head), Some(spec.hidden_size), &mut names);
+            Plan::new(std::iter::once::<&Graph>(head), Some(spec.hidden_size), &mut names)?;
         let precision = options.precision;
         let weights = Weights::load(names, source, precision, context, &mut pool)?;
         weights.divide(&mut body, threads);

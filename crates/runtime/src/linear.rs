@@ -89,7 +89,7 @@ impl<'a> Owned<'a> {
         match term {
             Term::Dense(_) | Term::Trellis(_) => vec![],
             Term::Affine(affine) => {
-                let spread = |numbers: &[f32]| spread(affine.grouping, rows, numbers);
+                let spread = |numbers: &[f32]| spread(affine.grouping, (rows, cols), numbers);
                 vec![Self::Codes {
                     bits: affine.bits,
                     codes: (&affine.codes[..]).into(),
@@ -98,7 +98,7 @@ impl<'a> Owned<'a> {
                     zeros: match &affine.zeros {
                         Zeros::Middle => OwnedZeros::Middle,
                         Zeros::Codes(zeros) => {
-                            OwnedZeros::Codes(self::spread(affine.grouping, rows, zeros))
+                            OwnedZeros::Codes(self::spread(affine.grouping, (rows, cols), zeros))
                         }
                         Zeros::Floats(zeros) => OwnedZeros::Floats(spread(zeros)),
                         Zeros::Minima(minima) => OwnedZeros::Minima(spread(minima)),
@@ -115,7 +115,7 @@ impl<'a> Owned<'a> {
                     scales: lookup
                         .scales
                         .as_ref()
-                        .map(|(grouping, scales)| spread(*grouping, rows, scales)),
+                        .map(|(grouping, scales)| spread(*grouping, (rows, cols), scales)),
                 }]
             }
             Term::Planes(planes) => Self::of_planes(planes, rows, cols),
@@ -157,8 +157,8 @@ impl<'a> Owned<'a> {
                     .collect::<Vec<_>>()
                     .into(),
                 group: planes.grouping.width(cols),
-                scales: spread(planes.grouping, rows, &doubled),
-                zeros: OwnedZeros::Minima(spread(planes.grouping, rows, &minima)),
+                scales: spread(planes.grouping, (rows, cols), &doubled),
+                zeros: OwnedZeros::Minima(spread(planes.grouping, (rows, cols), &minima)),
             }
         };
         (0..count).map(plane).collect()
@@ -190,12 +190,11 @@ impl<'a> Owned<'a> {
     }
 }
 
-/// One number a group of each row, where the whole matrix may have one.
-fn spread<T: Copy>(grouping: Grouping, rows: usize, numbers: &[T]) -> Vec<T> {
-    match (grouping, numbers) {
-        (Grouping::Tensor, [number]) => vec![*number; rows],
-        _ => numbers.to_vec(),
-    }
+/// One number a group of each row, where several rows, or all, may share theirs.
+fn spread<T: Copy>(grouping: Grouping, (rows, cols): (usize, usize), numbers: &[T]) -> Vec<T> {
+    let per_row = grouping.per_row(cols);
+    let of_row = |row: usize| &numbers[grouping.row_start(row, cols)..][..per_row];
+    (0..rows).flat_map(of_row).copied().collect()
 }
 
 #[cfg(test)]
@@ -242,7 +241,9 @@ mod tests {
     fn every_term_reaches_the_kernels_as_it_decodes() -> Result<(), WeightError> {
         let (rows, cols) = (21, 96);
         let columns = |width| NonZeroUsize::new(width).map_or(Grouping::Row, Grouping::Columns);
-        for grouping in [Grouping::Tensor, Grouping::Row, columns(32), columns(20)] {
+        let [Some(height), Some(width)] = [8, 40].map(NonZeroUsize::new) else { return Ok(()) };
+        let blocks = Grouping::Blocks { rows: height, columns: width };
+        for grouping in [Grouping::Tensor, Grouping::Row, columns(32), columns(20), blocks] {
             let groups = grouping.count(rows, cols);
             let floats = |seed| {
                 GroupFloats::plain(
@@ -271,7 +272,7 @@ mod tests {
                 books: numbers(if book_per_row { rows } else { 1 } << bits, 6),
                 book_per_row,
                 scales: (!book_per_row).then(|| (grouping, floats(7))),
-                book_type: FloatType::F16,
+                book_type: FloatType::F16.into(),
             };
             check(rows, cols, vec![Term::Lookup(lookup(false, 4))])?;
             check(rows, cols, vec![Term::Lookup(lookup(true, 3))])?;

@@ -18,7 +18,8 @@ const SMALLEST_UNIT: usize = 16 << 10;
 pub(crate) struct Names {
     /// Tensor and shape.
     matrices: Vec<(String, [usize; 2])>,
-    vectors: Vec<(String, usize)>,
+    /// Tensor, width, and what is added to its values.
+    vectors: Vec<(String, usize, f32)>,
     /// Matrices that rows are looked up in.
     tables: Vec<usize>,
     /// Their heads are left out: all have the same angles.
@@ -37,7 +38,12 @@ impl Names {
     }
 
     pub(crate) fn vector(&mut self, name: &str, width: usize) -> usize {
-        place(&mut self.vectors, (name.to_owned(), width))
+        self.gain(name, width, 0.0)
+    }
+
+    /// A vector with `offset` added to its values.
+    pub(crate) fn gain(&mut self, name: &str, width: usize, offset: f32) -> usize {
+        place(&mut self.vectors, (name.to_owned(), width, offset))
     }
 
     pub(crate) fn rope(&mut self, rope: &RopeOp) -> usize {
@@ -105,9 +111,11 @@ impl Weights {
             );
         });
         let matrices = packed.into_iter().flatten().collect::<Result<Vec<_>, _>>()?;
-        let vectors = names.vectors.iter().map(|(name, width)| {
+        let vectors = names.vectors.iter().map(|(name, width, offset)| {
             check(source, name, &[*width])?;
-            source.read(name).map_err(|TensorError(error)| lost(error))
+            let mut values = source.read(name).map_err(|TensorError(error)| lost(error))?;
+            values.iter_mut().for_each(|value| *value += offset);
+            Ok::<_, RuntimeError>(values)
         });
         let vectors = vectors.collect::<Result<Vec<_>, _>>()?;
         let angles = names.ropes.iter().map(|rope| Angles::new(rope, context)).collect();

@@ -4,8 +4,9 @@
 //! read one input; or an attention. Values get the buffers of values that are no longer read, and
 //! work in place where they are read last.
 
+use crate::RuntimeError;
 use crate::load::Names;
-use lapidary_model::{Activation, AttentionOp, Graph, LinearOp, Node, Op, Value};
+use lapidary_model::{Activation, AttentionOp, Graph, LinearOp, Node, Op, SliceOp, Value};
 
 /// Most products of a stage.
 pub(crate) const MOST_PRODUCTS: usize = 4;
@@ -36,11 +37,14 @@ pub(crate) enum RowOp {
     Copy { from: usize, to: usize },
     Bias { to: usize, bias: usize },
     RmsNorm { from: usize, to: usize, gain: usize, eps: f32 },
-    LayerNorm { from: usize, to: usize, gain: usize, bias: usize, eps: f32 },
+    LayerNorm { from: usize, to: usize, gain: usize, bias: Option<usize>, eps: f32 },
     Rope { to: usize, table: usize, head_dim: usize },
     Activation { to: usize, activation: Activation },
     Gated { gate: usize, up: usize, activation: Activation },
     Add { to: usize, other: usize },
+    Scale { to: usize, factor: f32 },
+    SoftCap { to: usize, cap: f32 },
+    Slice { from: usize, to: usize, slice: SliceOp },
 }
 
 /// Which row of a table a token gets.
@@ -67,18 +71,21 @@ pub(crate) struct Products {
 impl Plan {
     /// Compiles graphs that each read what the one before returns. The input of the first, where it
     /// reads one, is buffer 0.
+    ///
+    /// # Errors
+    /// When there is an operation that the runtime does not have.
     pub(crate) fn new<'a>(
         graphs: impl Iterator<Item = &'a Graph>,
         input: Option<usize>,
         names: &mut Names,
-    ) -> Self {
+    ) -> Result<Self, RuntimeError> {
         let mut compiler = Compiler { plan: Self::default(), free: vec![], names };
         let mut value = input.map(|width| compiler.buffer(width));
         for graph in graphs {
-            value = Some(compiler.graph(graph, value));
+            value = Some(compiler.graph(graph, value)?);
         }
         compiler.plan.output = value.unwrap_or_default();
-        compiler.plan
+        Ok(compiler.plan)
     }
 }
 
@@ -96,18 +103,24 @@ struct Values {
 }
 
 impl Compiler<'_> {
-    fn graph(&mut self, graph: &Graph, input: Option<usize>) -> usize {
+    fn graph(&mut self, graph: &Graph, input: Option<usize>) -> Result<usize, RuntimeError> {
         let mut values = Values::new(graph, input);
         let mut done = vec![false; graph.nodes.len()];
         for index in 0..graph.nodes.len() {
             if !done[index] {
-                self.node(graph, index, &mut values, &mut done);
+                self.node(graph, index, &mut values, &mut done)?;
             }
         }
-        values.place(graph.output)
+        Ok(values.place(graph.output))
     }
 
-    fn node(&mut self, graph: &Graph, index: usize, values: &mut Values, done: &mut [bool]) {
+    fn node(
+        &mut self,
+        graph: &Graph,
+        index: usize,
+        values: &mut Values,
+        done: &mut [bool],
+    ) -> Result<(), RuntimeError> {
         let node = &graph.nodes[index];
         let to = match &node.op {
             Op::Embedding(table) => {
@@ -122,16 +135,19 @@ impl Compiler<'_> {
                 let table = self.names.table(table);
                 self.look_up(table, TableRow::First, node.width)
             }
-            Op::Linear(_) => return self.linears(graph, node.inputs[0], values, done),
-            Op::RmsNorm { gain, width, eps } => {
-                let gain = self.names.vector(gain, *width);
+            Op::Linear(_) => {
+                self.linears(graph, node.inputs[0], values, done);
+                return Ok(());
+            }
+            Op::RmsNorm { gain, offset, width, eps } => {
+                let gain = self.names.gain(gain, *width, *offset);
                 let (from, to) = self.source_and_target(node, values);
                 self.push(RowOp::RmsNorm { from, to, gain, eps: *eps });
                 to
             }
             Op::LayerNorm { gain, bias, eps } => {
                 let gain = self.names.vector(gain, node.width);
-                let bias = self.names.vector(bias, node.width);
+                let bias = bias.as_ref().map(|bias| self.names.vector(bias, node.width));
                 let (from, to) = (values.place(node.inputs[0]), self.buffer(node.width));
                 self.push(RowOp::LayerNorm { from, to, gain, bias, eps: *eps });
                 self.read(node.inputs[0], values, None);
@@ -157,8 +173,29 @@ impl Compiler<'_> {
                 gate
             }
             Op::Add => self.add(node, values),
+            Op::Scale(factor) => {
+                let to = self.owned(node.inputs[0], node.width, values);
+                self.push(RowOp::Scale { to, factor: *factor });
+                to
+            }
+            Op::SoftCap(cap) => {
+                let to = self.owned(node.inputs[0], node.width, values);
+                self.push(RowOp::SoftCap { to, cap: *cap });
+                to
+            }
+            Op::Slice(slice) => {
+                let (from, to) = (values.place(node.inputs[0]), self.buffer(node.width));
+                self.push(RowOp::Slice { from, to, slice: *slice });
+                self.read(node.inputs[0], values, None);
+                to
+            }
+            Op::Route(_) | Op::Select { .. } | Op::Mix => {
+                let what = "it is a mixture of experts, which the runtime does not have yet";
+                return Err(RuntimeError::Unsupported(what.to_owned()));
+            }
         };
         values.places[Value::of_node(index).index()] = Some(to);
+        Ok(())
     }
 
     fn look_up(&mut self, table: usize, row: TableRow, width: usize) -> usize {

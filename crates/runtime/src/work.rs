@@ -3,6 +3,7 @@
 use crate::attention::{Attention, Buffers};
 use crate::load::Weights;
 use crate::plan::{MOST_PRODUCTS, Plan, Products, RowOp, Stage, TableRow};
+use lapidary_kernels::activation::soft_cap_here;
 use lapidary_kernels::attention::Partials;
 use lapidary_kernels::isa::Isa;
 use lapidary_kernels::packed::{Activations, Forms, Output, Precision, STRIP};
@@ -230,8 +231,8 @@ fn row_op(
         }
         RowOp::LayerNorm { from, to, gain, bias, eps } => {
             let (to, [from]) = rows.row(to, [from], row);
-            let (gain, bias) = (&weights.vectors[gain], &weights.vectors[bias]);
-            norm::layer_norm_here(isa, from, gain, Some(bias), eps, to);
+            let bias = bias.map(|bias| weights.vectors[bias].as_slice());
+            norm::layer_norm_here(isa, from, &weights.vectors[gain], bias, eps, to);
         }
         RowOp::Rope { to, table, head_dim } => {
             let (cos, sin) = weights.angles[table].at(batch.positions[row]);
@@ -247,6 +248,15 @@ fn row_op(
         RowOp::Add { to, other } => {
             let (to, [other]) = rows.row(to, [other], row);
             add(to, other);
+        }
+        RowOp::Scale { to, factor } => {
+            rows.row(to, [], row).0.iter_mut().for_each(|value| *value *= factor);
+        }
+        RowOp::SoftCap { to, cap } => soft_cap_here(isa, rows.row(to, [], row).0, cap),
+        RowOp::Slice { from, to, slice } => {
+            let (to, [from]) = rows.row(to, [from], row);
+            let runs = from.chunks_exact(slice.stride).zip(to.chunks_exact_mut(slice.run));
+            runs.for_each(|(from, to)| to.copy_from_slice(&from[slice.start..][..slice.run]));
         }
     }
 }

@@ -110,6 +110,11 @@ impl Dtype {
         }
     }
 
+    /// The type that ggml has for it; `None` for those it has not.
+    pub fn to_ggml(self) -> Option<GgmlType> {
+        GgmlType::ALL.iter().copied().find(|ggml| Self::from_ggml(*ggml) == self)
+    }
+
     /// Elements per block; 1 for plain numbers.
     pub fn block_elements(self) -> u64 {
         match self {

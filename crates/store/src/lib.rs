@@ -19,7 +19,9 @@ pub mod gguf;
 pub mod hash;
 pub mod journal;
 pub mod json;
+pub mod pytorch;
 pub mod safetensors;
+mod stream;
 mod tensor;
 pub mod tokenizer;
 

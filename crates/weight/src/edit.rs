@@ -13,14 +13,19 @@ pub enum Edit {
     ScaleColumns(Arc<[f32]>),
     /// `W[i, ·] ← W[i, ·] · s_i`.
     ScaleRows(Arc<[f32]>),
-    /// `W[·, j] ← W[·, j] · g_j`, with the vector of this name as it is without edits.
-    FoldGain(String),
+    /// `W[·, j] ← W[·, j] · (g_j + offset)`, with the vector of a name as it is without edits.
+    FoldGain {
+        /// The vector.
+        gain: String,
+        /// Added to its values.
+        offset: f32,
+    },
     /// `W ← W Q`, for each run of `Q`'s width along the columns.
     RotateColumns(Arc<Rotation>),
     /// `W ← Qᵀ W`, for each run of `Q`'s width along the rows.
     RotateRows(Arc<Rotation>),
-    /// `W ← 1`, every element.
-    Ones,
+    /// `W ← value`, every element.
+    Fill(f32),
     /// These values instead.
     Replace(Arc<[f32]>),
 }
@@ -47,7 +52,11 @@ impl Edit {
         };
         match self {
             Self::ScaleColumns(scales) => scale(values, scales),
-            Self::FoldGain(gain) => scale(values, &tensors.read(gain)?),
+            Self::FoldGain { gain, offset } => {
+                let mut gains = tensors.read(gain)?;
+                gains.iter_mut().for_each(|gain| *gain += offset);
+                scale(values, &gains);
+            }
             Self::ScaleRows(scales) => {
                 for (row, number) in values.chunks_exact_mut(cols).zip(numbers) {
                     row.iter_mut().for_each(|value| *value *= scales[number]);
@@ -59,7 +68,7 @@ impl Edit {
                 rotation.apply(&mut columns);
                 values.copy_from_slice(&transposed(&columns, values.len() / cols));
             }
-            Self::Ones => values.fill(1.0),
+            Self::Fill(value) => values.fill(*value),
             Self::Replace(whole) => {
                 for (row, number) in values.chunks_exact_mut(cols).zip(numbers) {
                     row.copy_from_slice(&whole[number * cols..][..cols]);

@@ -4,16 +4,19 @@
 //! numbers: the super-blocks of K-quants (runs of 8 or 16, codes of 4, 6 or 8 bits), QLoRA's double
 //! quantization (runs of 256 with the mean of all subtracted), SpQR's second level (the same group
 //! of columns in consecutive rows). Both levels decode in `f32`:
-//! `value = coarse[run] · level(code) + offset`, rounded after the product and after the sum.
+//! `value = coarse[run] · level(code) + offset`, rounded after the product and after the sum. Scales
+//! that are small floats themselves (NVFP4, the microscaling formats) are codes, divided by one float
+//! for the whole array or not.
 
 use crate::part::Parts;
 use crate::term::{check_codes, check_finite, check_length};
-use crate::{FloatType, Grouping, Part, PartType, WeightError};
+use crate::{FloatType, Grouping, Part, PartType, SmallFloat, WeightError};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 use std::ops::Deref;
 
 const TERM: &str = "two-level";
+const SMALL: &str = "small-float";
 
 /// Which numbers of a two-level array share a coarse one. The array is `[rows, groups a row]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -97,6 +100,26 @@ impl TwoLevel {
     }
 }
 
+/// How numbers are stored as small floats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SmallCodes {
+    /// Type of the codes: E4M3 or E8M0.
+    pub float: SmallFloat,
+    /// Whether the numbers are those of the codes divided by one F32, NVFP4's global scale.
+    pub divided: bool,
+}
+
+impl SmallCodes {
+    fn check(self) -> Result<(), WeightError> {
+        if self.float.bits() == 8 {
+            return Ok(());
+        }
+        let what = format!("{:?} is no type of scales; E4M3 and E8M0 are", self.float);
+        Err(WeightError::Outline { term: SMALL, what })
+    }
+}
+
 /// How one real number a group is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -105,6 +128,8 @@ pub enum GroupType {
     Plain(FloatType),
     /// A code each, and coarse floats.
     TwoLevel(TwoLevel),
+    /// A small float each.
+    Small(SmallCodes),
 }
 
 impl From<FloatType> for GroupType {
@@ -138,6 +163,7 @@ impl GroupType {
         match self {
             Self::Plain(float) => float,
             Self::TwoLevel(kind) => kind.coarse,
+            Self::Small(_) => FloatType::F32,
         }
     }
 
@@ -151,6 +177,7 @@ impl GroupType {
                 let floats = kind.runs.count(rows, per_row) + kind.offsets(rows, per_row);
                 count * u64::from(kind.bits) + floats as u64 * kind.coarse.bits()
             }
+            Self::Small(kind) => 8 * count + if kind.divided { 32 } else { 0 },
         }
     }
 
@@ -166,6 +193,12 @@ impl GroupType {
             Self::Plain(float) => {
                 let shape = grouping.scale_shape(rows, cols);
                 return vec![(names.values, PartType::Float(float), shape)];
+            }
+            Self::Small(kind) => {
+                let (rows, per_row) = array_shape(grouping, rows, cols);
+                let codes = (names.codes, PartType::U32, Part::stream_shape(rows * per_row, 8));
+                let divisor = (names.values, PartType::Float(FloatType::F32), vec![1]);
+                return [codes].into_iter().chain(kind.divided.then_some(divisor)).collect();
             }
             Self::TwoLevel(kind) => kind,
         };
@@ -186,6 +219,7 @@ impl GroupType {
         match self {
             Self::Plain(_) => Ok(()),
             Self::TwoLevel(kind) => kind.check(),
+            Self::Small(kind) => kind.check(),
         }
     }
 }
@@ -195,6 +229,9 @@ fn array_shape(grouping: Grouping, rows: usize, cols: usize) -> (usize, usize) {
     match grouping {
         Grouping::Tensor => (grouping.count(rows, cols), 1),
         Grouping::Row | Grouping::Columns(_) => (rows, grouping.per_row(cols)),
+        Grouping::Blocks { rows: height, .. } => {
+            (rows.div_ceil(height.get()), grouping.per_row(cols))
+        }
     }
 }
 
@@ -287,6 +324,7 @@ pub struct GroupFloats {
 enum Stored {
     Plain(FloatType),
     TwoLevel(Box<Levels>),
+    Small { float: SmallFloat, codes: Vec<u8>, divisor: Option<f32> },
 }
 
 impl Deref for GroupFloats {
@@ -312,6 +350,31 @@ impl GroupFloats {
         Ok(Self { values: levels.decode(), stored: Stored::TwoLevel(Box::new(levels)) })
     }
 
+    /// Small floats by their codes, divided by one number or not.
+    ///
+    /// # Errors
+    /// When the type is none of scales, a code stands for no number, or the divisor is not positive
+    /// and finite.
+    pub fn small(
+        float: SmallFloat,
+        codes: Vec<u8>,
+        divisor: Option<f32>,
+    ) -> Result<Self, WeightError> {
+        SmallCodes { float, divided: divisor.is_some() }.check()?;
+        if let Some(index) = codes.iter().position(|code| !float.is_number(*code)) {
+            return Err(WeightError::NotFinite { term: SMALL, part: "codes", index });
+        }
+        if let Some(divisor) = divisor
+            && !(divisor > 0.0 && divisor.is_finite())
+        {
+            let what = format!("the scales are divided by {divisor}, which is not positive");
+            return Err(WeightError::Outline { term: SMALL, what });
+        }
+        let value = |code: &u8| float.decode(*code) / divisor.unwrap_or(1.0);
+        let values = codes.iter().map(value).collect();
+        Ok(Self { values, stored: Stored::Small { float, codes, divisor } })
+    }
+
     /// The nearest that `kind` can store to `values`, an array of rows of `per_row` numbers. A run's
     /// coarse number is such that its extreme values have the extreme codes.
     ///
@@ -328,14 +391,33 @@ impl GroupFloats {
                 check_length(TERM, "values", values.len(), rows * per_row)?;
                 Self::two_level(Levels::round(kind, per_row, values))
             }
+            GroupType::Small(kind) => Self::round_small(kind, values),
         }
+    }
+
+    /// Small floats nearest to `values`, divided by what makes the largest the type's largest.
+    fn round_small(kind: SmallCodes, values: &[f32]) -> Result<Self, WeightError> {
+        let peak = values.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+        let ratio = kind.float.largest() / peak;
+        let usable = ratio.is_finite() && ratio > 0.0;
+        let divisor = kind.divided.then_some(if usable { ratio } else { 1.0 });
+        let code = |value: &f32| kind.float.encode(value * divisor.unwrap_or(1.0));
+        Self::small(kind.float, values.iter().map(code).collect(), divisor)
     }
 
     /// The codes and coarse numbers of a two-level array.
     pub fn levels(&self) -> Option<&Levels> {
         match &self.stored {
-            Stored::Plain(_) => None,
+            Stored::Plain(_) | Stored::Small { .. } => None,
             Stored::TwoLevel(levels) => Some(levels),
+        }
+    }
+
+    /// The codes of small floats, and what they are divided by.
+    pub fn small_codes(&self) -> Option<(&[u8], Option<f32>)> {
+        match &self.stored {
+            Stored::Small { codes, divisor, .. } => Some((codes, *divisor)),
+            Stored::Plain(_) | Stored::TwoLevel(_) => None,
         }
     }
 
@@ -344,6 +426,9 @@ impl GroupFloats {
         match &self.stored {
             Stored::Plain(float) => GroupType::Plain(*float),
             Stored::TwoLevel(levels) => GroupType::TwoLevel(levels.kind),
+            Stored::Small { float, divisor, .. } => {
+                GroupType::Small(SmallCodes { float: *float, divided: divisor.is_some() })
+            }
         }
     }
 
@@ -377,6 +462,18 @@ impl GroupFloats {
                 let shape = grouping.scale_shape(rows, cols);
                 return vec![Part::floats(names.values, *float, shape, &self.values)];
             }
+            Stored::Small { codes, divisor, .. } => {
+                let float = |number: &f32| {
+                    Part::floats(
+                        names.values,
+                        FloatType::F32,
+                        vec![1],
+                        std::slice::from_ref(number),
+                    )
+                };
+                let codes = Part::stream(names.codes, codes, 8);
+                return [codes].into_iter().chain(divisor.as_ref().map(float)).collect();
+            }
             Stored::TwoLevel(levels) => levels,
         };
         let TwoLevel { bits, coarse, .. } = levels.kind;
@@ -401,6 +498,15 @@ impl GroupFloats {
         let kind = match kind {
             GroupType::Plain(float) => {
                 return Ok(Self::plain(parts.floats(names.values, float)?, float));
+            }
+            GroupType::Small(kind) => {
+                let (rows, per_row) = array_shape(grouping, rows, cols);
+                let divisor = match kind.divided {
+                    true => Some(parts.number(names.values)?),
+                    false => None,
+                };
+                let codes = parts.codes(names.codes, rows * per_row, 8)?;
+                return Self::small(kind.float, codes, divisor);
             }
             GroupType::TwoLevel(kind) => kind,
         };

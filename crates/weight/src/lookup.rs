@@ -1,12 +1,68 @@
-//! Codes into a codebook: k-means, NF4 and every 4-bit float.
+//! Codes into a codebook: k-means, NF4, FP8 and FP4.
 
 use crate::part::Parts;
 use crate::term::{check_codes, check_finite, check_length};
 use crate::{
-    FloatType, GroupFloats, GroupNames, GroupType, Grouping, Part, TermOutline, WeightError,
+    FloatType, GroupFloats, GroupNames, GroupType, Grouping, Part, SmallFloat, TermOutline,
+    WeightError,
 };
+use serde::{Deserialize, Serialize};
 
 const TERM: &str = "lookup";
+
+/// Where the values of a codebook come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum BookType {
+    /// They are stored, as floats of this type.
+    Stored(FloatType),
+    /// They are the numbers of this type, each under its own code; nothing is stored.
+    Fixed(SmallFloat),
+}
+
+impl From<FloatType> for BookType {
+    fn from(float: FloatType) -> Self {
+        Self::Stored(float)
+    }
+}
+
+impl From<SmallFloat> for BookType {
+    fn from(float: SmallFloat) -> Self {
+        Self::Fixed(float)
+    }
+}
+
+impl BookType {
+    /// Exact size of so many books of codes of so many bits.
+    pub(crate) fn bits(self, books: usize, bits: u8) -> u64 {
+        match self {
+            Self::Stored(float) => ((books as u64) << bits) * float.bits(),
+            Self::Fixed(_) => 0,
+        }
+    }
+
+    /// Type of the floats that are stored; of their values where none are.
+    pub(crate) fn float(self) -> FloatType {
+        match self {
+            Self::Stored(float) => float,
+            Self::Fixed(_) => FloatType::F32,
+        }
+    }
+
+    /// Refuses a fixed book that codes of so many bits do not look up.
+    pub(crate) fn check(self, bits: u8, book_per_row: bool) -> Result<(), WeightError> {
+        let Self::Fixed(float) = self else { return Ok(()) };
+        let what = match (float, book_per_row) {
+            (SmallFloat::E8M0, _) => "e8m0 is a type of scales, not of weights".to_owned(),
+            (_, true) => format!("the numbers of {float:?} are one book, not one a row"),
+            _ if float.bits() != bits => {
+                format!("{bits} bits a code, where {float:?} has {}", float.bits())
+            }
+            _ => return Ok(()),
+        };
+        Err(WeightError::Outline { term: TERM, what })
+    }
+}
 
 /// `W[r, c] = scale · book[code[r, c]]`, with the scale of the group of `(r, c)`, or 1 without groups.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,11 +77,28 @@ pub struct Lookup {
     pub book_per_row: bool,
     /// Which elements share a scale, and the scales.
     pub scales: Option<(Grouping, GroupFloats)>,
-    /// Storage type of the books.
-    pub book_type: FloatType,
+    /// Storage of the books.
+    pub book_type: BookType,
 }
 
 impl Lookup {
+    /// Codes of a small float, in groups with a scale each.
+    pub fn of_small_floats(
+        float: SmallFloat,
+        codes: Vec<u8>,
+        grouping: Grouping,
+        scales: GroupFloats,
+    ) -> Self {
+        Self {
+            bits: float.bits(),
+            codes,
+            books: float.book(),
+            book_per_row: false,
+            scales: Some((grouping, scales)),
+            book_type: BookType::Fixed(float),
+        }
+    }
+
     pub(crate) fn outline(&self) -> TermOutline {
         TermOutline::Lookup {
             bits: self.bits,
@@ -34,7 +107,7 @@ impl Lookup {
             books: self.book_type,
             scales: match &self.scales {
                 Some((_, scales)) => scales.kind(),
-                None => GroupType::Plain(self.book_type),
+                None => GroupType::Plain(self.book_type.float()),
             },
         }
     }
@@ -45,10 +118,26 @@ impl Lookup {
         check_length(TERM, "books", self.books.len(), books << self.bits)?;
         check_finite(TERM, "books", &self.books)?;
         check_codes(TERM, "codes", &self.codes, self.bits)?;
+        if let BookType::Fixed(float) = self.book_type {
+            self.check_fixed(float)?;
+        }
         if let Some((grouping, scales)) = &self.scales {
             scales.validate(TERM, GroupNames::SCALES, *grouping, rows, cols)?;
         }
         Ok(())
+    }
+
+    /// The book is that of the type, and every code stands for a number.
+    fn check_fixed(&self, float: SmallFloat) -> Result<(), WeightError> {
+        let book = float.book();
+        if let Some(code) = (0..book.len()).find(|code| self.books[*code] != book[*code]) {
+            let what = format!("code {code} of the book is not that of {float:?}");
+            return Err(WeightError::Outline { term: TERM, what });
+        }
+        match self.codes.iter().position(|code| !float.is_number(*code)) {
+            Some(index) => Err(WeightError::NotFinite { term: TERM, part: "codes", index }),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn add_row(&self, row: usize, out: &mut [f32]) {
@@ -68,10 +157,10 @@ impl Lookup {
 
     pub(crate) fn parts(&self, rows: usize, cols: usize) -> Vec<Part> {
         let books = if self.book_per_row { rows } else { 1 };
-        let mut parts = vec![
-            Part::codes("codes", &self.codes, cols, self.bits),
-            Part::floats("books", self.book_type, vec![books, 1 << self.bits], &self.books),
-        ];
+        let mut parts = vec![Part::codes("codes", &self.codes, cols, self.bits)];
+        if let BookType::Stored(float) = self.book_type {
+            parts.push(Part::floats("books", float, vec![books, 1 << self.bits], &self.books));
+        }
         if let Some((grouping, scales)) = &self.scales {
             parts.extend(scales.parts(GroupNames::SCALES, *grouping, rows, cols));
         }
@@ -82,7 +171,7 @@ impl Lookup {
         bits: u8,
         grouping: Option<Grouping>,
         book_per_row: bool,
-        (books, scales): (FloatType, GroupType),
+        (books, scales): (BookType, GroupType),
         (rows, cols): (usize, usize),
         parts: &Parts<'_>,
     ) -> Result<Self, WeightError> {
@@ -93,7 +182,10 @@ impl Lookup {
         Ok(Self {
             bits,
             codes: parts.codes("codes", cols, bits)?,
-            books: parts.floats("books", books)?,
+            books: match books {
+                BookType::Stored(float) => parts.floats("books", float)?,
+                BookType::Fixed(float) => float.book(),
+            },
             book_per_row,
             scales: match grouping {
                 None => None,

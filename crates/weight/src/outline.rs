@@ -1,59 +1,7 @@
 //! A weight without its data: kinds of terms, widths, groups. Sizes follow from it.
 
-use crate::{FloatType, GroupType, Sparse, Trellis, WeightError};
+use crate::{BookType, FloatType, GroupType, Grouping, Sparse, Trellis, WeightError};
 use serde::{Deserialize, Deserializer, Serialize};
-use std::num::NonZeroUsize;
-
-/// Which elements of a matrix share one scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Grouping {
-    /// The whole matrix.
-    Tensor,
-    /// Each row (output feature).
-    Row,
-    /// Runs of this many columns within a row; the last run of a row may be shorter.
-    Columns(NonZeroUsize),
-}
-
-impl Grouping {
-    /// Columns of a full group in a matrix of `cols` columns.
-    pub fn width(self, cols: usize) -> usize {
-        match self {
-            Self::Tensor | Self::Row => cols.max(1),
-            Self::Columns(width) => width.get(),
-        }
-    }
-
-    /// Groups along one row.
-    pub fn per_row(self, cols: usize) -> usize {
-        cols.div_ceil(self.width(cols))
-    }
-
-    /// Groups of the whole matrix, the length of its scales.
-    pub fn count(self, rows: usize, cols: usize) -> usize {
-        match self {
-            Self::Tensor => usize::from(rows * cols > 0),
-            Self::Row | Self::Columns(_) => rows * self.per_row(cols),
-        }
-    }
-
-    /// Index of the first group of `row`; the groups of a row follow each other.
-    pub fn row_start(self, row: usize, cols: usize) -> usize {
-        match self {
-            Self::Tensor => 0,
-            Self::Row | Self::Columns(_) => row * self.per_row(cols),
-        }
-    }
-
-    /// Shape of the array of scales.
-    pub fn scale_shape(self, rows: usize, cols: usize) -> Vec<usize> {
-        match self {
-            Self::Tensor => vec![1],
-            Self::Row | Self::Columns(_) => vec![rows, self.per_row(cols)],
-        }
-    }
-}
 
 /// What the codes of an affine term are counted from, without the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -113,8 +61,8 @@ pub enum TermOutline {
         grouping: Option<Grouping>,
         /// A codebook of its own for each row, or one for the matrix.
         book_per_row: bool,
-        /// Type of the books.
-        books: FloatType,
+        /// Storage of the books: the type of their floats, or the small float whose numbers they are.
+        books: BookType,
         /// How the scales are stored; the type of the books when there are none.
         scales: GroupType,
     },
@@ -194,7 +142,7 @@ impl TermOutline {
             Self::Lookup { bits, grouping, book_per_row, books, scales } => {
                 let scales = grouping.map_or(0, |grouping| scales.bits(grouping, rows, cols));
                 let count = if book_per_row { rows } else { 1 };
-                elements * u64::from(bits) + (as_bits(count) << bits) * books.bits() + scales
+                elements * u64::from(bits) + books.bits(count, bits) + scales
             }
             Self::Planes { planes, grouping, offsets, scales } => {
                 let floats = u64::from(planes) + u64::from(offsets);
@@ -239,7 +187,10 @@ impl TermOutline {
                 }
                 scales.check()
             }
-            Self::Lookup { scales, .. } => scales.check(),
+            Self::Lookup { bits, books, book_per_row, scales, .. } => {
+                books.check(bits, book_per_row)?;
+                scales.check()
+            }
             Self::Trellis { state_bits, strip, .. } => {
                 crate::trellis::validate_outline(state_bits, strip)
             }
@@ -321,10 +272,12 @@ fn describe(term: &TermOutline) -> String {
         Grouping::Tensor => "one scale".to_owned(),
         Grouping::Row => "a scale a row".to_owned(),
         Grouping::Columns(width) => format!("groups of {width}"),
+        Grouping::Blocks { rows, columns } => format!("blocks of {rows}x{columns}"),
     };
     let levels = |scales: GroupType| match scales {
         GroupType::Plain(_) => String::new(),
         GroupType::TwoLevel(kind) => format!(", scales of {} bits", kind.bits),
+        GroupType::Small(kind) => format!(", scales in {:?}", kind.float).to_lowercase(),
     };
     match *term {
         TermOutline::Dense { values } => format!("dense {values:?}").to_lowercase(),
@@ -337,8 +290,12 @@ fn describe(term: &TermOutline) -> String {
             };
             format!("affine {bits} bits, {}{}{zeros}", shared(grouping), levels(scales))
         }
-        TermOutline::Lookup { bits, grouping, scales, .. } => {
+        TermOutline::Lookup { bits, grouping, books, scales, .. } => {
             let shared = grouping.map_or_else(|| "no scales".to_owned(), shared);
+            if let BookType::Fixed(float) = books {
+                let float = format!("{float:?}").to_lowercase();
+                return format!("floats {float}, {shared}{}", levels(scales));
+            }
             format!("lookup {bits} bits, {shared}{}", levels(scales))
         }
         TermOutline::Planes { planes, grouping, .. } => {

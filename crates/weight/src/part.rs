@@ -85,6 +85,16 @@ impl Parts<'_> {
         Ok(dtype.decode(&self.bytes(part)?))
     }
 
+    /// One F32.
+    pub(crate) fn number(&self, part: &'static str) -> Result<f32, WeightError> {
+        match self.floats(part, FloatType::F32)?[..] {
+            [number] => Ok(number),
+            ref other => {
+                Err(WeightError::Length { term: self.term, part, have: other.len(), need: 1 })
+            }
+        }
+    }
+
     pub(crate) fn codes(
         &self,
         part: &'static str,

@@ -13,6 +13,11 @@ fn grouping() -> impl Strategy<Value = Grouping> {
         Just(Grouping::Row),
         (1_usize..20)
             .prop_map(|width| Grouping::Columns(NonZeroUsize::new(width).expect("positive"))),
+        (1_usize..9, 1_usize..20).prop_map(|(rows, columns)| {
+            let [rows, columns] =
+                [rows, columns].map(|side| NonZeroUsize::new(side).expect("positive"));
+            Grouping::Blocks { rows, columns }
+        }),
     ]
 }
 
@@ -46,7 +51,15 @@ fn group_type() -> impl Strategy<Value = GroupType> {
     let origin = (0_usize..4).prop_map(move |index| origins[index]);
     let two_level = (1_u8..=8, runs(), origin, float())
         .prop_map(|(bits, runs, origin, coarse)| TwoLevel { bits, runs, origin, coarse });
-    prop_oneof![float().prop_map(GroupType::Plain), two_level.prop_map(GroupType::TwoLevel)]
+    let small = prop_oneof![
+        any::<bool>().prop_map(|divided| SmallCodes { float: SmallFloat::E4M3, divided }),
+        Just(SmallCodes { float: SmallFloat::E8M0, divided: false }),
+    ];
+    prop_oneof![
+        float().prop_map(GroupType::Plain),
+        two_level.prop_map(GroupType::TwoLevel),
+        small.prop_map(GroupType::Small),
+    ]
 }
 
 /// Rows and columns of the array of one number a group.
@@ -55,6 +68,9 @@ fn array_shape(grouping: Grouping, rows: usize, cols: usize) -> (usize, usize) {
         Grouping::Tensor => (1, 1),
         Grouping::Row => (rows, 1),
         Grouping::Columns(width) => (rows, cols.div_ceil(width.get())),
+        Grouping::Blocks { rows: height, columns } => {
+            (rows.div_ceil(height.get()), cols.div_ceil(columns.get()))
+        }
     }
 }
 
@@ -73,6 +89,13 @@ fn group_floats(
                 GroupFloats::plain(values(count, seed, float), float),
                 count as u64 * float.bits(),
             );
+        }
+        GroupType::Small(kind) => {
+            // Far from the ends, where products with the numbers of the tests stay finite, and below
+            // E4M3's NaN.
+            let spread = codes(count, seed ^ 14, 5).into_iter().map(|code| code + 90).collect();
+            let floats = GroupFloats::small(kind.float, spread, kind.divided.then_some(3.0));
+            return (floats.unwrap(), count as u64 * 8 + if kind.divided { 32 } else { 0 });
         }
         GroupType::TwoLevel(kind) => kind,
     };
@@ -98,6 +121,16 @@ fn group_floats(
 
 /// Number `index` by the definition of its storage.
 fn group_float(floats: &GroupFloats, index: usize) -> f32 {
+    if let (Some((codes, divisor)), GroupType::Small(kind)) = (floats.small_codes(), floats.kind())
+    {
+        let code = i32::from(codes[index]);
+        let number = match kind.float {
+            SmallFloat::E8M0 => 2.0_f64.powi(code - 127),
+            // Normal numbers all, as the codes are above 7.
+            _ => (1.0 + f64::from(code % 8) / 8.0) * 2.0_f64.powi(code / 8 - 7),
+        };
+        return number as f32 / divisor.unwrap_or(1.0);
+    }
     let Some(levels) = floats.levels() else { return floats[index] };
     let (row, column) = (index / levels.per_row, index % levels.per_row);
     let run = match levels.kind.runs {
@@ -130,6 +163,9 @@ fn group_of(grouping: Grouping, row: usize, col: usize, cols: usize) -> usize {
         Grouping::Tensor => 0,
         Grouping::Row => row,
         Grouping::Columns(width) => row * cols.div_ceil(width.get()) + col / width.get(),
+        Grouping::Blocks { rows, columns } => {
+            row / rows.get() * cols.div_ceil(columns.get()) + col / columns.get()
+        }
     }
 }
 
@@ -177,7 +213,7 @@ proptest! {
         let books = if book_per_row { rows } else { 1 };
         let (scales, scale_bits) = group_floats(kind, grouping, (rows, cols), seed ^ 4);
         let lookup = Lookup {
-            bits, codes: codes(rows * cols, seed, bits), book_per_row, book_type,
+            bits, codes: codes(rows * cols, seed, bits), book_per_row, book_type: book_type.into(),
             books: values(books << bits, seed ^ 3, book_type),
             scales: scaled.then_some((grouping, scales)),
         };
@@ -192,6 +228,26 @@ proptest! {
         let expected = (rows * cols) as u64 * u64::from(bits)
             + ((books as u64 * book_type.bits()) << bits) + if scaled { scale_bits } else { 0 };
         prop_assert_eq!(weight.bits(), expected);
+        prop_assert_eq!(round_trip(&weight).unwrap(), weight);
+    }
+
+    #[test]
+    fn small_floats_are_their_formula(
+        rows in 1_usize..9, cols in 1_usize..30, eight: bool, grouping in grouping(),
+        kind in group_type(), seed: u64,
+    ) {
+        let float = if eight { SmallFloat::E4M3 } else { SmallFloat::E2M1 };
+        let (scales, scale_bits) = group_floats(kind, grouping, (rows, cols), seed ^ 4);
+        let mut codes = codes(rows * cols, seed, float.bits());
+        codes.iter_mut().filter(|code| **code & 127 == 127).for_each(|code| *code -= 1);
+        let lookup = Lookup::of_small_floats(float, codes.clone(), grouping, scales.clone());
+        let weight = Weight::new(rows, cols, vec![Term::Lookup(lookup)]).unwrap();
+        for (index, value) in weight.decode().into_iter().enumerate() {
+            let scale = group_float(&scales, group_of(grouping, index / cols, index % cols, cols));
+            prop_assert_eq!(value, scale * float.decode(codes[index]));
+        }
+        let elements = (rows * cols) as u64;
+        prop_assert_eq!(weight.bits(), elements * u64::from(float.bits()) + scale_bits);
         prop_assert_eq!(round_trip(&weight).unwrap(), weight);
     }
 
@@ -315,7 +371,7 @@ proptest! {
     #[test]
     fn parts_of_any_length_are_an_error_and_never_a_panic(
         rows in 0_usize..5, cols in 0_usize..9, bits in 0_u8..12,
-        lengths in prop::array::uniform4(0_usize..90), kind in 0_usize..9, group in group_type(),
+        lengths in prop::array::uniform4(0_usize..90), kind in 0_usize..12, group in group_type(),
         grouping in grouping(),
     ) {
         let (values, scales) = (FloatType::F16, group);
@@ -329,7 +385,15 @@ proptest! {
             TermOutline::Affine { bits, grouping, zeros: ZeroType::Codes, scales },
             TermOutline::Affine { bits, grouping, zeros: ZeroType::Floats(scales), scales: values.into() },
             TermOutline::Affine { bits: 4, grouping, zeros: ZeroType::Minima(scales), scales },
-            TermOutline::Lookup { bits, grouping: Some(grouping), book_per_row: true, books: values, scales },
+            TermOutline::Lookup { bits, grouping: Some(grouping), book_per_row: true, books: values.into(), scales },
+            TermOutline::Lookup {
+                bits: 8, grouping: Some(grouping), book_per_row: false,
+                books: SmallFloat::E4M3.into(), scales,
+            },
+            TermOutline::Lookup {
+                bits, grouping: Some(grouping), book_per_row: bits % 2 == 1,
+                books: SmallFloat::E2M1.into(), scales,
+            },
             TermOutline::Planes { planes: bits, grouping, offsets: true, scales: values },
             TermOutline::Sparse { nonzeros: 3, values },
             TermOutline::Columns { count: 2, values },

@@ -97,11 +97,13 @@ fn every_edit_is_its_matrix() {
     same(&read("w", rows.clone()), &by(&|at| scales[at / COLS]));
     let scaled: Vec<f64> = b.iter().zip(&*scales).map(|(b, s)| b * f64::from(*s)).collect();
     same(&read("b", rows), &scaled);
-    same(&read("w", vec![Edit::FoldGain("g".to_owned())]), &by(&|at| g[at % COLS]));
-    same(&read("w", vec![Edit::Ones]), &[1.0; ROWS * COLS]);
+    let fold = |offset| Edit::FoldGain { gain: "g".to_owned(), offset };
+    same(&read("w", vec![fold(0.0)]), &by(&|at| g[at % COLS]));
+    same(&read("w", vec![fold(1.0)]), &by(&|at| g[at % COLS] + 1.0));
+    same(&read("w", vec![Edit::Fill(0.25)]), &[0.25; ROWS * COLS]);
     let values: Arc<[f32]> = (0..ROWS * COLS).map(|at| at as f32).collect();
     let wanted: Vec<f64> = values.iter().copied().map(f64::from).collect();
-    same(&read("w", vec![Edit::Ones, Edit::Replace(values)]), &wanted);
+    same(&read("w", vec![Edit::Fill(1.0), Edit::Replace(values)]), &wanted);
 }
 
 #[test]
@@ -126,7 +128,10 @@ fn rotations_are_products_with_their_matrix() {
 #[test]
 fn edits_are_applied_one_after_the_other() {
     let rotation = Arc::new(Rotation::new(COLS, 5));
-    let both = vec![Edit::FoldGain("g".to_owned()), Edit::RotateColumns(Arc::clone(&rotation))];
+    let both = vec![
+        Edit::FoldGain { gain: "g".to_owned(), offset: 0.0 },
+        Edit::RotateColumns(Arc::clone(&rotation)),
+    ];
     let folded: Vec<f64> = read("w", vec![both[0].clone()]).into_iter().map(f64::from).collect();
     same(&read("w", both), &product(&folded, &matrix(&rotation, COLS), COLS));
 }

@@ -63,7 +63,8 @@ pub(crate) fn loads(
     Ok(())
 }
 
-fn agrees(
+/// The perplexity there is the one here.
+pub(crate) fn agrees(
     context: &Context,
     report: &mut Report,
     what: &str,

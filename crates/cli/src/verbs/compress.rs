@@ -7,7 +7,6 @@ use crate::output::Output;
 use crate::progress::Shown;
 use crate::signal::stop_flag;
 use crate::table::{megabytes, stored_bits, table};
-use lapidary_engine::plan::Limits;
 use lapidary_engine::{Cost, Costs, Job, Outcome, SiteRecord, compress};
 use lapidary_formats::Source;
 use serde_json::{Value, json};
@@ -33,7 +32,7 @@ pub(crate) fn run(
         recipe: &recipe,
         output: &arguments.output,
         seed: arguments.seed,
-        limits: Limits { memory: arguments.recipe.memory },
+        limits: arguments.recipe.limits(),
         strict: arguments.strict,
         shard_bytes: arguments.shard_size,
         base_model: &base_model,
@@ -44,7 +43,7 @@ pub(crate) fn run(
     output.result(|| to_json(&outcome, folder), || describe(&outcome, folder, model))
 }
 
-fn to_json(outcome: &Outcome, folder: &Path) -> Value {
+pub(super) fn to_json(outcome: &Outcome, folder: &Path) -> Value {
     let manifest = &outcome.manifest;
     let fallbacks: Vec<Value> = manifest
         .fallbacks()
@@ -127,7 +126,7 @@ fn describe(outcome: &Outcome, folder: &Path, model: &str) -> String {
 }
 
 /// The layers that lost the most.
-fn worst(sites: &[SiteRecord]) -> String {
+pub(super) fn worst(sites: &[SiteRecord]) -> String {
     let error = |site: &SiteRecord| site.output_error.unwrap_or(site.weight_error);
     let mut sites: Vec<&SiteRecord> = sites.iter().collect();
     sites.sort_by(|a, b| error(b).total_cmp(&error(a)));

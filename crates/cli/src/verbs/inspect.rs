@@ -35,11 +35,17 @@ pub(crate) fn run(arguments: &InspectArguments, output: &mut Output) -> Result<(
                 "hidden_size": spec.hidden_size,
                 "vocab_size": spec.vocab_size,
                 "tied": spec.tied,
+                "notes": source.notes().map(note).collect::<Vec<_>>(),
                 "sites": sites.iter().map(|site| site_json(&source, site)).collect::<Vec<_>>(),
             })
         },
         || describe(&source, &spec, &sites),
     )
+}
+
+/// What is not read as it is stored.
+fn note((site, what): (&str, &str)) -> String {
+    format!("{site}: {what}")
 }
 
 fn site_json(source: &Source, (matrix, outline): &(Matrix, Outline)) -> Value {
@@ -72,9 +78,10 @@ fn describe(source: &Source, spec: &Spec, sites: &[(Matrix, Outline)]) -> String
             ]
         })
         .collect();
+    let notes: String = source.notes().map(|found| format!("\nnote: {}", note(found))).collect();
     format!(
         "{} with {} blocks, {} parameters, {}\n\
-         {:.3} bits a weight in the blocks' linear layers, {:.3} in the embedding{}\n\n{}",
+         {:.3} bits a weight in the blocks' linear layers, {:.3} in the embedding{}\n\n{}{notes}",
         spec.family,
         spec.blocks.len(),
         size.parameters,

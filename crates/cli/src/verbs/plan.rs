@@ -5,7 +5,7 @@ use crate::arguments::PlanArguments;
 use crate::error::CliError;
 use crate::output::Output;
 use crate::table::{megabytes, stored_bits, table};
-use lapidary_engine::plan::{ActivationsIn, Limits};
+use lapidary_engine::plan::ActivationsIn;
 use lapidary_engine::search::Candidate;
 use lapidary_engine::{Plan, Survey};
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ pub(crate) fn run(arguments: &PlanArguments, output: &mut Output) -> Result<(), 
     let fs = disk();
     let source = open(&fs, &arguments.recipe.model)?;
     let recipe = recipe(&*fs, &arguments.recipe)?;
-    let limits = Limits { memory: arguments.recipe.memory };
+    let limits = arguments.recipe.limits();
     if recipe.budget.is_some() {
         let survey = Survey::new(&fs, &source, &recipe, limits, arguments.shard_size)?;
         let (bits, sizes) = (survey.range_of_bits(), survey.range_of_sizes()?);

@@ -4,12 +4,14 @@ use super::disk;
 use crate::arguments::VerifyArguments;
 use crate::error::CliError;
 use crate::output::Output;
+use lapidary_engine::target::Stored;
 use lapidary_engine::{MANIFEST, Manifest, hash_folder};
 use lapidary_formats::Source;
-use lapidary_model::spec;
+use lapidary_model::{ModelError, Spec, spec};
 use lapidary_store::Fs;
 use lapidary_weight::Tensors;
 use serde_json::json;
+use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,17 +29,42 @@ pub(crate) fn run(arguments: &VerifyArguments, output: &mut Output) -> Result<()
     // A changed file is best named as such, before its content is tried.
     refuse(folder, &problems)?;
     let source = Source::open(Arc::clone(&fs), folder)?;
-    let checked = structure_problems(&source, &mut problems)?;
+    let model = match spec(source.config()) {
+        Err(ModelError::UnknownArchitecture { .. }) => None,
+        known => Some(known?),
+    };
+    let checked = structure_problems(&source, model.as_ref(), &mut problems);
+    let findings = arguments.target.target().zip(model.as_ref()).map(|(target, model)| {
+        let findings = target.findings(&Stored::in_source(&source, model));
+        (target.engine, findings)
+    });
+    let refused = findings.iter().flat_map(|(_, findings)| findings).filter(|f| f.is_refused);
+    problems.extend(refused.map(ToString::to_string));
     refuse(folder, &problems)?;
     let hashes = if has_manifest {
         format!("{files} files match their hashes")
     } else {
         format!("no {MANIFEST}, so no hashes were checked")
     };
-    output.result(
-        || json!({ "verified": true, "manifest": has_manifest, "files": files, "tensors": checked }),
-        || format!("{}: {hashes}; {checked} tensors are there and finite", folder.display()),
-    )
+    let warnings: Vec<String> =
+        findings.iter().flat_map(|(_, findings)| findings).map(ToString::to_string).collect();
+    let mut text =
+        format!("{}: {hashes}; {checked} tensors are there and finite", folder.display());
+    if let Some((engine, _)) = &findings {
+        let _ = write!(text, "; {engine} loads it");
+    }
+    for warning in &warnings {
+        let _ = write!(text, "\nwarning: {warning}");
+    }
+    let json = json!({
+        "verified": true,
+        "manifest": has_manifest,
+        "files": files,
+        "tensors": checked,
+        "target": findings.as_ref().map(|(engine, _)| engine.to_string()),
+        "warnings": warnings,
+    });
+    output.result(|| json, || text)
 }
 
 /// An error that names the first problem, if there is one.
@@ -75,9 +102,12 @@ fn hash_problems(
     Ok(problems)
 }
 
-/// Tensors that the configuration asks for and the folder lacks, has in another shape, or damaged.
-fn structure_problems(source: &Source, problems: &mut Vec<String>) -> Result<usize, CliError> {
-    let tensors = spec(source.config())?.tensors();
+/// Tensors that the configuration asks for and the folder lacks, has in another shape, or damaged;
+/// of a model that no family knows, all that the folder has.
+fn structure_problems(source: &Source, model: Option<&Spec>, problems: &mut Vec<String>) -> usize {
+    let all = source.tensors().iter();
+    let all = || all.map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
+    let tensors = model.map_or_else(all, Spec::tensors);
     for (name, need) in &tensors {
         match source.shape(name) {
             None => problems.push(format!("tensor {name} is missing")),
@@ -91,5 +121,5 @@ fn structure_problems(source: &Source, problems: &mut Vec<String>) -> Result<usi
             }
         }
     }
-    Ok(tensors.len())
+    tensors.len()
 }

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod budget;
+mod convert;
 mod damage;
 mod devices;
 mod interruption;

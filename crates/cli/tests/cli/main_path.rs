@@ -70,8 +70,10 @@ fn every_preset_is_a_plan_and_names_have_no_case() {
         .unwrap()
         .iter()
         .partition(|preset| preset["name"].as_str().unwrap().starts_with("best-"));
-    assert_eq!((best.len(), schemes.len()), (4, 24));
-    for preset in best {
+    let (schemes, others): (Vec<&Value>, Vec<&Value>) =
+        schemes.into_iter().partition(|preset| preset["name"].as_str().unwrap().starts_with('W'));
+    assert_eq!((best.len(), schemes.len(), others.len()), (4, 24, 8));
+    for preset in best.into_iter().chain(others) {
         let name = preset["name"].as_str().unwrap();
         run(folder.path(), &format!("plan model --json -r {name}")).ok();
     }
@@ -162,4 +164,26 @@ fn any_number_of_threads_gives_the_same_bytes() {
     }
     let one = files(&here.join("out1"));
     assert!(files(&here.join("out2")) == one && files(&here.join("out3")) == one);
+}
+
+#[test]
+fn a_file_for_llama_cpp_is_taken_by_every_verb() {
+    let folder = with_model();
+    let here = folder.path();
+    let job = format!("model --recipe Q4_0 {SMALL}");
+    assert!(run(here, &format!("plan {job}")).ok().contains("llama.cpp"));
+    let file = run(here, &format!("compress {job} -o out.gguf"));
+    file.failed(3, &["out.gguf names a file", "write -o out and find out/model.gguf"]);
+    run(here, &format!("compress {job} -o out")).ok();
+    assert_eq!(entries(&here.join("out")), ["README.md", "lapidary.json", "model.gguf"]);
+    assert!(run(here, "verify out").ok().contains("2 files match their hashes; 38 tensors"));
+    for model in ["out", "out/model.gguf"] {
+        assert_eq!(run(here, &format!("inspect {model} --json")).json()["bits_per_weight"], 4.5);
+        let eval = format!("eval {model} --reference model --windows 2 --context 64 --json");
+        let eval = run(here, &eval).json();
+        assert_eq!(eval["bits_per_weight"], 4.5);
+        assert!(eval["kl_divergence"].as_f64().unwrap() < 0.2, "{eval}");
+        run(here, &format!("run {model} --prompt It --max-tokens 3")).ok();
+    }
+    run(here, "verify out/model.gguf").ok();
 }

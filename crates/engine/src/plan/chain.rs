@@ -77,6 +77,12 @@ pub(super) fn link(recipe: &Recipe, steps: &[usize], module: &str) -> Result<Cha
              layer to ignore"
         )));
     };
+    if encoder.keeps_stored() && steps.len() > 1 {
+        return Err(EngineError::Refused(format!(
+            "{module} ({names}): a layer that is kept as it is cannot be scaled, edited or corrected; \
+             leave out the other steps, or encode it with one such as rtn or gptq"
+        )));
+    }
     Ok(Chained {
         step: names,
         method_id: joined(steps.iter().map(|step| step.method.id).collect()),

@@ -142,13 +142,19 @@ impl Shapes<'_> {
         let tokens = (rows * self.rows.1) as u64;
         let widest = graph.nodes.iter().map(|node| node.width).max().unwrap_or(0) as u64;
         let hidden = self.spec.hidden_size as u64;
+        // What experts make is held until all have.
+        let held = graph.nodes.iter().map(|node| match &node.op {
+            Op::Route(route) => 4 * tokens * route.top_k as u64 * hidden,
+            _ => 0,
+        });
+        let held: u64 = held.sum();
         // Where drift is wanted, the inputs of all groups are held, and two transposes of one.
         let has_drift = self.sites.iter().any(|site| site.needs().drift);
         let groups = graph.shared_inputs();
         let inputs = groups.iter().map(|group| group.linears[0].in_features as u64).sum::<u64>();
         let drift = if has_drift { 4 * tokens * (inputs + 3 * widest) } else { 0 };
         // Gate, up and the packed copy of an input; the residual stream twice.
-        drift + tokens * (4 * 2 * widest + 2 * widest + 4 * 2 * hidden)
+        drift + held + tokens * (4 * 2 * widest + 2 * widest + 4 * 2 * hidden)
     }
 
     /// What encoding the largest site works with: weight, working copy, codes, and with statistics

@@ -6,8 +6,30 @@ use crate::EngineError;
 use crate::recipe::Recipe;
 use lapidary_formats::Source;
 use lapidary_methods::{Graphwise, Method, Note};
-use lapidary_model::{Graph, Place, Spec, spec};
+use lapidary_model::{Graph, ModelError, Place, Spec, UNKNOWN, by_shape, spec};
 use serde_json::json;
+
+/// What is known of a source's model: its family's graphs, or with `allow_unknown` where there is no
+/// family the layers that are found by their shapes.
+///
+/// # Errors
+/// When the configuration cannot be read.
+pub(crate) fn spec_of(source: &Source, recipe: &Recipe) -> Result<Spec, EngineError> {
+    match spec(source.config()) {
+        Err(ModelError::UnknownArchitecture { .. }) if recipe.allow_unknown => {
+            let tensors = source.tensors().iter();
+            Ok(by_shape(tensors.map(|tensor| (tensor.name.as_str(), &tensor.shape[..]))))
+        }
+        known => Ok(known?),
+    }
+}
+
+/// What is said of a model whose layers were found by their shapes.
+pub(super) fn by_shapes(spec: &Spec) -> Option<(String, Note)> {
+    let what = "no family knows this model: its linear layers were found by their shapes, and the \
+                rest is copied";
+    (spec.family == UNKNOWN).then(|| (String::new(), Note::fallback(what)))
+}
 
 /// The source as its model is rewritten and untied; `None` when the recipe asks for neither, or it
 /// is so already. `seed` keys random choices.
@@ -19,6 +41,12 @@ pub(crate) fn prepared(
     recipe: &Recipe,
     seed: u64,
 ) -> Result<Option<Source>, EngineError> {
+    let is_rewritten = recipe.untie || graphwise(recipe)?.is_some();
+    if is_rewritten && spec_of(source, recipe)?.family == UNKNOWN {
+        let what = "no family knows this model, so that it cannot be rewritten or untied; leave out \
+                    untie and the steps that rewrite it";
+        return Err(EngineError::Refused(what.to_owned()));
+    }
     let Some(method) = graphwise(recipe)?.filter(|_| !source.has_edits()) else {
         return untied(source, recipe.untie);
     };
@@ -51,8 +79,11 @@ fn graphwise(recipe: &Recipe) -> Result<Option<Box<dyn Graphwise>>, EngineError>
 
 /// The source as its model is with a head of its own, where that is wanted and not so already.
 fn untied(source: &Source, wanted: bool) -> Result<Option<Source>, EngineError> {
+    if !wanted {
+        return Ok(None);
+    }
     let tied = spec(source.config())?;
-    if !(wanted && tied.tied) {
+    if !tied.tied {
         return Ok(None);
     }
     let mut config = source.config().clone();

@@ -51,7 +51,7 @@ fn reads(group: &InputGroup<'_>, site: &SitePlan) -> bool {
 /// Every tensor that scales of an input change.
 fn changed(absorber: &Absorber<'_>, group: &InputGroup<'_>) -> Vec<String> {
     let mut tensors: Vec<String> = match absorber {
-        Absorber::Norm { gain, bias } => {
+        Absorber::Norm { gain, bias, .. } => {
             std::iter::once(*gain).chain(*bias).map(str::to_owned).collect()
         }
         Absorber::Rows { linear, .. } => {

@@ -22,6 +22,8 @@ pub struct Overrides {
     pub seq_len: Option<usize>,
     /// The format.
     pub format: Option<String>,
+    /// Whether layers are found by their shapes where no family knows the model.
+    pub allow_unknown: bool,
     /// What a search has to keep.
     pub budget: Option<Budget>,
     /// `step.key=value`, where step is a step's name or method, `calibration`, or `*` for all steps;
@@ -57,6 +59,9 @@ impl Overrides {
         }
         if let Some(format) = &self.format {
             document.set("format", Node::given(json!(format)));
+        }
+        if self.allow_unknown {
+            document.set("allow_unknown", Node::given(json!(true)));
         }
         if let Some(budget) = self.budget {
             document.set("budget", Node::given(budget.to_json()));

@@ -32,14 +32,29 @@ const RECIPES: &[(&str, &str)] = recipes![
     "W2A16-rtn",
 ];
 
-/// Files of `recipes/` that settle their grid themselves, under their own names.
-const BEST: &[(&str, &str)] = recipes!["best-4bit", "best-3bit", "best-2bit", "best-4bit-vllm"];
+/// Files of `recipes/` that settle their grid themselves, under their own names: floats, then the
+/// best there are.
+const OWN: &[(&str, &str)] = recipes![
+    "FP8",
+    "FP8_BLOCK",
+    "MXFP8A16",
+    "NVFP4A16",
+    "MXFP4A16",
+    "best-4bit",
+    "best-3bit",
+    "best-2bit",
+    "best-4bit-vllm",
+];
 
-/// All presets: those of a scheme, each with its variants, then the best there are.
+/// Files of `recipes/` for llama.cpp, under the names of its own types.
+const GGUF: &[(&str, &str)] = recipes!["Q4_0", "Q8_0", "Q4_K_M"];
+
+/// All presets: those of a scheme of integers, each with its variants, those for llama.cpp, then the
+/// others.
 pub fn presets() -> Vec<Preset> {
-    let best =
-        BEST.iter().map(|(name, text)| Preset { name: (*name).to_owned(), text, symmetric: true });
-    schemes().into_iter().chain(best).collect()
+    let own = GGUF.iter().chain(OWN);
+    let own = own.map(|(name, text)| Preset { name: (*name).to_owned(), text, symmetric: true });
+    schemes().into_iter().chain(own).collect()
 }
 
 /// Each recipe of a scheme, the same with zero points (`W4A16_ASYM-gptq`), and the first of each

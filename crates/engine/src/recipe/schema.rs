@@ -21,6 +21,11 @@ pub fn schema() -> Value {
             "budget": budget(),
             "calibration": inlined(schema_for!(Calibration).to_value()),
             "format": { "enum": formats, "description": "The format that is written." },
+            "allow_unknown": {
+                "type": "boolean",
+                "description": "A model that no family knows is compressed by the shapes of its \
+                                tensors.",
+            },
             "untie": {
                 "type": "boolean",
                 "description": "A head that shares its weight with the embedding gets its own.",

@@ -92,9 +92,24 @@ fn equal_names_are_numbered() {
 
 #[test]
 fn every_preset_is_a_recipe_of_its_name() {
+    let (blocks, others): (Vec<Preset>, Vec<Preset>) =
+        presets().into_iter().partition(|preset| preset.name.starts_with('Q'));
     let (best, schemes): (Vec<Preset>, Vec<Preset>) =
-        presets().into_iter().partition(|preset| preset.name.starts_with("best-"));
-    assert_eq!((best.len(), schemes.len()), (4, 24));
+        others.into_iter().partition(|preset| preset.name.starts_with("best-"));
+    let (floats, schemes): (Vec<Preset>, Vec<Preset>) =
+        schemes.into_iter().partition(|preset| preset.name.contains("FP"));
+    assert_eq!((blocks.len(), best.len(), floats.len(), schemes.len()), (3, 4, 5, 24));
+    for preset in blocks {
+        let recipe = preset.recipe().unwrap();
+        let grid = recipe.steps[0].params["grid"].as_str().unwrap().to_uppercase();
+        assert!(preset.name.starts_with(&grid), "{}", preset.name);
+        assert_eq!(recipe.format, "gguf");
+    }
+    for preset in floats {
+        let steps = preset.recipe().unwrap().steps;
+        let method = steps[0].method.id;
+        assert!(preset.name.starts_with(&method.to_uppercase()), "{}", preset.name);
+    }
     for preset in best {
         let recipe = preset.recipe().unwrap();
         let bits = match recipe.budget {
@@ -160,7 +175,9 @@ fn the_schema_describes_every_method_and_nothing_stays_referred_to() {
     assert!(!schema.to_string().contains("$ref"), "{schema}");
     for step in steps.iter().filter(|step| step["title"] != "one_of") {
         let properties = step["properties"].as_object().unwrap();
-        assert!(properties.len() > STEP_KEYS.len(), "{} has parameters", step["title"]);
+        // What keeps layers as they are has nothing to be set.
+        let has_parameters = properties.len() > STEP_KEYS.len();
+        assert_eq!(has_parameters, step["title"] != "keep", "{}", step["title"]);
         for (key, property) in properties {
             let is_described = property["description"].is_string() || key == "method";
             assert!(is_described, "{}: {key}", step["title"]);

@@ -1,6 +1,7 @@
 //! One block: gather its statistics, encode its sites, move the activations past it.
 
 use super::activations::{Activations, Streams, Writer};
+use super::expert::Expert;
 use super::rescale::Rewritten;
 use super::work::Work;
 use super::{Job, next_block, stage_name};
@@ -14,7 +15,7 @@ use lapidary_kernels::gram::energy;
 use lapidary_kernels::matrix::{PackedMatrix, Precision};
 use lapidary_kernels::memory::return_freed;
 use lapidary_methods::{Encoded, Note, Site, Statistics};
-use lapidary_model::{Batch, Executor, Graph, GraphWeights, Place};
+use lapidary_model::{Batch, Executor, Graph, GraphWeights, InputGroup, Place};
 use lapidary_store::TensorSpec;
 use lapidary_weight::{Edit, Edited, Edits, TensorError, Tensors, Weight};
 use std::collections::BTreeMap;
@@ -237,12 +238,18 @@ impl BlockRunner<'_> {
         let view = Edited::new(self.job.source, edits);
         let mut done = Done { tensors, sites: vec![] };
         let mut stored = vec![];
+        let mut peaks = Peaks::default();
         for site in self.plan.sites_in(stage) {
             // By the weight: a table that the head multiplies by has a module of its own.
             let weight = &site.linear.weight;
             let group = groups.iter().find(|g| g.linears.iter().any(|l| l.weight == *weight));
             let statistics = group.and_then(|group| statistics.get(&group.linears[0].module));
-            let (mut record, tensors, weight) = self.encode_site(site, &view, statistics)?;
+            let is_routed = group.is_some_and(|group| graph.is_routed(group.value));
+            let expert = is_routed.then(|| Expert::new(site, statistics, self.plan)).flatten();
+            let site = expert.as_ref().map_or(site, |expert| &expert.site);
+            let peak = peaks.of(self.plan, site, group, &view)?;
+            let (mut record, tensors, weight) = self.encode_site(site, &view, statistics, peak)?;
+            record.notes.splice(0..0, expert.map(|expert| expert.notes).unwrap_or_default());
             record.notes.splice(0..0, notes.remove(&record.name).unwrap_or_default());
             done.sites.push(record);
             done.tensors.extend(tensors);
@@ -256,6 +263,7 @@ impl BlockRunner<'_> {
         site: &SitePlan,
         tensors: &dyn Tensors,
         statistics: Option<&Statistics>,
+        peak: Option<f32>,
     ) -> Result<(SiteRecord, Vec<StoredTensor>, Weight), EngineError> {
         let (plan, linear) = (self.plan, &site.linear);
         let weight = tensors.read(&linear.weight).map_err(lapidary_model::ModelError::from)?;
@@ -266,9 +274,15 @@ impl BlockRunner<'_> {
             weight: &weight,
             statistics,
             scale_type: plan.format.scale_type(plan.float_type),
+            peak,
         };
-        let Encoded { weight: encoded, notes } =
-            self.costs.charge(Part::Solve, || site.method.encode(&view))?;
+        let kept = site.method.keeps_stored();
+        let stored = kept.then(|| self.job.source.weight(&linear.weight)).transpose()?;
+        let encode = || match &stored {
+            Some(stored) => site.method.encode_stored(&view, stored),
+            None => site.method.encode(&view),
+        };
+        let Encoded { weight: encoded, notes } = self.costs.charge(Part::Solve, encode)?;
         if encoded.outline() != site.outline {
             let what =
                 format!("{} is not what {} promised", encoded.outline().describe(), site.method_id);
@@ -332,6 +346,34 @@ impl BlockRunner<'_> {
         let per_chunk = chunk_rows(self.seq_len);
         let batch = |row| Batch { rows: per_chunk.min(rows - row), seq_len: self.seq_len };
         (0..rows).step_by(per_chunk).map(|row| (row * self.seq_len, batch(row))).collect()
+    }
+}
+
+/// The largest magnitudes of layers with a common input, each found once.
+#[derive(Default)]
+pub(super) struct Peaks(BTreeMap<String, f32>);
+
+impl Peaks {
+    /// That of a site's group, of the layers in it that are compressed, where its method wants it.
+    pub(super) fn of(
+        &mut self,
+        plan: &Plan,
+        site: &SitePlan,
+        group: Option<&InputGroup<'_>>,
+        tensors: &dyn Tensors,
+    ) -> Result<Option<f32>, EngineError> {
+        let Some(group) = group.filter(|_| site.method.shares_range()) else { return Ok(None) };
+        let key = &group.linears[0].module;
+        if let Some(peak) = self.0.get(key) {
+            return Ok(Some(*peak));
+        }
+        let mut peak = 0.0_f32;
+        for linear in group.linears.iter().filter(|l| plan.site_of(&l.weight).is_some()) {
+            let values = tensors.read(&linear.weight).map_err(lapidary_model::ModelError::from)?;
+            peak = values.iter().fold(peak, |most, value| most.max(value.abs()));
+        }
+        self.0.insert(key.clone(), peak);
+        Ok(Some(peak))
     }
 }
 

@@ -8,7 +8,7 @@
 //! of those after it (or all, where they are small), the statistics, and the activations of the rows.
 
 use super::activations::Streams;
-use super::block::{BlockRunner, Stored};
+use super::block::{BlockRunner, Peaks, Stored};
 use super::work::Work;
 use super::{Job, next_block, stage_name};
 use crate::EngineError;
@@ -330,6 +330,7 @@ impl<'a> Pass<'a> {
             let runner = &self.runners[choice.candidate];
             let is_in = |site: &&SitePlan| unit.modules.contains(&site.linear.module);
             let (mut sum, mut stored) = (0.0, vec![]);
+            let mut peaks = Peaks::default();
             for site in runner.plan.sites.iter().filter(is_in) {
                 // By the weight: a table that the head multiplies by has a module of its own.
                 let has = |linear: &&LinearOp| linear.weight == site.linear.weight;
@@ -338,7 +339,9 @@ impl<'a> Pass<'a> {
                 let plan = runner.plan;
                 let sketch = site.sketch(plan.format.scale_type(plan.float_type));
                 let quick = sketch.as_ref().unwrap_or(site);
-                let (record, _, weight) = runner.encode_site(quick, self.job.source, statistics)?;
+                let source = self.job.source;
+                let peak = peaks.of(plan, quick, group, source)?;
+                let (record, _, weight) = runner.encode_site(quick, source, statistics, peak)?;
                 sum += record.output_error.unwrap_or(record.weight_error);
                 stored.push((&site.linear, weight));
             }

@@ -72,15 +72,17 @@ impl BlockRunner<'_> {
             let input = streams.compressed.read(start, batch.tokens())?;
             self.costs.charge(Part::Forward, || {
                 self.executor.observe(graph, weights, batch, input, &mut |tap| {
-                    if let Some(mut needs) = needs(&wanted, tap.group) {
+                    if let Some(mut needs) = needs(&wanted, graph, tap.group) {
                         needs.drift &= streams.uncompressed.is_some();
                         let first = &tap.group.linears[0];
+                        // An expert sees the rows that go to it.
+                        let tokens = tap.input.len() / first.in_features.max(1);
                         let of_group = gathered
                             .entry(first.module.clone())
                             .or_insert_with(|| Gathered::new(first.in_features, needs, precision));
                         let uncompressed = uncompressed.get_mut(&first.module);
                         self.costs.charge(Part::Statistics, || {
-                            of_group.add(tap.input, batch.tokens(), uncompressed);
+                            of_group.add(tap.input, tokens, uncompressed);
                         });
                     }
                     Ok(())
@@ -114,7 +116,7 @@ impl BlockRunner<'_> {
         let mut inputs = Inputs::new();
         self.costs.charge(Part::Forward, || {
             self.executor.observe(graph, weights, batch, input, &mut |tap| {
-                if needs(wanted, tap.group).is_some_and(|needs| needs.drift) {
+                if needs(wanted, graph, tap.group).is_some_and(|needs| needs.drift) {
                     inputs.insert(tap.group.linears[0].module.clone(), tap.input.clone());
                 }
                 Ok(())
@@ -124,8 +126,11 @@ impl BlockRunner<'_> {
     }
 }
 
-/// What the sites of a group need; `None` when there is no such site.
-fn needs(wanted: &[&SitePlan], group: &InputGroup<'_>) -> Option<Needs> {
+/// What the sites of a group need; `None` when there is no such site. Behind a router no drift is
+/// measured: the uncompressed model sends other tokens there.
+fn needs(wanted: &[&SitePlan], graph: &Graph, group: &InputGroup<'_>) -> Option<Needs> {
     let is_in = |site: &&&SitePlan| group.linears.iter().any(|l| l.weight == site.linear.weight);
-    wanted.iter().filter(is_in).map(|site| site.needs()).reduce(Needs::or)
+    let mut needs = wanted.iter().filter(is_in).map(|site| site.needs()).reduce(Needs::or)?;
+    needs.drift &= !graph.is_routed(group.value);
+    Some(needs)
 }

@@ -11,13 +11,12 @@ use crate::plan::Plan;
 use crate::recipe::BUILTIN_TEXT;
 use crate::search::{RECIPE_NAME, SEARCH};
 use crate::{EngineError, card};
-use lapidary_formats::{Layout, Source};
-use lapidary_store::Checkpoint;
+use lapidary_formats::{Layout, QUANTIZATION_KEYS, Source, WeightFiles};
 use lapidary_store::atomic::{publish_dir, write};
 use lapidary_store::hash::{Sha256, sha256};
-use lapidary_store::safetensors::{self, ShardedWriter};
+use lapidary_store::{Checkpoint, Dtype};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -41,8 +40,10 @@ pub(super) fn publish(
     }
     job.fs.create_dir_all(&staging)?;
     let (shards, copied) = write_tensors(job, plan, &work, &staging)?;
-    write_files(job, &staging)?;
-    write_config(job, plan, &staging)?;
+    if plan.container.has_files() {
+        write_files(job, &staging)?;
+        write_config(job, plan, &staging)?;
+    }
     for (name, bytes) in more_files {
         write(&job.fs, &staging.join(name), bytes)?;
     }
@@ -56,7 +57,7 @@ pub(super) fn publish(
     Ok(manifest)
 }
 
-/// Streams every tensor into the shards; returns the bytes of the weight files, and the hash of each
+/// Streams every tensor into the weight files; returns the bytes of the weight files, and the hash of each
 /// tensor that was copied.
 fn write_tensors(
     job: &Job<'_>,
@@ -72,20 +73,17 @@ fn write_tensors(
         }
         stage_of.extend(plan.rewritten_in(stage).map(|name| (name.to_owned(), index)));
     }
-    let shards = safetensors::plan(&plan.tensors, job.shard_bytes)?;
-    let mut writer = ShardedWriter::create(&job.fs, staging, shards, BTreeMap::new())?;
-    let order: Vec<String> = writer.plan().order().map(|tensor| tensor.name.clone()).collect();
+    let container = &plan.container;
+    let mut writer =
+        container.create(&job.fs, staging, job.source, &plan.tensors, job.shard_bytes)?;
+    let order = writer.order();
     job.progress.begin("writing", order.len() as u64);
     let mut open: Option<(usize, Checkpoint)> = None;
     let mut copied = Hashes::new();
     for (done, name) in order.into_iter().enumerate() {
         let Some(stage) = stage_of.get(&name) else {
-            let mut hash = Sha256::new();
-            job.source.raw(&name, |bytes| -> Result<(), EngineError> {
-                hash.update(bytes);
-                Ok(writer.append(&name, bytes)?)
-            })?;
-            copied.insert(name, hash.finish());
+            let hash = copy(job.source, plan, &name, &mut *writer)?;
+            copied.insert(name, hash);
             continue;
         };
         if open.as_ref().is_none_or(|(index, _)| index != stage) {
@@ -96,9 +94,32 @@ fn write_tensors(
         }
         job.progress.advance(done as u64 + 1, &name);
     }
-    let index = writer.finish()?;
+    let bytes = writer.finish()?;
     job.progress.end();
-    Ok((index.shards.iter().map(|shard| shard.bytes).sum(), copied))
+    Ok((bytes, copied))
+}
+
+/// Copies a tensor that is not encoded; returns the hash of what a reader will hand on for it.
+fn copy(
+    source: &Source,
+    plan: &Plan,
+    name: &str,
+    writer: &mut dyn WeightFiles,
+) -> Result<String, EngineError> {
+    let missing = || EngineError::Internal(format!("{name} is not in the plan"));
+    let spec = plan.tensors.iter().find(|tensor| tensor.name == name).ok_or_else(missing)?;
+    if let Dtype::Ggml(_) = spec.dtype {
+        let blocks = source.blocks(name)?;
+        let missing = || EngineError::Internal(format!("{name} has no blocks"));
+        writer.append(name, &blocks.ok_or_else(missing)?.bytes)?;
+        return hash_of(source, name);
+    }
+    let mut hash = Sha256::new();
+    source.raw_as(name, spec.dtype, |bytes| -> Result<(), EngineError> {
+        hash.update(bytes);
+        Ok(writer.append(name, bytes)?)
+    })?;
+    Ok(hash.finish())
 }
 
 /// Copies every file that goes with the weights, byte for byte.
@@ -119,22 +140,26 @@ fn write_files(job: &Job<'_>, staging: &Path) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// `config.json` of the source with what the format needs in it.
+/// `config.json` of the source with what the format needs in it, and the file of the format's own.
 fn write_config(job: &Job<'_>, plan: &Plan, staging: &Path) -> Result<(), EngineError> {
     let mut config = job.source.config().clone();
     let compressed: Vec<_> =
         plan.sites.iter().map(|site| (site.linear.module.clone(), site.outline.clone())).collect();
     let layout = Layout { compressed: &compressed, plain: &plan.plain };
+    let quantization = plan.format.config(&layout);
     if let Some(fields) = config.as_object_mut() {
-        fields.shift_remove("quantization_config");
-        if let Some(quantization) = plan.format.config(&layout) {
-            fields.insert("quantization_config".to_owned(), quantization);
+        QUANTIZATION_KEYS.iter().for_each(|key| drop(fields.shift_remove(*key)));
+        for key in plan.format.config_keys() {
+            fields.extend(quantization.clone().map(|value| ((*key).to_owned(), value)));
         }
     }
-    let mut bytes = serde_json::to_vec_pretty(&config)
-        .map_err(|error| EngineError::Internal(error.to_string()))?;
-    bytes.push(b'\n');
-    write(&job.fs, &staging.join("config.json"), &bytes)?;
+    let file = plan.format.config_file().zip(quantization.as_ref());
+    for (name, value) in file.into_iter().chain([("config.json", &config)]) {
+        let mut bytes = serde_json::to_vec_pretty(value)
+            .map_err(|error| EngineError::Internal(error.to_string()))?;
+        bytes.push(b'\n');
+        write(&job.fs, &staging.join(name), &bytes)?;
+    }
     Ok(())
 }
 

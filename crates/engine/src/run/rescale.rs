@@ -97,12 +97,13 @@ impl BlockRunner<'_> {
         edits: &mut Edits,
     ) -> Result<Vec<f32>, EngineError> {
         match absorber {
-            Absorber::Norm { gain, bias } => {
+            Absorber::Norm { gain, offset, bias } => {
                 let mut gains = self.job.source.read(gain).map_err(ModelError::from)?;
                 let (_, float) = self.plan.written(gain)?;
                 for (gain, scale) in gains.iter_mut().zip(&mut scales) {
-                    let stored = float.round(*gain / *scale);
-                    let exact = *gain / stored;
+                    let whole = *gain + offset;
+                    let stored = float.round(whole / *scale - offset);
+                    let exact = whole / (stored + offset);
                     if exact.is_normal() && exact > 0.0 {
                         (*gain, *scale) = (stored, exact);
                     } else {

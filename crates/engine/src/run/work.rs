@@ -5,7 +5,7 @@
 //! on the disk. What the journal does not name does not count.
 
 use super::activations::Activations;
-use super::block::Done;
+use super::block::{Done, StoredTensor};
 use super::{Job, difference};
 use crate::EngineError;
 use crate::manifest::SiteRecord;
@@ -15,7 +15,7 @@ use lapidary_formats::FormatError;
 use lapidary_store::fs::FileLock;
 use lapidary_store::journal::Journal;
 use lapidary_store::safetensors::Writer;
-use lapidary_store::{Checkpoint, Fs, TensorSpec, hash};
+use lapidary_store::{Checkpoint, Dtype, Fs, TensorSpec, hash};
 use lapidary_weight::Weight;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -67,6 +67,14 @@ pub(super) struct StageRecord {
     file: String,
     sha256: String,
     pub(super) sites: Vec<SiteRecord>,
+}
+
+/// How a stage's file has a tensor: blocks of ggml, which safetensors cannot hold, as bytes.
+fn as_stage_holds_it((spec, bytes): &StoredTensor) -> TensorSpec {
+    match spec.dtype.safetensors_name() {
+        Some(_) => spec.clone(),
+        None => TensorSpec::new(&spec.name, Dtype::U8, [bytes.len()]),
+    }
 }
 
 /// The folder that holds an output.
@@ -177,7 +185,7 @@ impl Work {
     /// Commits a stage: its tensors to a file, then a line to the journal.
     pub(super) fn commit(&mut self, stage: usize, done: &Done) -> Result<(), EngineError> {
         let file = format!("stage-{stage:05}.safetensors");
-        let specs: Vec<TensorSpec> = done.tensors.iter().map(|(spec, _)| spec.clone()).collect();
+        let specs: Vec<TensorSpec> = done.tensors.iter().map(as_stage_holds_it).collect();
         let path = self.folder.join(&file);
         let mut writer = Writer::create(&self.fs, &path, &specs, &BTreeMap::new())?;
         let order: Vec<String> = writer.order().map(str::to_owned).collect();

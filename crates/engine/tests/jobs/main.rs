@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 mod chains;
+mod experts;
+mod floats;
+mod gguf;
 mod interruption;
 mod refusals;
 mod results;
@@ -10,3 +13,4 @@ mod rewriting;
 mod search;
 mod support;
 mod tables;
+mod targets;

@@ -53,7 +53,7 @@ fn recipes_that_do_not_fit_the_model() {
             "are looked up",
         ),
         ("method: lqer}, {method: rtn", "llama-tied", "put a step such as rtn or gptq before it"),
-        ("method: rtn}, {method: lqer", "llama-tied", "cannot hold it: it holds one affine term"),
+        ("method: rtn}, {method: lqer", "llama-tied", "cannot hold it: it holds one affine"),
     ];
     for (step, model, expected) in cases {
         let scratch = scratch();

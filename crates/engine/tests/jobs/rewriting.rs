@@ -2,7 +2,7 @@
 
 use crate::chains::chain;
 use crate::support::{Setup, model, real, scratch};
-use lapidary_engine::Manifest;
+use lapidary_engine::{EngineError, Failure, Manifest};
 use lapidary_formats::Source;
 use lapidary_methods::{Method, find};
 use lapidary_model::{Batch, Executor, Fused, GraphWeights, Precision, spec};
@@ -123,11 +123,80 @@ fn a_rotation_spreads_what_stands_out() {
 }
 
 /// Rewrites a model, and encodes it with all that was lost in a correction of full rank.
-fn rewrite(name: &str, step: &str, folder: &Path) -> Manifest {
+fn try_rewrite(name: &str, step: &str, folder: &Path) -> Result<Manifest, EngineError> {
     let exactly =
         ["method: rtn, bits: 8, group_size: 8", "method: lqer, rank: 999, weighting: none"];
     let setup = Setup::new(name, &chain(&[step, exactly[0], exactly[1]]), folder, "native");
-    setup.run(&folder.join("out")).unwrap_or_else(|error| panic!("{name}: {error}")).manifest
+    Ok(setup.run(&folder.join("out"))?.manifest)
+}
+
+fn rewrite(name: &str, step: &str, folder: &Path) -> Manifest {
+    try_rewrite(name, step, folder).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// What each family allows of a rotation of the stream, one of the values, and scales: `r`, `v` and
+/// `a`. What it does not is refused, and what it does leaves the logits as they were.
+const FAMILIES: [(&str, &str); 28] = [
+    ("albert", "v"),
+    ("distilbert", "va"),
+    ("gemma2", "va"),
+    ("gemma2-no-caps", "va"),
+    ("gemma3", "va"),
+    ("gemma3-scaled", "va"),
+    ("gpt-neox", "a"),
+    ("gpt-neox-sequential", "a"),
+    ("gpt2", "a"),
+    ("gpt2-inner", "a"),
+    ("granite", "rva"),
+    ("granite-biases", "rva"),
+    ("mixtral", "rva"),
+    ("mixtral-window", "rva"),
+    ("olmo2", "va"),
+    ("olmo2-biases", "va"),
+    ("opt", "va"),
+    ("opt-post-norm", "va"),
+    ("phi3", "ra"),
+    ("phi3-partial", "ra"),
+    ("qwen3-moe", "rva"),
+    ("qwen3-moe-mixed", "rva"),
+    ("roberta", "va"),
+    ("smollm3", "rva"),
+    ("smollm3-window", "rva"),
+    ("starcoder2", "va"),
+    ("starcoder2-window", "va"),
+    ("stablelm-parallel", "va"),
+];
+
+#[test]
+fn every_family_is_rewritten_exactly_or_refused() {
+    let steps = [
+        ('r', "method: rotate, value: false"),
+        ('v', "method: rotate, residual: false"),
+        ('a', "method: awq"),
+    ];
+    let mut failures = vec![];
+    for (name, allowed) in FAMILIES {
+        let plain = logits(&model(name));
+        for (letter, step) in steps {
+            let scratch = scratch();
+            match try_rewrite(name, step, scratch.path()) {
+                Ok(_) if !allowed.contains(letter) => {
+                    failures.push(format!("{name} {step}: is not refused"));
+                }
+                Ok(_) => {
+                    let moved = difference(&logits(&scratch.path().join("out")), &plain);
+                    if moved.is_nan() || moved > 1e-3 {
+                        failures.push(format!("{name} {step}: {moved}"));
+                    }
+                }
+                Err(error) if allowed.contains(letter) || error.failure() != Failure::Refused => {
+                    failures.push(format!("{name} {step}: {error}"));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[test]

@@ -73,10 +73,24 @@ pub enum GgufError {
         /// The architecture, as GGUF spells it.
         architecture: &'static str,
     },
+    /// What a file of a Hugging Face folder says has no place in GGUF, or cannot be right.
+    #[error("{file}: {problem}")]
+    Folder {
+        /// The file, and the key in it.
+        file: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// A tensor type that cannot be decoded.
     #[error("tensors of type {0} cannot be decoded; use a file quantized to another type")]
     UnsupportedType(Dtype),
     /// The bytes of a tensor do not fit its type and number of values.
     #[error(transparent)]
     Dequantize(#[from] lapidary_kernels::ggml::DequantizeError),
+}
+
+impl GgufError {
+    pub(super) fn folder(file: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Folder { file: file.into(), problem: problem.into() }
+    }
 }

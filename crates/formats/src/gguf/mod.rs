@@ -1,4 +1,4 @@
-//! What a GGUF file says, in the words of a Hugging Face folder.
+//! What a GGUF file says, in the words of a Hugging Face folder, and the other way round.
 //!
 //! A GGUF file holds in its metadata what such a folder keeps in `config.json` and the tokenizer's
 //! files, and names and arranges its tensors as llama.cpp does. The functions here are pure: they
@@ -8,12 +8,18 @@
 //! * [`dequantize`]: the values of a tensor of any type;
 //! * [`config`], [`generation_config`], [`tokenizer_files`], or all of them, [`folder_files`].
 //!
+//! The way into a file is [`format`]: metadata from `config.json` and the tokenizer's files, names
+//! and rows as llama.cpp has them, terms as [`blocks`].
+//!
 //! Sources of the facts: the GGUF specification, llama.cpp's converter (which this inverts), and
 //! the `config.json` and `tokenizer.json` of the models concerned.
 
+pub(crate) mod blocks;
 mod config;
 mod error;
+pub(crate) mod format;
 mod keys;
+mod metadata;
 mod names;
 mod rope;
 mod tokenizer;
@@ -25,7 +31,7 @@ use serde_json::Value;
 
 pub use config::{config, generation_config};
 pub use error::GgufError;
-pub use names::{Architecture, Destination, Names, Rows, unpermute_rows};
+pub use names::{Architecture, Destination, Names, Rows, permute_rows, unpermute_rows};
 pub use tokenizer::{TokenizerFiles, tokenizer_files};
 pub use values::{block_kind, dequantize};
 

@@ -47,6 +47,18 @@ impl Architecture {
         }
     }
 
+    /// The architecture that holds models of a `model_type`, where one does.
+    #[must_use]
+    pub fn of_model_type(model_type: &str) -> Option<Self> {
+        match model_type {
+            "llama" | "mistral" => Some(Self::Llama),
+            "qwen2" => Some(Self::Qwen2),
+            "qwen3" => Some(Self::Qwen3),
+            "bert" => Some(Self::Bert),
+            _ => None,
+        }
+    }
+
     fn table(self) -> &'static [(&'static str, &'static str)] {
         if self == Self::Bert { BERT } else { DECODER }
     }
@@ -134,6 +146,11 @@ impl Names {
         Ok(Self { architecture, heads, kv_heads })
     }
 
+    /// The translation for a model of this architecture with so many heads.
+    pub(super) fn of(architecture: Architecture, heads: usize, kv_heads: usize) -> Self {
+        Self { architecture, heads, kv_heads }
+    }
+
     /// Where the tensor with a GGUF name goes.
     ///
     /// # Errors
@@ -217,19 +234,7 @@ pub fn unpermute_rows<T: Copy>(
     row_length: usize,
     heads: usize,
 ) -> Result<(), GgufError> {
-    let rows = data.len().checked_div(row_length).unwrap_or(0);
-    let head = rows.checked_div(heads).unwrap_or(0);
-    if rows * row_length != data.len()
-        || head * heads != rows
-        || !head.is_multiple_of(2)
-        || rows == 0
-    {
-        return Err(GgufError::BadShape {
-            name: name.to_owned(),
-            shape: vec![rows, row_length],
-            expected: format!("an even number of rows for each of {heads} heads"),
-        });
-    }
+    let head = head_length(name, data.len(), row_length, heads)?;
     let mut paired = Vec::new();
     for head in data.chunks_exact_mut(head * row_length) {
         paired.clear();
@@ -242,4 +247,48 @@ pub fn unpermute_rows<T: Copy>(
         }
     }
     Ok(())
+}
+
+/// Brings rows into the order of [`Rows::Paired`], in place: what [`unpermute_rows`] undoes.
+///
+/// # Errors
+/// As [`unpermute_rows`].
+pub fn permute_rows<T: Copy>(
+    name: &str,
+    data: &mut [T],
+    row_length: usize,
+    heads: usize,
+) -> Result<(), GgufError> {
+    let head = head_length(name, data.len(), row_length, heads)?;
+    let mut halves = Vec::new();
+    for head in data.chunks_exact_mut(head * row_length) {
+        halves.clear();
+        halves.extend_from_slice(head);
+        let (first, second) = halves.split_at(halves.len() / 2);
+        let halves = first.chunks_exact(row_length).zip(second.chunks_exact(row_length));
+        for ((first, second), pair) in halves.zip(head.chunks_exact_mut(2 * row_length)) {
+            pair[..row_length].copy_from_slice(first);
+            pair[row_length..].copy_from_slice(second);
+        }
+    }
+    Ok(())
+}
+
+/// Rows of a head, an even number.
+fn head_length(
+    name: &str,
+    length: usize,
+    row_length: usize,
+    heads: usize,
+) -> Result<usize, GgufError> {
+    let rows = length.checked_div(row_length).unwrap_or(0);
+    let head = rows.checked_div(heads).unwrap_or(0);
+    if rows * row_length != length || head * heads != rows || !head.is_multiple_of(2) || rows == 0 {
+        return Err(GgufError::BadShape {
+            name: name.to_owned(),
+            shape: vec![rows, row_length],
+            expected: format!("an even number of rows for each of {heads} heads"),
+        });
+    }
+    Ok(head)
 }

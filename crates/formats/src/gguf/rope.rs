@@ -110,6 +110,22 @@ fn llama3(factors: &[f32], theta: f64) -> Result<Value, GgufError> {
     }))
 }
 
+/// The factors of `count` frequencies: what [`scaling`] reads back. `low` and `high` are the bounds
+/// of the rule, `scale` and `context` its scaling and original context.
+pub(super) fn factors(
+    count: usize,
+    theta: f64,
+    (low, high): (f64, f64),
+    scale: f64,
+    context: f64,
+) -> Vec<f32> {
+    let factor = |i: usize| {
+        let t = ((context / wavelength(i, count, theta) - low) / (high - low)).clamp(0.0, 1.0);
+        (1.0 / ((1.0 - t) / scale + t)) as f32
+    };
+    (0..count).map(factor).collect()
+}
+
 /// The original context that the first factor between 1 and `scale` tells.
 fn context(factors: &[f32], scale: f64, theta: f64) -> f64 {
     let between = factors

@@ -1,7 +1,7 @@
 //! The values of a tensor, whatever its type.
 
 use lapidary_kernels::ggml::{self, BlockKind};
-use lapidary_store::{Dtype, GgmlType};
+use lapidary_store::Dtype;
 
 use super::GgufError;
 
@@ -16,10 +16,5 @@ pub fn dequantize(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<(), Ggu
 
 /// The kind of blocks that a type is, plain numbers being blocks of one.
 pub fn block_kind(dtype: Dtype) -> Option<BlockKind> {
-    let ggml = match dtype {
-        Dtype::Ggml(ggml) => Some(ggml),
-        // The store gives plain numbers its own types.
-        plain => GgmlType::ALL.iter().copied().find(|&ggml| Dtype::from_ggml(ggml) == plain),
-    };
-    ggml.and_then(|ggml| BlockKind::from_id(ggml.id()))
+    dtype.to_ggml().and_then(|ggml| BlockKind::from_id(ggml.id()))
 }

@@ -1,6 +1,7 @@
 //! A GGUF as a Hugging Face folder: its names, its configuration, its tokenizer.
 
-use super::{LogicalTensor, Source, SourceFile, Storage, to_f32};
+use super::logical::Storage;
+use super::{LogicalTensor, Source, SourceFile, to_f32};
 use crate::FormatError;
 use crate::gguf::{Destination, GgufError, Names, Rows, folder_files};
 use lapidary_store::{Checkpoint, Dtype};
@@ -50,6 +51,7 @@ impl Source {
             let length = bytes.len() as u64;
             made.push(SourceFile { name: name.to_owned(), bytes: length, made: Some(bytes) });
         }
-        Ok(Self::assemble(checkpoint, config, None, tensors, consumed, made))
+        let source = Self::assemble(checkpoint, config, tensors, consumed, made);
+        Ok(Self { format: "gguf", ..source })
     }
 }

@@ -1,10 +1,10 @@
 //! Round trips of every scheme that is accepted, and the refusal of those that are not.
 
-use crate::support::{FLOATS, Random, bits, columns, encode, format, reopen};
+use crate::support::{FLOATS, Random, bits, blocks, columns, encode, format, reopen};
 use lapidary_formats::Format;
 use lapidary_weight::{
-    FloatType, GroupType, Grouping, Origin, Outline, Runs, Term, TermOutline, TwoLevel, Weight,
-    ZeroType,
+    FloatType, GroupFloats, GroupType, Grouping, Lookup, Origin, Outline, Runs, SmallFloat, Term,
+    TermOutline, TwoLevel, Weight, ZeroType,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -87,6 +87,156 @@ proptest! {
     }
 }
 
+/// The kinds of FP8 and FP4 that the format has, with shapes that they fit.
+fn of_floats(random: &mut Random) -> Vec<(&'static str, Weight)> {
+    let mut weights = vec![];
+    for (grouping, shape) in [
+        (Grouping::Row, (5, 33)),
+        (Grouping::Tensor, (3, 7)),
+        (columns(16), (2, 48)),
+        (blocks(4, 16), (10, 40)),
+        (blocks(128, 128), (3, 5)),
+    ] {
+        let dtype = FLOATS[random.below(3)];
+        let scales = random.floats(grouping.count(shape.0, shape.1), dtype);
+        let scales = GroupFloats::plain(scales, dtype);
+        weights.push(("naive-quantized", small(random, SmallFloat::E4M3, shape, grouping, scales)));
+    }
+    for (format, float, scale, width, divisor) in [
+        ("mxfp8-quantized", SmallFloat::E4M3, SmallFloat::E8M0, 32, None),
+        ("mxfp4-pack-quantized", SmallFloat::E2M1, SmallFloat::E8M0, 32, None),
+        ("nvfp4-pack-quantized", SmallFloat::E2M1, SmallFloat::E4M3, 16, Some(2688.5)),
+    ] {
+        for groups in 1..4 {
+            let (rows, cols) = (1 + random.below(9), groups * width);
+            let codes = random.small_codes(scale, rows * groups);
+            let codes = codes.into_iter().map(|code| code.clamp(20, 120)).collect();
+            let scales = GroupFloats::small(scale, codes, divisor).unwrap();
+            weights.push((format, small(random, float, (rows, cols), columns(width), scales)));
+        }
+    }
+    weights
+}
+
+fn small(
+    random: &mut Random,
+    float: SmallFloat,
+    (rows, cols): (usize, usize),
+    grouping: Grouping,
+    scales: GroupFloats,
+) -> Weight {
+    let codes = random.small_codes(float, rows * cols);
+    let term = Lookup::of_small_floats(float, codes, grouping, scales);
+    Weight::new(rows, cols, vec![Term::Lookup(term)]).unwrap()
+}
+
+/// FP8, FP4 and integers in one folder, each under the format of its group.
+#[test]
+fn mixed_formats_come_back_exactly() {
+    for seed in 0..20 {
+        let mut random = Random(seed);
+        let mut weights = of_floats(&mut random);
+        weights.push(("pack-quantized", {
+            random.affine((4, 64), 4, columns(32), false, FloatType::F16)
+        }));
+        let named: Vec<(String, Weight)> = weights
+            .iter()
+            .enumerate()
+            .map(|(index, (_, weight))| (format!("layers.{index}.linear"), weight.clone()))
+            .collect();
+        let (config, tensors) = encode(ours(), &named, FloatType::Bf16);
+        let quantization = &config["quantization_config"];
+        assert_eq!(quantization["format"], "mixed-precision");
+        let opened = reopen(&config, &tensors).unwrap();
+        assert_eq!(opened.source.tensors().len(), weights.len());
+        for ((module, weight), (format, _)) in named.iter().zip(&weights) {
+            let back = opened.source.weight(&format!("{module}.weight")).unwrap();
+            assert_eq!(&back, weight, "{module}");
+            let groups = quantization["config_groups"].as_object().unwrap().values();
+            let is_in = |group: &&serde_json::Value| {
+                group["targets"].as_array().unwrap().contains(&json!(module))
+            };
+            assert_eq!(groups.filter(is_in).map(|g| &g["format"]).collect::<Vec<_>>(), [*format]);
+        }
+    }
+}
+
+/// A byte a weight: every width, with and without zero points.
+#[test]
+fn bytes_come_back_exactly() {
+    let (mut random, bytes) = (Random(5), format("int-quantized"));
+    let mut weights = vec![];
+    for width in 2..=8 {
+        for (index, (grouping, symmetric)) in [
+            (columns(16), true),
+            (columns(16), false),
+            (Grouping::Row, false),
+            (Grouping::Tensor, true),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let weight = random.affine((3, 48), width, grouping, symmetric, FloatType::F32);
+            weights.push((format!("layers.{width}.{index}"), weight));
+        }
+    }
+    let (config, tensors) = encode(bytes, &weights, FloatType::F16);
+    assert_eq!(config["quantization_config"]["format"], "int-quantized");
+    let opened = reopen(&config, &tensors).unwrap();
+    for (module, weight) in &weights {
+        assert_eq!(&opened.source.weight(&format!("{module}.weight")).unwrap(), weight, "{module}");
+    }
+    let floats = &of_floats(&mut random)[0].1;
+    let why = bytes.accepts(&floats.outline()).unwrap_err();
+    assert!(why.starts_with("it holds integers, not floats e4m3"), "{why}");
+}
+
+/// What engines are told of each kind, as `compressed-tensors` spells it.
+#[test]
+fn float_groups_say_what_loaders_want() {
+    let arguments = |index: usize| {
+        let weight = of_floats(&mut Random(6)).swap_remove(index).1;
+        let (config, _) = encode(ours(), &[("model.a".to_owned(), weight)], FloatType::Bf16);
+        let group = config["quantization_config"]["config_groups"]["group_0"].clone();
+        (group["format"].clone(), group["weights"].clone())
+    };
+    let float = |bits: u8, rest: serde_json::Value| {
+        let mut all =
+            json!({"num_bits": bits, "type": "float", "symmetric": true, "dynamic": false});
+        all.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        all
+    };
+    let (e4m3, byte) = ("torch.float8_e4m3fn", "torch.uint8");
+    for (index, format, expected) in [
+        (0, "naive-quantized", float(8, json!({"strategy": "channel"}))),
+        (1, "naive-quantized", float(8, json!({"strategy": "tensor"}))),
+        (3, "naive-quantized", float(8, json!({"strategy": "block", "block_structure": [4, 16]}))),
+        (
+            5,
+            "mxfp8-quantized",
+            float(
+                8,
+                json!({
+                    "strategy": "group", "group_size": 32, "scale_dtype": byte, "zp_dtype": byte,
+                }),
+            ),
+        ),
+        (
+            11,
+            "nvfp4-pack-quantized",
+            float(
+                4,
+                json!({
+                    "strategy": "tensor_group", "group_size": 16, "scale_dtype": e4m3,
+                    "zp_dtype": e4m3,
+                }),
+            ),
+        ),
+    ] {
+        assert_eq!(arguments(index), (json!(format), expected));
+    }
+}
+
 #[test]
 fn what_it_cannot_store_is_refused_with_the_reason() {
     let refused = |outline: &Outline| ours().accepts(outline).unwrap_err();
@@ -106,7 +256,7 @@ fn what_it_cannot_store_is_refused_with_the_reason() {
             bits: 4,
             grouping: None,
             book_per_row: false,
-            books: FloatType::F16,
+            books: FloatType::F16.into(),
             scales: FloatType::F16.into(),
         }],
         vec![TermOutline::Planes {
@@ -117,7 +267,7 @@ fn what_it_cannot_store_is_refused_with_the_reason() {
         }],
     ] {
         let why = refused(&outline(4, 64, terms));
-        assert!(why.starts_with("it holds one affine term"), "{why}");
+        assert!(why.starts_with("it holds one affine or small-float term"), "{why}");
     }
     let plain = GroupType::Plain(FloatType::F16);
     let runs = Runs::Flat(std::num::NonZeroUsize::new(8).unwrap());

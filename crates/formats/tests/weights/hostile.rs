@@ -1,12 +1,14 @@
 //! Compressed folders that contradict themselves: one clear error each, never a panic.
 
-use crate::support::{Random, Tensor, columns, encode, format, reopen, tensor, write_folder};
-use lapidary_store::Dtype;
-use lapidary_weight::{FloatType, Grouping, Weight};
+use crate::support::{
+    Random, Tensor, blocks, columns, encode, format, reopen, tensor, write_folder,
+};
+use lapidary_store::{Dtype, TensorSpec};
+use lapidary_weight::{FloatType, GroupFloats, Grouping, Lookup, SmallFloat, Term, Weight};
 use serde_json::{Value, json};
 
 /// What opening the folder, or else decoding all its layers, complains of.
-fn complaint(config: &Value, tensors: &[Tensor]) -> String {
+pub(crate) fn complaint(config: &Value, tensors: &[Tensor]) -> String {
     let opened = match reopen(config, tensors) {
         Ok(opened) => opened,
         Err(error) => return error.to_string(),
@@ -41,7 +43,7 @@ fn zeros(name: &str, dtype: Dtype, shape: &[usize]) -> Option<Tensor> {
 }
 
 #[track_caller]
-fn names(complaint: &str, parts: &[&str]) {
+pub(crate) fn names(complaint: &str, parts: &[&str]) {
     for part in parts {
         assert!(complaint.contains(part), "{complaint:?} does not say {part:?}");
     }
@@ -162,15 +164,89 @@ fn configurations_that_cannot_be_read_are_named() {
     }
     for format in ["nvfp4-pack-quantized", "int-quantized", "float-quantized"] {
         let complaint = with(&format!("{group}/format"), json!(format));
-        names(&complaint, &["group_0", format, "pack-quantized"]);
+        let place = if format == "int-quantized" { "m.weight_packed" } else { format };
+        names(&complaint, &["group_0", place]);
     }
     names(&with("/config_groups", json!([])), &["config_groups", "is missing"]);
     names(&with(&format!("{group}/weights"), json!(null)), &["group_0", "has no weights"]);
     let complaint = with(&format!("{group}/targets"), json!(["another"]));
     names(&complaint, &["m.weight_packed", "no group"]);
     names(&with(&format!("{group}/targets"), json!(["re:("])), &["group_0", "regular expression"]);
-    names(&with("/quant_method", json!("gptq")), &["\"gptq\"", "cannot be read"]);
+    names(&with("/quant_method", json!("exl3")), &["\"exl3\"", "cannot be read"]);
     names(&with("/quant_method", json!(7)), &["cannot be read"]);
+}
+
+/// A good folder of one NVFP4 layer `n` of `[4, 64]`, and one FP8 layer `f` of `[6, 40]` in blocks.
+fn floats() -> (Value, Vec<Tensor>) {
+    let mut random = Random(3);
+    let divided = GroupFloats::small(SmallFloat::E4M3, vec![0x30; 16], Some(900.0)).unwrap();
+    let plain = GroupFloats::plain(vec![0.5; 6], FloatType::F32);
+    let mut weight = |float, (rows, cols), grouping, scales| {
+        let codes = random.small_codes(float, rows * cols);
+        let term = Lookup::of_small_floats(float, codes, grouping, scales);
+        Weight::new(rows, cols, vec![Term::Lookup(term)]).unwrap()
+    };
+    let weights = [
+        ("n".to_owned(), weight(SmallFloat::E2M1, (4, 64), columns(16), divided)),
+        ("f".to_owned(), weight(SmallFloat::E4M3, (6, 40), blocks(4, 16), plain)),
+    ];
+    encode(format("compressed-tensors"), &weights, FloatType::F16)
+}
+
+#[test]
+fn tensors_of_float_layers_that_contradict_each_other_are_named() {
+    let (config, tensors) = floats();
+    assert_eq!(complaint(&config, &tensors), "");
+    for (index, (spec, bytes)) in tensors.iter().enumerate() {
+        // Without its scales, `f.weight` is a tensor like any other, of floats of 8 bits.
+        let mut gone = tensors.clone();
+        gone.remove(index);
+        if spec.name != "f.weight_scale"
+            && spec.name != "f.weight"
+            && spec.name != "n.weight_packed"
+        {
+            names(&complaint(&config, &gone), &[&spec.name, "missing"]);
+        }
+        let mut longer = tensors.clone();
+        // A row more may lie in the last block.
+        longer[index].0.shape[0] += 4;
+        let row = bytes.len() / spec.shape[0].max(1);
+        longer[index].1.extend(std::iter::repeat_n(0, 4 * row));
+        names(&complaint(&config, &longer), &[&spec.name[..1], ".weight"]);
+        let mut other = tensors.clone();
+        other[index].0 = TensorSpec::new(&spec.name, Dtype::Bool, spec.shape.clone());
+        other[index].1.truncate(spec.shape.iter().product());
+        names(&complaint(&config, &other), &[&spec.name, "Bool"]);
+    }
+}
+
+#[test]
+fn codes_and_divisors_that_are_no_numbers_are_refused() {
+    let (config, tensors) = floats();
+    let with = |name: &str, bytes: Vec<u8>| {
+        let mut tensors = tensors.clone();
+        let tensor = tensors.iter_mut().find(|(spec, _)| spec.name == name).unwrap();
+        assert_eq!(tensor.1.len(), bytes.len());
+        tensor.1 = bytes;
+        complaint(&config, &tensors)
+    };
+    let mut codes = vec![0; 240];
+    codes[17] = 0xff;
+    names(&with("f.weight", codes), &["f: lookup term: codes", "element 17"]);
+    let mut scales = vec![0x30; 16];
+    scales[3] = 0x7f;
+    names(&with("n.weight_scale", scales), &["n: small-float term: codes", "element 3"]);
+    for divisor in [0.0_f32, -1.0, f32::NAN, f32::INFINITY] {
+        let complaint = with("n.weight_global_scale", divisor.to_le_bytes().to_vec());
+        names(&complaint, &["n: small-float term", "divided by"]);
+    }
+    let structures = [json!(null), json!([4]), json!([0, 16]), json!([-4, 16]), json!("4x16")];
+    for structure in structures {
+        let mut config = config.clone();
+        config["quantization_config"]["config_groups"]["group_1"]["weights"]["block_structure"] =
+            structure;
+        names(&complaint(&config, &tensors), &["group_1.weights.block_structure"]);
+    }
 }
 
 /// A good folder of every kind of term.
@@ -190,9 +266,10 @@ fn native_tensors_that_do_not_fit_their_outline_are_named() {
         names(&complaint(&config, &gone), &[&spec.name]);
 
         let mut longer = tensors.clone();
-        longer[index].0.shape[0] += 1;
+        // A row more may lie in the last block.
+        longer[index].0.shape[0] += 4;
         let row = bytes.len() / spec.shape[0].max(1);
-        longer[index].1.extend(std::iter::repeat_n(0, row));
+        longer[index].1.extend(std::iter::repeat_n(0, 4 * row));
         names(&complaint(&config, &longer), &[&spec.name]);
     }
 }

@@ -6,8 +6,11 @@
 mod builder;
 mod compressed_tensors;
 mod dense;
+mod float_folders;
+mod folders;
 mod golden;
 mod hostile;
+mod hostile_folders;
 mod native;
 mod source;
 mod support;

@@ -5,7 +5,7 @@ use lapidary_store::safetensors::Writer;
 use lapidary_store::{Dtype, Fs, RealFs, TensorSpec};
 use lapidary_weight::{
     Affine, Columns, Dense, FloatType, GroupFloats, Grouping, Levels, Lookup, LowRank, Origin,
-    Outline, Planes, Runs, Sparse, Term, TwoLevel, Weight, Zeros,
+    Outline, Planes, Runs, SmallFloat, Sparse, Term, TwoLevel, Weight, Zeros,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -78,7 +78,7 @@ impl Random {
         };
         let (array_rows, per_row) = match grouping {
             Grouping::Tensor => (1, 1),
-            _ => (rows, grouping.per_row(cols)),
+            _ => (grouping.count(rows, cols) / grouping.per_row(cols), grouping.per_row(cols)),
         };
         let runs = kind.runs.count(array_rows, per_row);
         let offsets = match kind.origin {
@@ -94,6 +94,35 @@ impl Random {
             offsets: self.floats(offsets, kind.coarse),
         })
         .unwrap()
+    }
+
+    /// Codes that stand for numbers.
+    pub(crate) fn small_codes(&mut self, float: SmallFloat, count: usize) -> Vec<u8> {
+        let numbers: Vec<u8> = (0..=u8::MAX)
+            .filter(|code| float.is_number(*code) && code >> (float.bits() % 8) == 0)
+            .collect();
+        (0..count).map(|_| numbers[self.below(numbers.len())]).collect()
+    }
+
+    /// One small float a group, of any kind.
+    pub(crate) fn small_scales(
+        &mut self,
+        (rows, cols): (usize, usize),
+        grouping: Grouping,
+    ) -> GroupFloats {
+        let count = grouping.count(rows, cols);
+        let divisor = self.floats(1, FloatType::F32)[0].abs() + 0.5;
+        match self.below(3) {
+            // Powers of two that do not overflow when they are multiplied.
+            0 => {
+                let codes = (0..count).map(|_| 100 + self.below(40) as u8).collect();
+                GroupFloats::small(SmallFloat::E8M0, codes, None).unwrap()
+            }
+            kind => {
+                let codes = self.small_codes(SmallFloat::E4M3, count);
+                GroupFloats::small(SmallFloat::E4M3, codes, (kind == 1).then_some(divisor)).unwrap()
+            }
+        }
     }
 
     /// Affine, lookup and binary terms whose scales or zeros only the native format stores.
@@ -122,7 +151,12 @@ impl Random {
             books: self.floats(1 << bits, FloatType::F32),
             book_per_row: false,
             scales: Some((grouping, self.two_level(shape, grouping))),
-            book_type: FloatType::F32,
+            book_type: FloatType::F32.into(),
+        }));
+        terms.extend([SmallFloat::E4M3, SmallFloat::E2M1].map(|float| {
+            let scales = self.small_scales(shape, grouping);
+            let codes = self.small_codes(float, rows * cols);
+            Term::Lookup(Lookup::of_small_floats(float, codes, grouping, scales))
         }));
         for offsets in [true, false] {
             let planes = 1 + self.below(8) as u8;
@@ -150,7 +184,9 @@ impl Random {
             let columns = vec![self.below(cols) as u32];
             terms.push(Term::Columns(Columns { columns, values: self.floats(rows, dtype), dtype }));
         }
-        for grouping in [Grouping::Tensor, Grouping::Row, columns(5), columns(32), columns(300)] {
+        for grouping in
+            [Grouping::Tensor, Grouping::Row, columns(5), columns(32), columns(300), blocks(3, 7)]
+        {
             for symmetric in [true, false] {
                 let bits = 1 + self.below(8) as u8;
                 let scale_type = FLOATS[self.below(3)];
@@ -167,7 +203,7 @@ impl Random {
                     books: self.floats(books << bits, scale_type),
                     book_per_row,
                     scales: (bits > 2).then(|| (grouping, GroupFloats::plain(scales, scale_type))),
-                    book_type: scale_type,
+                    book_type: scale_type.into(),
                 }));
             }
             terms.extend(self.uncommon_terms(rows, cols, grouping));
@@ -188,6 +224,11 @@ impl Random {
 
 pub(crate) fn columns(width: usize) -> Grouping {
     Grouping::Columns(NonZeroUsize::new(width).unwrap())
+}
+
+pub(crate) fn blocks(rows: usize, columns: usize) -> Grouping {
+    let [rows, columns] = [rows, columns].map(|side| NonZeroUsize::new(side).unwrap());
+    Grouping::Blocks { rows, columns }
 }
 
 pub(crate) fn fs() -> Arc<dyn Fs> {
@@ -255,7 +296,7 @@ pub(crate) fn encode(
 /// A folder on the disk and what is seen of it.
 pub(crate) struct Opened {
     pub(crate) source: Source,
-    _folder: tempfile::TempDir,
+    pub(crate) _folder: tempfile::TempDir,
 }
 
 /// Writes a folder and opens it.

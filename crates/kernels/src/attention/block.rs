@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::cache::{KeyValues, POSITIONS};
 use super::online::{self, KEYS, Rows};
 use super::{Inputs, Keys};
+use crate::activation::soft_cap_here;
 use crate::shared::SharedSlice;
 use crate::tile::{BLOCK, Block, PANEL, Session, Tile};
 
@@ -174,7 +175,7 @@ impl Inputs<'_> {
             });
             let tiles = self.arithmetic.tiles(BLOCK) * w.scores.len();
             w.probabilities.resize(2 * tiles, Tile::ZERO);
-            let (scale, lane) = (self.shape.scale, self.arithmetic.lane());
+            let (scale, lane) = (self.cap(&mut w.scores), self.arithmetic.lane());
             let (scores, weights) = (&mut w.scores, &mut w.probabilities);
             online::softmax(self.isa, lane, scores, &seen, scale, &mut w.rows, weights);
             if first > first_block {
@@ -182,6 +183,17 @@ impl Inputs<'_> {
             }
             self.weigh(session, &keys, first > first_block, p, w);
         }
+    }
+
+    /// Caps the scores where that is asked for; returns what they are still to be multiplied by.
+    fn cap(&self, scores: &mut [Block]) -> f32 {
+        let scale = self.shape.scale;
+        let Some(cap) = self.shape.soft_cap else { return scale };
+        for row in scores.iter_mut().flat_map(|block| &mut block.0) {
+            row.iter_mut().for_each(|score| *score *= scale);
+            soft_cap_here(self.isa, row, cap);
+        }
+        1.0
     }
 
     /// The products of the queries with a range of keys.

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::cache::{KeyValues, POSITIONS};
 use super::{AttentionShape, Inputs, Keys, WORKSPACE, stretches};
+use crate::activation::soft_cap_here;
 use crate::isa::Isa;
 use crate::math::exp;
 use crate::pool::Pool;
@@ -32,6 +33,8 @@ pub struct CachedShape {
     pub head_dim: usize,
     /// What the products of queries and keys are multiplied by.
     pub scale: f32,
+    /// What the scores are [capped](crate::activation::soft_cap) by, where they are.
+    pub soft_cap: Option<f32>,
     /// The sliding window, where there is one.
     pub window: Option<usize>,
 }
@@ -213,6 +216,9 @@ fn attend_stretch(
     let (out, sums) = partial.split_at_mut(group * dim);
     for (scores, sums) in scratch.scores.chunks_exact_mut(STRETCH).zip(sums.as_chunks_mut::<2>().0)
     {
+        if let Some(cap) = shape.soft_cap {
+            soft_cap_here(isa, &mut scores[..used], cap);
+        }
         let (maximum, sum) = soften(isa, &mut scores[..used], seen.start, seen.end);
         *sums = [maximum, sum];
     }
@@ -359,6 +365,7 @@ pub fn attend_block_with(
         kv_heads: shape.kv_heads,
         head_dim: shape.head_dim,
         scale: shape.scale,
+        soft_cap: shape.soft_cap,
         causal: true,
         window: shape.window,
     };

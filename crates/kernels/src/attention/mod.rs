@@ -41,6 +41,8 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// What the products of queries and keys are multiplied by, usually `1 / √head_dim`.
     pub scale: f32,
+    /// What the scores are [capped](crate::activation::soft_cap) by, where they are.
+    pub soft_cap: Option<f32>,
     /// Whether a query sees only its own position and those before it.
     pub causal: bool,
     /// The sliding window, where there is one: query `i` sees key `j` only if `i - j < window`.
@@ -60,7 +62,7 @@ impl AttentionShape {
     }
 }
 
-/// `out = softmax(scale · q kᵀ) v` for each head.
+/// `out = softmax(scale · q kᵀ) v` for each head, the scores capped where the shape says so.
 ///
 /// `q` and `out` are `[batch · seq, heads · head_dim]`, `k` and `v` `[batch · seq, kv_heads ·
 /// head_dim]`. With [`Precision::Bf16`] queries, keys, values and probabilities are rounded to bf16

@@ -18,7 +18,7 @@ mod plain;
 mod ternary;
 
 pub(crate) use codes::{Grid as GridKind, Meaning, grid, read_row};
-pub use pack::{Block, PACKED, pack};
+pub use pack::{Block, PACKED, Unpacked, pack, unpack};
 
 /// Declares the kinds: name, ggml's number, values per block, bytes per block.
 macro_rules! kinds {

@@ -1,7 +1,8 @@
-//! The way into ggml's blocks: codes, scales and minima laid out in bytes. The inverse of what the
-//! decoders read; how the numbers are chosen is no concern of it.
+//! The way into ggml's blocks and back: codes, scales and minima laid out in bytes. How the numbers
+//! are chosen is no concern of it.
 
-use super::BlockKind;
+use super::legacy::five_bits;
+use super::{BlockKind, f16_at, field, k_quants};
 use half::f16;
 
 /// What one block stores. Codes and scale codes count from zero: a signed number is stored with
@@ -139,4 +140,86 @@ fn eight_pairs(scales: &[u8], minima: &[u8]) -> [u8; 12] {
         packed[j + 8] = scales[j + 4] & 15 | (minima[j + 4] & 15) << 4;
     }
     packed
+}
+
+/// What one block stores, as [`Block`] has it, owned.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Unpacked {
+    /// A code for each value.
+    pub codes: Vec<u8>,
+    /// A code for each group's scale.
+    pub scales: Vec<u8>,
+    /// A code for each group's minimum.
+    pub minima: Vec<u8>,
+    /// Scale of the block.
+    pub scale: f32,
+    /// What is subtracted, in units of the minima's codes.
+    pub minimum: f32,
+}
+
+/// What the bytes of a block of `kind`, one of [`PACKED`], store: [`pack`] undone, bit for bit.
+/// `None` when `kind` is another, or there are not the bytes of one block.
+pub fn unpack(kind: BlockKind, bytes: &[u8]) -> Option<Unpacked> {
+    if bytes.len() != kind.bytes() {
+        return None;
+    }
+    let half = |at: usize| f16_at(bytes, at);
+    let plain = |codes: &[u8]| Unpacked { codes: codes.to_vec(), ..Unpacked::default() };
+    Some(match kind {
+        BlockKind::Q4_0 => Unpacked { scale: half(0), ..plain(&run_of_nibbles(&bytes[2..])) },
+        BlockKind::Q4_1 => {
+            Unpacked { scale: half(0), minimum: -half(2), ..plain(&run_of_nibbles(&bytes[4..])) }
+        }
+        BlockKind::Q5_0 => {
+            Unpacked { scale: half(0), ..plain(&five_bits(*field(bytes, 2), field(bytes, 6))) }
+        }
+        BlockKind::Q5_1 => {
+            let codes = five_bits(*field(bytes, 4), field(bytes, 8));
+            Unpacked { scale: half(0), minimum: -half(2), ..plain(&codes) }
+        }
+        BlockKind::Q8_0 => {
+            let codes = bytes[2..].iter().map(|code| code.wrapping_add(128)).collect();
+            Unpacked { codes, scale: half(0), ..Unpacked::default() }
+        }
+        BlockKind::Q2_K => Unpacked {
+            scales: bytes[..16].iter().map(|byte| byte & 15).collect(),
+            minima: bytes[..16].iter().map(|byte| byte >> 4).collect(),
+            scale: half(80),
+            minimum: half(82),
+            ..plain(&k_quants::two_bits(field(bytes, 16)))
+        },
+        BlockKind::Q3_K => {
+            let scale = |j| (k_quants::q3_k_scale(field(bytes, 96), j) + 32).cast_unsigned();
+            Unpacked {
+                scales: (0..16).map(scale).collect(),
+                scale: half(108),
+                ..plain(&k_quants::q3_k_codes(field(bytes, 0)))
+            }
+        }
+        BlockKind::Q4_K | BlockKind::Q5_K => {
+            let pairs = (0..8).map(|j| k_quants::scale_and_minimum(field(bytes, 4), j));
+            let (scales, minima) = pairs.unzip();
+            let codes = match kind {
+                BlockKind::Q4_K => k_quants::nibbles(field(bytes, 16)),
+                _ => k_quants::q5_k_codes(field(bytes, 0)),
+            };
+            Unpacked { scales, minima, scale: half(0), minimum: half(2), ..plain(&codes) }
+        }
+        BlockKind::Q6_K => Unpacked {
+            scales: bytes[192..208].iter().map(|code| code.wrapping_add(128)).collect(),
+            scale: half(208),
+            ..plain(&k_quants::q6_k_codes(field(bytes, 0)))
+        },
+        _ => return None,
+    })
+}
+
+/// The codes of 16 bytes of nibbles, low ones first.
+fn run_of_nibbles(bytes: &[u8]) -> [u8; 32] {
+    let mut codes = [0; 32];
+    let (low, high) = codes.split_at_mut(16);
+    for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
+        (*low, *high) = (byte & 15, byte >> 4);
+    }
+    codes
 }

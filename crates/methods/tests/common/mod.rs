@@ -91,7 +91,7 @@ pub(crate) fn encode(
 ) -> Encoded {
     let rows = weight.len() / cols;
     let scale_type = FloatType::F32;
-    let site = Site { name: "site", rows, cols, weight, statistics, scale_type };
+    let site = Site { name: "site", rows, cols, weight, statistics, scale_type, peak: None };
     let encoded = method.encode(&site).unwrap();
     assert_eq!(encoded.weight.outline(), method.outline(rows, cols, scale_type));
     assert!(encoded.weight.decode().iter().all(|value| value.is_finite()));
@@ -106,7 +106,7 @@ pub(crate) fn error(
     statistics: Option<&Statistics>,
 ) -> String {
     let (rows, scale_type) = (weight.len() / cols, FloatType::F32);
-    let site = Site { name: "site", rows, cols, weight, statistics, scale_type };
+    let site = Site { name: "site", rows, cols, weight, statistics, scale_type, peak: None };
     let method = method(id, serde_json::json!({"group_size": 16}));
     method.encode(&site).unwrap_err().to_string()
 }

@@ -2,7 +2,7 @@
 
 use super::{Batch, RotaryTables};
 use crate::ModelError;
-use crate::spec::{Activation, AttentionOp, LinearOp, RopeOp};
+use crate::spec::{Activation, AttentionOp, LinearOp, RopeOp, RouteOp, SliceOp};
 use std::fmt::Debug;
 
 /// An operand: given up by its last reader, shared with the others.
@@ -106,7 +106,7 @@ pub trait Backend: Debug {
         &self,
         x: Operand<'_, Self::Value>,
         gain: &Self::Vector,
-        bias: &Self::Vector,
+        bias: Option<&Self::Vector>,
         eps: f32,
     ) -> Result<Self::Value, ModelError>;
 
@@ -147,5 +147,40 @@ pub trait Backend: Debug {
         &self,
         left: Operand<'_, Self::Value>,
         right: Operand<'_, Self::Value>,
+    ) -> Result<Self::Value, ModelError>;
+
+    /// The value times a number.
+    fn scale(&self, x: Operand<'_, Self::Value>, factor: f32) -> Result<Self::Value, ModelError>;
+
+    /// `cap · tanh(x / cap)`.
+    fn soft_cap(&self, x: Operand<'_, Self::Value>, cap: f32) -> Result<Self::Value, ModelError>;
+
+    /// Some channels.
+    fn slice(&self, x: Operand<'_, Self::Value>, slice: SliceOp)
+    -> Result<Self::Value, ModelError>;
+
+    /// Weights of experts, `[tokens, experts]`, from their scores.
+    fn route(
+        &self,
+        scores: Operand<'_, Self::Value>,
+        route: RouteOp,
+    ) -> Result<Self::Value, ModelError>;
+
+    /// At least the rows of `x` whose weight of the expert is not 0, in their order. What is
+    /// selected goes to [`mix`](Self::mix) of the same backend.
+    fn select(
+        &self,
+        x: Operand<'_, Self::Value>,
+        weights: Operand<'_, Self::Value>,
+        expert: usize,
+        batch: Batch,
+    ) -> Result<Self::Value, ModelError>;
+
+    /// `Σ weight · result` over the experts, added up in their order.
+    fn mix(
+        &self,
+        weights: Operand<'_, Self::Value>,
+        results: Vec<Operand<'_, Self::Value>>,
+        batch: Batch,
     ) -> Result<Self::Value, ModelError>;
 }

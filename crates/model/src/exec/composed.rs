@@ -2,7 +2,7 @@
 
 use super::{Backend, Batch, Operand, RotaryTables};
 use crate::ModelError;
-use crate::spec::{Activation, AttentionOp, LinearOp, RopeOp};
+use crate::spec::{Activation, AttentionOp, LinearOp, RopeOp, RouteOp, SliceOp};
 use candle_core::{D, Device, Tensor};
 
 /// Operations composed of candle's primitives, in `f32`.
@@ -86,12 +86,16 @@ impl Backend for Composed {
         &self,
         x: Operand<'_, Tensor>,
         gain: &Tensor,
-        bias: &Tensor,
+        bias: Option<&Tensor>,
         eps: f32,
     ) -> Result<Tensor, ModelError> {
         let centred = x.as_ref().broadcast_sub(&x.as_ref().mean_keepdim(1)?)?;
         let scale = (centred.sqr()?.mean_keepdim(1)? + f64::from(eps))?.sqrt()?;
-        Ok(centred.broadcast_div(&scale)?.broadcast_mul(gain)?.broadcast_add(bias)?)
+        let normed = centred.broadcast_div(&scale)?.broadcast_mul(gain)?;
+        Ok(match bias {
+            Some(bias) => normed.broadcast_add(bias)?,
+            None => normed,
+        })
     }
 
     fn rope(
@@ -101,7 +105,7 @@ impl Backend for Composed {
         batch: Batch,
         tables: &RotaryTables,
     ) -> Result<Tensor, ModelError> {
-        let half = rope.head_dim / 2;
+        let half = rope.rotary / 2;
         let table =
             |values: &[f32]| Tensor::from_slice(values, (1, batch.seq_len, 1, half), &self.device);
         let (cos, sin) = (table(&tables.cos)?, table(&tables.sin)?);
@@ -109,7 +113,11 @@ impl Backend for Composed {
         let (first, second) = (heads.narrow(3, 0, half)?, heads.narrow(3, half, half)?);
         let rotated_first = (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?;
         let rotated_second = (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?;
-        let rotated = Tensor::cat(&[rotated_first, rotated_second], 3)?;
+        let mut parts = vec![rotated_first, rotated_second];
+        if rope.rotary < rope.head_dim {
+            parts.push(heads.narrow(3, rope.rotary, rope.head_dim - rope.rotary)?);
+        }
+        let rotated = Tensor::cat(&parts, 3)?;
         Ok(rotated.reshape(x.as_ref().shape())?)
     }
 
@@ -129,10 +137,12 @@ impl Backend for Composed {
         let q = split(q.as_ref(), op.heads)?;
         let (k, v) = (split(k.as_ref(), op.kv_heads)?, split(v.as_ref(), op.kv_heads)?);
         let scores = (q.matmul(&k.t()?)? * f64::from(op.scale))?;
+        let scores = match op.soft_cap {
+            Some(cap) => self.soft_cap(Operand::Last(scores), cap)?,
+            None => scores,
+        };
         let scores = scores.broadcast_add(&self.mask(op, batch.seq_len)?)?;
-        let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-        let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
-        let mixed = weights.matmul(&v)?.transpose(1, 2)?;
+        let mixed = softmax(&scores)?.matmul(&v)?.transpose(1, 2)?;
         Ok(mixed.reshape((batch.tokens(), op.heads * op.head_dim))?)
     }
 
@@ -166,6 +176,74 @@ impl Backend for Composed {
     ) -> Result<Tensor, ModelError> {
         Ok((left.as_ref() + right.as_ref())?)
     }
+
+    fn scale(&self, x: Operand<'_, Tensor>, factor: f32) -> Result<Tensor, ModelError> {
+        Ok((x.as_ref() * f64::from(factor))?)
+    }
+
+    fn soft_cap(&self, x: Operand<'_, Tensor>, cap: f32) -> Result<Tensor, ModelError> {
+        let cap = f64::from(cap);
+        Ok(((x.as_ref() / cap)?.tanh()? * cap)?)
+    }
+
+    fn slice(&self, x: Operand<'_, Tensor>, slice: SliceOp) -> Result<Tensor, ModelError> {
+        let (tokens, width) = x.as_ref().dims2()?;
+        let runs = x.as_ref().reshape((tokens, width / slice.stride, slice.stride))?;
+        let runs = runs.narrow(2, slice.start, slice.run)?.contiguous()?;
+        Ok(runs.reshape((tokens, width / slice.stride * slice.run))?)
+    }
+
+    fn route(&self, scores: Operand<'_, Tensor>, route: RouteOp) -> Result<Tensor, ModelError> {
+        let weights = softmax(scores.as_ref())?;
+        // The choice itself has no gradient: it is a mask of the weights.
+        let rows: Vec<Vec<f32>> = weights.to_vec2()?;
+        let mask = rows.iter().flat_map(|row| {
+            let rank = move |expert: usize| {
+                let above = |(other, weight): (usize, &f32)| {
+                    *weight > row[expert] || (*weight == row[expert] && other < expert)
+                };
+                row.iter().enumerate().filter(|other| above(*other)).count()
+            };
+            (0..row.len()).map(move |expert| f32::from(u8::from(rank(expert) < route.top_k)))
+        });
+        let mask: Vec<f32> = mask.collect();
+        let mask = Tensor::from_vec(mask, weights.shape(), &self.device)?;
+        let kept = (weights * mask)?;
+        Ok(match route.normalized {
+            true => kept.broadcast_div(&kept.sum_keepdim(1)?)?,
+            false => kept,
+        })
+    }
+
+    /// All rows: each expert sees every token, and the weights of those that are not its are 0.
+    fn select(
+        &self,
+        x: Operand<'_, Tensor>,
+        _weights: Operand<'_, Tensor>,
+        _expert: usize,
+        _batch: Batch,
+    ) -> Result<Tensor, ModelError> {
+        Ok(x.into_owned())
+    }
+
+    fn mix(
+        &self,
+        weights: Operand<'_, Tensor>,
+        results: Vec<Operand<'_, Tensor>>,
+        _batch: Batch,
+    ) -> Result<Tensor, ModelError> {
+        let weigh = |(expert, result): (usize, &Operand<'_, Tensor>)| {
+            result.as_ref().broadcast_mul(&weights.as_ref().narrow(1, expert, 1)?)
+        };
+        let parts = results.iter().enumerate().map(weigh).collect::<Result<Vec<_>, _>>()?;
+        Ok(Tensor::stack(&parts, 0)?.sum(0)?)
+    }
+}
+
+/// The softmax of rows.
+fn softmax(x: &Tensor) -> Result<Tensor, ModelError> {
+    let exponentials = x.broadcast_sub(&x.max_keepdim(D::Minus1)?)?.exp()?;
+    Ok(exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)?)
 }
 
 impl Composed {

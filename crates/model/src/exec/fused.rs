@@ -1,8 +1,9 @@
 //! Kernels on plain slices: the arithmetic of calibration and evaluation on a CPU.
 
 use super::{Backend, Batch, Operand, RotaryTables};
-use crate::spec::{Activation, AttentionOp, LinearOp, RopeOp};
+use crate::spec::{Activation, AttentionOp, LinearOp, RopeOp, RouteOp, SliceOp};
 use crate::{ModelError, Precision};
+use lapidary_kernels::activation::soft_cap;
 use lapidary_kernels::attention::{AttentionShape, attention};
 use lapidary_kernels::matrix::PackedMatrix;
 use lapidary_kernels::norm;
@@ -111,11 +112,11 @@ impl Backend for Fused {
         &self,
         x: Operand<'_, Vec<f32>>,
         gain: &Vec<f32>,
-        bias: &Vec<f32>,
+        bias: Option<&Vec<f32>>,
         eps: f32,
     ) -> Result<Vec<f32>, ModelError> {
         let mut y = vec![0.0; x.as_ref().len()];
-        norm::layer_norm(x.as_ref(), gain, Some(bias), eps, &mut y);
+        norm::layer_norm(x.as_ref(), gain, bias.map(Vec::as_slice), eps, &mut y);
         Ok(y)
     }
 
@@ -130,7 +131,7 @@ impl Backend for Fused {
         let rotation = Rotation {
             cos: &tables.cos,
             sin: &tables.sin,
-            rotary: rope.head_dim,
+            rotary: rope.rotary,
             pairing: Pairing::Halves,
         };
         rotation.apply(&mut x, batch.seq_len, rope.heads, rope.head_dim);
@@ -150,6 +151,7 @@ impl Backend for Fused {
             kv_heads: op.kv_heads,
             head_dim: op.head_dim,
             scale: op.scale,
+            soft_cap: op.soft_cap,
             causal: op.causal,
             window: op.window,
         };
@@ -190,5 +192,86 @@ impl Backend for Fused {
         };
         sum.iter_mut().zip(other.as_ref()).for_each(|(sum, other)| *sum += other);
         Ok(sum)
+    }
+
+    fn scale(&self, x: Operand<'_, Vec<f32>>, factor: f32) -> Result<Vec<f32>, ModelError> {
+        let mut x = x.into_owned();
+        x.iter_mut().for_each(|x| *x *= factor);
+        Ok(x)
+    }
+
+    fn soft_cap(&self, x: Operand<'_, Vec<f32>>, cap: f32) -> Result<Vec<f32>, ModelError> {
+        let mut x = x.into_owned();
+        soft_cap(&mut x, cap);
+        Ok(x)
+    }
+
+    fn slice(&self, x: Operand<'_, Vec<f32>>, slice: SliceOp) -> Result<Vec<f32>, ModelError> {
+        let runs = x.as_ref().chunks_exact(slice.stride);
+        Ok(runs.flat_map(|run| &run[slice.start..][..slice.run]).copied().collect())
+    }
+
+    fn route(&self, scores: Operand<'_, Vec<f32>>, route: RouteOp) -> Result<Vec<f32>, ModelError> {
+        let mut weights = scores.into_owned();
+        weights.chunks_exact_mut(route.experts).for_each(|row| choose(row, route));
+        Ok(weights)
+    }
+
+    fn select(
+        &self,
+        x: Operand<'_, Vec<f32>>,
+        weights: Operand<'_, Vec<f32>>,
+        expert: usize,
+        batch: Batch,
+    ) -> Result<Vec<f32>, ModelError> {
+        let (x, weights) = (x.as_ref(), weights.as_ref());
+        let width = x.len() / batch.tokens().max(1);
+        let chosen = chosen(weights, expert, batch);
+        Ok(chosen.flat_map(|(token, _)| &x[token * width..][..width]).copied().collect())
+    }
+
+    fn mix(
+        &self,
+        weights: Operand<'_, Vec<f32>>,
+        results: Vec<Operand<'_, Vec<f32>>>,
+        batch: Batch,
+    ) -> Result<Vec<f32>, ModelError> {
+        let weights = weights.as_ref();
+        let rows = |expert| chosen(weights, expert, batch).count();
+        let all: usize = (0..results.len()).map(rows).sum();
+        let values: usize = results.iter().map(|result| result.as_ref().len()).sum();
+        let width = values / all.max(1);
+        let mut sum = vec![0.0; batch.tokens() * width];
+        for (expert, result) in results.iter().enumerate() {
+            let rows = result.as_ref().chunks_exact(width.max(1));
+            for ((token, weight), row) in chosen(weights, expert, batch).zip(rows) {
+                let sum = &mut sum[token * width..][..width];
+                sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * value);
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// The tokens that go to an expert, and their weights of it.
+fn chosen(weights: &[f32], expert: usize, batch: Batch) -> impl Iterator<Item = (usize, f32)> {
+    let experts = weights.len() / batch.tokens().max(1);
+    let of_expert = weights.iter().skip(expert).step_by(experts.max(1)).copied();
+    of_expert.enumerate().filter(|(_, weight)| *weight != 0.0)
+}
+
+/// Scores of experts to the weights of the best, 0 for the others; of equal ones, the first.
+fn choose(row: &mut [f32], route: RouteOp) {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    row.iter_mut().for_each(|score| *score = (*score - largest).exp());
+    let sum: f32 = row.iter().sum();
+    row.iter_mut().for_each(|weight| *weight /= sum);
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
+    let (kept, left_out) = order.split_at(route.top_k.min(order.len()));
+    left_out.iter().for_each(|expert| row[*expert] = 0.0);
+    if route.normalized {
+        let sum: f32 = kept.iter().map(|expert| row[*expert]).sum();
+        kept.iter().for_each(|expert| row[*expert] /= sum);
     }
 }

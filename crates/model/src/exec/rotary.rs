@@ -3,7 +3,7 @@
 use crate::spec::RopeOp;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// `cos` and `sin`, each `[positions, head_dim / 2]`.
+/// `cos` and `sin`, each `[positions, rotary / 2]`.
 #[derive(Debug)]
 pub struct RotaryTables {
     /// Cosines.

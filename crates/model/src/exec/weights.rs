@@ -49,12 +49,13 @@ impl<B: Backend> GraphWeights<B> {
             match &node.op {
                 Op::Linear(linear) if left_out.contains(&linear) => {}
                 Op::Linear(linear) => weights.load_linear(linear, tensors, backend)?,
-                Op::RmsNorm { gain, width, .. } => {
-                    weights.load_vector(gain, *width, tensors, backend)?;
+                Op::RmsNorm { gain, width, offset, .. } => {
+                    weights.load_vector(gain, *width, *offset, tensors, backend)?;
                 }
                 Op::LayerNorm { gain, bias, .. } => {
-                    weights.load_vector(gain, node.width, tensors, backend)?;
-                    weights.load_vector(bias, node.width, tensors, backend)?;
+                    for vector in std::iter::once(gain).chain(bias) {
+                        weights.load_vector(vector, node.width, 0.0, tensors, backend)?;
+                    }
                 }
                 _ => {}
             }
@@ -80,10 +81,13 @@ impl<B: Backend> GraphWeights<B> {
         &mut self,
         name: &str,
         width: usize,
+        offset: f32,
         tensors: &dyn Tensors,
         backend: &B,
     ) -> Result<(), ModelError> {
-        let vector = backend.vector(read(tensors, name, &[width])?)?;
+        let mut vector = read(tensors, name, &[width])?;
+        vector.iter_mut().for_each(|value| *value += offset);
+        let vector = backend.vector(vector)?;
         self.vectors.insert(name.to_owned(), vector);
         Ok(())
     }

@@ -15,11 +15,16 @@ fn divide(tensors: &mut Edited<'_>, name: &str, width: usize) {
     tensors.edit(name, |place, value| value / scale(place / width));
 }
 
+/// Divides gains that `offset` is added to.
+fn divide_gains(tensors: &mut Edited<'_>, name: &str, offset: f32) {
+    tensors.edit(name, |place, value| (value + offset) / scale(place) - offset);
+}
+
 /// Divides what makes the value; the scale of each channel of the value.
 fn absorb(tensors: &mut Edited<'_>, absorber: &Absorber<'_>, channels: usize) -> Vec<f32> {
     match absorber {
-        Absorber::Norm { gain, bias } => {
-            divide(tensors, gain, 1);
+        Absorber::Norm { gain, offset, bias } => {
+            divide_gains(tensors, gain, *offset);
             bias.iter().for_each(|bias| divide(tensors, bias, 1));
             (0..channels).map(scale).collect()
         }
@@ -79,7 +84,7 @@ fn module<'a>(graph: &Graph, linear: &'a LinearOp) -> &'a str {
 /// The absorber of each group of a graph, in short.
 fn absorbers(graph: &Graph) -> Vec<String> {
     let describe = |absorber: &Absorber<'_>| match absorber {
-        Absorber::Norm { gain, bias } => {
+        Absorber::Norm { gain, bias, .. } => {
             let gain = gain.strip_prefix(&format!("{}.", graph.name)).unwrap_or(gain);
             format!("{gain}{}", if bias.is_some() { " and bias" } else { "" })
         }
@@ -152,8 +157,15 @@ fn last(build: impl Fn(&mut GraphBuilder) -> (Value, Value)) -> String {
 
 #[test]
 fn nothing_absorbs_where_something_stands_between() {
-    const HEADS: AttentionOp =
-        AttentionOp { heads: 2, kv_heads: 2, head_dim: 4, scale: 0.5, causal: true, window: None };
+    const HEADS: AttentionOp = AttentionOp {
+        heads: 2,
+        kv_heads: 2,
+        head_dim: 4,
+        scale: 0.5,
+        soft_cap: None,
+        causal: true,
+        window: None,
+    };
     // The graph's input has no maker.
     let of_input = last(|g| (Value::INPUT, g.linear(Value::INPUT, "b", 8, false)));
     assert_eq!(of_input, "none");
@@ -192,7 +204,7 @@ fn nothing_absorbs_where_something_stands_between() {
     assert_eq!(handed_on, "none");
     // One gain for several heads is no scale per channel.
     let heads = last(|g| {
-        let x = g.head_norm(Value::INPUT, "n", 4, 1e-5);
+        let x = g.head_norm(Value::INPUT, "n", 4, 0.0, 1e-5);
         (x, g.linear(x, "b", 8, false))
     });
     assert_eq!(heads, "none");
@@ -205,7 +217,7 @@ fn nothing_absorbs_where_something_stands_between() {
     // What is normed or rotated on its way to attention is not what a linear layer made.
     let normed_values = last(|g| {
         let [q, k, v] = ["q", "k", "v"].map(|name| g.linear(Value::INPUT, name, 8, false));
-        let v = g.head_norm(v, "n", 4, 1e-5);
+        let v = g.head_norm(v, "n", 4, 0.0, 1e-5);
         let x = g.attention([q, k, v], HEADS);
         (x, g.linear(x, "b", 8, false))
     });

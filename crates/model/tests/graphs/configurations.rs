@@ -151,12 +151,62 @@ fn settings_that_would_change_the_numbers_are_refused() {
         ("rope_parameters", json!({"partial_rotary_factor": 0.5}), &["partial_rotary_factor"]),
         ("attention_bias", json!("yes"), &["attention_bias"]),
         ("tie_word_embeddings", json!(1), &["tie_word_embeddings"]),
+        // What other families have, and Llama would overlook.
+        ("attn_logit_softcapping", json!(50.0), &["attn_logit_softcapping", "50", "llama"]),
+        ("clip_qkv", json!(8.0), &["clip_qkv"]),
+        ("use_qkv_norm", json!(true), &["use_qkv_norm"]),
+        ("num_local_experts", json!(8), &["num_local_experts"]),
+        ("residual_multiplier", json!(0.5), &["residual_multiplier"]),
+        ("layer_types", json!(["full_attention", "sliding_attention"]), &["layer_types"]),
     ] {
         let said = complaint(&with(llama(), key, value.clone()));
         assert!(parts.iter().all(|part| said.contains(part)), "{key} {value}: {said}");
     }
+    for (key, neutral) in [
+        ("clip_qkv", json!(null)),
+        ("use_qkv_norm", json!(false)),
+        ("residual_multiplier", json!(1.0)),
+        ("layer_types", json!(["full_attention", "full_attention"])),
+        ("pretraining_tp", json!(1)),
+    ] {
+        assert!(spec(&with(llama(), key, neutral)).is_ok(), "{key}");
+    }
     let said = complaint(&with(bert(), "position_embedding_type", json!("relative_key")));
     assert!(said.contains("relative_key"), "{said}");
+}
+
+/// Settings that each family has and this does not follow, on a configuration of its own.
+#[test]
+fn settings_of_other_families_that_are_not_followed_are_refused() {
+    for (name, key, value) in [
+        ("stablelm", "qk_layernorm", json!(true)),
+        ("gemma2", "use_bidirectional_attention", json!(true)),
+        ("gemma3", "rope_parameters", json!({"full_attention": {"rope_type": "yarn"}})),
+        ("phi3", "rope_scaling", json!({"type": "longrope", "long_factor": [1.0]})),
+        ("phi3", "partial_rotary_factor", json!(0.0)),
+        ("smollm3", "no_rope_layers", json!([1, 0])),
+        ("smollm3", "layer_types", json!(["full_attention"])),
+        ("gpt-neox", "rotary_pct", json!(1.5)),
+        ("opt", "word_embed_proj_dim", json!(12)),
+        ("opt", "layer_norm_elementwise_affine", json!(false)),
+        ("gpt2", "add_cross_attention", json!(true)),
+        ("roberta", "pad_token_id", json!(40)),
+        ("roberta", "is_decoder", json!(true)),
+        ("albert", "num_hidden_groups", json!(9)),
+        ("mixtral", "num_experts_per_tok", json!(9)),
+        ("mixtral", "num_local_experts", json!(1 << 20)),
+        ("granite", "logits_scaling", json!(0.0)),
+    ] {
+        let mut config = model(name).source.config().clone();
+        if matches!(key, "rope_scaling" | "partial_rotary_factor" | "rotary_pct") {
+            // As it was spelled before.
+            config.as_object_mut().unwrap().remove("rope_parameters");
+        }
+        let said = complaint(&with(config, key, value.clone()));
+        let named = if key == "rotary_pct" { "partial_rotary_factor" } else { key };
+        let named = if key == "rope_parameters" { "rope_scaling" } else { named };
+        assert!(said.starts_with(&format!("config.json: {named}")), "{name} {key}: {said}");
+    }
 }
 
 #[test]

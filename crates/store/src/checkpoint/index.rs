@@ -1,4 +1,4 @@
-//! `model.safetensors.index.json`: which shard holds which tensor.
+//! `model.safetensors.index.json` and `pytorch_model.bin.index.json`: which shard holds which tensor.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
@@ -12,8 +12,8 @@ use crate::json;
 /// Tensor names by shard file name, both sorted.
 pub(super) type Shards = BTreeMap<String, BTreeSet<String>>;
 
-/// Reads an index and checks that every shard is a plain file name.
-pub(super) fn read(fs: &dyn Fs, path: &Path) -> Result<Shards> {
+/// Reads an index and checks that every shard is a plain file name that ends in `extension`.
+pub(super) fn read(fs: &dyn Fs, path: &Path, extension: &str) -> Result<Shards> {
     let value = json::read(fs, path)?;
     let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
         let place = Place::Key("weight_map".to_owned());
@@ -34,8 +34,8 @@ pub(super) fn read(fs: &dyn Fs, path: &Path) -> Result<Shards> {
             );
             return Err(StoreError::OutsideCheckpoint { path: path.to_owned(), problem });
         }
-        if !file.ends_with(".safetensors") {
-            let problem = format!("its shard {} is not a .safetensors file", Quoted(file));
+        if !file.ends_with(extension) {
+            let problem = format!("its shard {} is not a {extension} file", Quoted(file));
             return Err(StoreError::malformed(path, Place::Tensor(tensor.clone()), problem));
         }
         shards.entry(file.to_owned()).or_default().insert(tensor.clone());

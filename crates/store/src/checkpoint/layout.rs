@@ -9,6 +9,7 @@ use crate::error::{Place, Quoted, Result, StoreError};
 use crate::fs::{self, Entry, Fs, Kind};
 use crate::gguf::{self, Metadata};
 use crate::json::{self, Limits};
+use crate::pytorch;
 use crate::safetensors::{INDEX_NAME, SINGLE_NAME, read_header};
 use crate::tensor::TensorInfo;
 
@@ -34,11 +35,14 @@ pub(super) fn open(fs: &dyn Fs, path: &Path) -> Result<Found> {
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     match extension.to_ascii_lowercase().as_str() {
         "gguf" => open_gguf(fs, path),
-        "safetensors" => open_single(fs, path),
+        "safetensors" => open_single(fs, path, Container::Safetensors),
+        "bin" | "pth" | "pt" => open_single(fs, path, Container::Pytorch),
         _ => Err(StoreError::Unsupported {
             path: path.to_owned(),
-            problem: "neither a folder nor a .safetensors or .gguf file; give one of these"
-                .to_owned(),
+            problem:
+                "neither a folder nor a .safetensors, .gguf, .bin, .pth or .pt file; give one \
+                      of these"
+                    .to_owned(),
         }),
     }
 }
@@ -61,13 +65,16 @@ fn open_gguf(fs: &dyn Fs, path: &Path) -> Result<Found> {
     })
 }
 
-fn open_single(fs: &dyn Fs, path: &Path) -> Result<Found> {
-    let (file, tensors) = read_safetensors(fs, path.to_owned())?;
+fn open_single(fs: &dyn Fs, path: &Path, container: Container) -> Result<Found> {
+    let (file, tensors) = container.read(fs, path.to_owned())?;
     let folder = fs::parent(path);
     let root = link_root(fs, folder)?;
     let around = auxiliary::find(fs, folder, &root, &|name| name == file.name)?;
     Ok(Found {
-        layout: Layout::SafetensorsFile,
+        layout: match container {
+            Container::Safetensors => Layout::SafetensorsFile,
+            Container::Pytorch => Layout::PytorchFile,
+        },
         files: vec![file],
         tensors,
         config: read_config(fs, folder, &root)?,
@@ -81,20 +88,29 @@ fn open_folder(fs: &dyn Fs, folder: &Path) -> Result<Found> {
     let root = link_root(fs, folder)?;
     let entries = fs.list(folder)?;
     let has = |name: &str| entries.iter().any(|entry| entry.name == name);
+    if let Some(gguf) = only_gguf(&entries) {
+        check_link(fs, &folder.join(gguf), &root)?;
+        return open_gguf(fs, &folder.join(gguf));
+    }
     let config = read_config(fs, folder, &root)?;
 
+    let container = Container::of(&entries);
+    let (single, index_name) = container.names();
     // As transformers does: a single file wins over an index beside it.
-    let index_used = has(INDEX_NAME) && !has(SINGLE_NAME);
+    let index_used = has(index_name) && !has(single);
     let shards = if index_used {
-        check_link(fs, &folder.join(INDEX_NAME), &root)?;
-        Some(index::read(fs, &folder.join(INDEX_NAME))?)
+        check_link(fs, &folder.join(index_name), &root)?;
+        Some(index::read(fs, &folder.join(index_name), container.extension())?)
     } else {
         None
     };
-    let names: Vec<String> = match &shards {
-        Some(shards) => shards.keys().cloned().collect(),
-        None if has(SINGLE_NAME) => vec![SINGLE_NAME.to_owned()],
-        None => safetensors_files(folder, &entries, config.is_some())?,
+    let names: Vec<String> = match (&shards, container) {
+        (Some(shards), _) => shards.keys().cloned().collect(),
+        (None, _) if has(single) => vec![single.to_owned()],
+        (None, Container::Pytorch) => {
+            named(&entries, ".pth").into_iter().map(str::to_owned).collect()
+        }
+        (None, Container::Safetensors) => safetensors_files(folder, &entries, config.is_some())?,
     };
 
     let mut files = Vec::new();
@@ -106,17 +122,17 @@ fn open_folder(fs: &dyn Fs, folder: &Path) -> Result<Found> {
             return Err(StoreError::NotFound { path, advice });
         }
         check_link(fs, &path, &root)?;
-        let (file, header) = read_safetensors(fs, path)?;
+        let (file, header) = container.read(fs, path)?;
         let number = files.len();
         tensors.extend(header.into_iter().map(|tensor| TensorInfo { file: number, ..tensor }));
         files.push(file);
     }
     check_unique(&files, &tensors)?;
     if let Some(shards) = &shards {
-        check_index(&folder.join(INDEX_NAME), shards, &files, &tensors)?;
+        check_index(&folder.join(index_name), shards, &files, &tensors)?;
     }
     let used =
-        |name: &str| names.iter().any(|file| file == name) || (index_used && name == INDEX_NAME);
+        |name: &str| names.iter().any(|file| file == name) || (index_used && name == index_name);
     let around = auxiliary::find(fs, folder, &root, &used)?;
     Ok(Found {
         layout: Layout::Folder,
@@ -129,26 +145,91 @@ fn open_folder(fs: &dyn Fs, folder: &Path) -> Result<Found> {
     })
 }
 
+/// What weight files are.
+#[derive(Clone, Copy)]
+enum Container {
+    Safetensors,
+    Pytorch,
+}
+
+impl Container {
+    /// PyTorch's files count only where there are no safetensors.
+    fn of(entries: &[Entry]) -> Self {
+        let has = |name: &str| entries.iter().any(|entry| entry.name == name);
+        let has_safetensors = has(INDEX_NAME) || !named(entries, ".safetensors").is_empty();
+        let is_pytorch = has(pytorch::SINGLE_NAME)
+            || has(pytorch::INDEX_NAME)
+            || named(entries, ".pth").len() == 1;
+        if is_pytorch && !has_safetensors { Self::Pytorch } else { Self::Safetensors }
+    }
+
+    /// Names of the only file, and of the index of several.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Safetensors => (SINGLE_NAME, INDEX_NAME),
+            Self::Pytorch => (pytorch::SINGLE_NAME, pytorch::INDEX_NAME),
+        }
+    }
+
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Safetensors => ".safetensors",
+            Self::Pytorch => ".bin",
+        }
+    }
+
+    /// Reads what a file says of its tensors.
+    fn read(self, fs: &dyn Fs, path: PathBuf) -> Result<(WeightFile, Vec<TensorInfo>)> {
+        let open = fs.open(&path)?;
+        let stamp = open.stamp()?;
+        let (tensors, metadata) = match self {
+            Self::Safetensors => {
+                let header = read_header(&*open)?;
+                (header.tensors, header.metadata)
+            }
+            Self::Pytorch => (pytorch::read_header(&*open)?, BTreeMap::new()),
+        };
+        Ok((WeightFile::new(path, stamp, metadata), tensors))
+    }
+}
+
+/// Names of the files of a folder with this extension.
+fn named<'a>(entries: &'a [Entry], extension: &str) -> Vec<&'a str> {
+    let names = entries.iter().filter(|entry| entry.kind != Kind::Dir);
+    let names = names.filter_map(|entry| entry.name.to_str());
+    names.filter(|name| name.ends_with(extension) && !name.starts_with('.')).collect()
+}
+
+/// The GGUF file that is all the weights a folder has; of a split one, the first part.
+fn only_gguf(entries: &[Entry]) -> Option<&str> {
+    let is_later_part = |name: &str| {
+        let stem = name.strip_suffix(".gguf").and_then(|name| name.rsplit_once("-of-"));
+        stem.is_some_and(|(before, _)| before.contains('-') && !before.ends_with("-00001"))
+    };
+    let mut files = named(entries, ".gguf");
+    files.retain(|name| !is_later_part(name));
+    match files[..] {
+        [only] if named(entries, ".safetensors").is_empty() => Some(only),
+        _ => None,
+    }
+}
+
 /// The safetensors files of a folder without an index. Together they are taken for the model only
 /// beside a `config.json`, and if they are not part of a larger set.
 fn safetensors_files(folder: &Path, entries: &[Entry], has_config: bool) -> Result<Vec<String>> {
-    let named = |extension: &str| -> Vec<String> {
-        let names = entries.iter().filter(|entry| entry.kind != Kind::Dir);
-        let names = names.filter_map(|entry| entry.name.to_str());
-        names
-            .filter(|name| name.ends_with(extension) && !name.starts_with('.'))
-            .map(str::to_owned)
-            .collect()
-    };
-    let files = named(".safetensors");
+    let files: Vec<String> =
+        named(entries, ".safetensors").into_iter().map(str::to_owned).collect();
     if files.is_empty() {
-        let gguf = named(".gguf");
+        let gguf = named(entries, ".gguf");
         let advice = if let Some(first) = gguf.first() {
-            format!("give the GGUF file itself, for example {}", folder.join(first).display())
-        } else if !named(".bin").is_empty() || !named(".pth").is_empty() {
-            "its weights are in PyTorch's pickle format, which can run code; convert them to \
-             safetensors first"
-                .to_owned()
+            format!("give one of the GGUF files, for example {}", folder.join(first).display())
+        } else if let Some(first) = named(entries, ".bin").first() {
+            format!(
+                "PyTorch's weights are called {}; give a file of another name itself, for example \
+                 {}",
+                pytorch::SINGLE_NAME,
+                folder.join(first).display()
+            )
         } else {
             "the folder holds no weights that can be read".to_owned()
         };
@@ -229,14 +310,6 @@ fn check_index(
         }
     }
     Ok(())
-}
-
-/// Reads the header of a safetensors file.
-fn read_safetensors(fs: &dyn Fs, path: PathBuf) -> Result<(WeightFile, Vec<TensorInfo>)> {
-    let open = fs.open(&path)?;
-    let stamp = open.stamp()?;
-    let header = read_header(&*open)?;
-    Ok((WeightFile::new(path, stamp, header.metadata), header.tensors))
 }
 
 fn read_config(fs: &dyn Fs, folder: &Path, root: &Path) -> Result<Option<Config>> {

@@ -1,4 +1,5 @@
-//! A model on the disk, whatever its layout: a folder of safetensors, one file, or GGUF.
+//! A model on the disk, whatever its layout: a folder of safetensors or of PyTorch's files, one
+//! file, or GGUF.
 //!
 //! Opening reads headers only. The bytes of a tensor are read when asked for, after the file was
 //! seen to have still the length and time it had when its header was checked.
@@ -27,10 +28,12 @@ use crate::tensor::TensorInfo;
 /// How a checkpoint is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// A folder with one or several safetensors files.
+    /// A folder with one or several safetensors files, or PyTorch's.
     Folder,
     /// One safetensors file, named directly.
     SafetensorsFile,
+    /// One file of PyTorch, named directly.
+    PytorchFile,
     /// A GGUF file, or the first of a split set.
     Gguf,
 }
@@ -92,7 +95,9 @@ struct Config {
 
 impl Checkpoint {
     /// Opens a folder with `model.safetensors`, or an index and its shards, or any safetensors
-    /// files beside a `config.json`; or a `.gguf` file; or a single `.safetensors` file.
+    /// files beside a `config.json`, or else with `pytorch_model.bin`, or its index and shards, or
+    /// one `.pth` file; or a `.gguf` file, or a folder whose only weights it is; or a single
+    /// `.safetensors`, `.bin`, `.pth` or `.pt` file.
     ///
     /// # Errors
     /// When there is nothing of the kind, a file is missing, or one breaks its format.
@@ -215,6 +220,22 @@ impl Checkpoint {
     /// done with it before the tensors are read.
     pub fn take_gguf(&mut self) -> Option<Metadata> {
         self.gguf.take()
+    }
+
+    /// The metadata of a GGUF checkpoint, read from its file once more; `None` for another layout.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or was changed since the checkpoint was opened.
+    pub fn read_gguf_metadata(&self) -> Result<Option<Metadata>> {
+        let file = match self.files.first() {
+            Some(file) if self.layout == Layout::Gguf => file,
+            _ => return Ok(None),
+        };
+        let open = self.fs.open(&file.path)?;
+        if open.stamp()? != file.stamp {
+            return Err(StoreError::Changed { path: file.path.clone() });
+        }
+        Ok(Some(crate::gguf::read_gguf(&*open)?.metadata))
     }
 
     /// The files that go with the weights, such as `tokenizer.json` or `1_Pooling/config.json`,

@@ -1,4 +1,5 @@
-//! The GGUF format, versions 2 and 3, little endian: typed metadata, tensor descriptions, data.
+//! The GGUF format, little endian: typed metadata, tensor descriptions, data. Versions 2 and 3 are
+//! read, version 3 is written.
 //!
 //! Layout: magic `GGUF`, u32 version, u64 number of tensors, u64 number of metadata entries, the
 //! entries, the tensor descriptions, padding to `general.alignment`, the data. See
@@ -8,10 +9,21 @@ mod cursor;
 mod reader;
 mod split;
 mod value;
+mod writer;
 
 pub use reader::{Gguf, read_gguf};
 pub use split::{GgufSet, Part, open_set};
 pub use value::{MetaArray, MetaValue, Metadata};
+pub use writer::Writer;
+
+/// How a file begins.
+const MAGIC: [u8; 4] = *b"GGUF";
+
+/// What the data of tensors is aligned to where the metadata do not say.
+const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// The longest name of a tensor that llama.cpp reads, in bytes.
+pub const MAX_NAME: usize = 63;
 
 /// The most bytes that metadata and tensor descriptions may take together.
 pub const MAX_HEADER: u64 = 256 << 20;

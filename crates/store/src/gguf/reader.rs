@@ -5,15 +5,12 @@ use std::path::Path;
 
 use super::cursor::Cursor;
 use super::value::{MetaArray, MetaValue, Metadata};
-use super::{MAX_ALIGNMENT, MAX_RANK, MAX_STRINGS};
+use super::{DEFAULT_ALIGNMENT, MAGIC, MAX_ALIGNMENT, MAX_RANK, MAX_STRINGS};
 use crate::checked::{FileInt, Span};
 use crate::dtype::{Dtype, GgmlType};
 use crate::error::{Place, Quoted, Result, StoreError};
 use crate::fs::ReadAt;
 use crate::tensor::TensorInfo;
-
-const MAGIC: [u8; 4] = *b"GGUF";
-const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// The fewest bytes a metadata entry takes: an empty key, a type, a value of one byte.
 const SMALLEST_ENTRY: u64 = 13;
@@ -163,7 +160,8 @@ fn read_array(cursor: &mut Cursor<'_>, key: &str) -> Result<MetaArray> {
     })
 }
 
-fn alignment(path: &Path, metadata: &Metadata) -> Result<u64> {
+/// `general.alignment`, checked; or the usual one.
+pub(super) fn alignment(path: &Path, metadata: &Metadata) -> Result<u64> {
     let key = "general.alignment";
     let Some(value) = metadata.get(key) else {
         return Ok(DEFAULT_ALIGNMENT);

@@ -199,8 +199,23 @@ impl Metadata {
         self.entries.is_empty()
     }
 
+    /// Sets the value of a key: in its place if it is there, else at the end.
+    pub fn set(&mut self, key: &str, value: MetaValue) {
+        match self.by_key.get(key).and_then(|index| self.entries.get_mut(*index)) {
+            Some(entry) => entry.1 = value,
+            None => _ = self.insert(key.to_owned(), value),
+        }
+    }
+
+    /// Keeps the entries whose key is wanted.
+    pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
+        self.entries.retain(|(key, _)| wanted(key));
+        let keys = self.entries.iter().zip(0_usize..);
+        self.by_key = keys.map(|((key, _), index)| (key.clone(), index)).collect();
+    }
+
     /// Adds an entry; false if the key is there already.
-    pub(super) fn insert(&mut self, key: String, value: MetaValue) -> bool {
+    pub fn insert(&mut self, key: String, value: MetaValue) -> bool {
         if self.by_key.contains_key(&key) {
             return false;
         }

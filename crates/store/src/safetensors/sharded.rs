@@ -10,10 +10,11 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::Writer;
-use super::writer::{byte_len, header, sort_by_alignment};
+use super::writer::{header, sort_by_alignment};
 use crate::atomic::{AtomicFile, Written};
 use crate::error::{Quoted, Result, StoreError};
 use crate::fs::Fs;
+use crate::stream::byte_len;
 use crate::tensor::TensorSpec;
 
 /// The name of the index beside several shards.

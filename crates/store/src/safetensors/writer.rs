@@ -1,28 +1,22 @@
 //! Writing one safetensors file as a stream.
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
 use super::{MAX_HEADER, METADATA_KEY};
-use crate::atomic::{AtomicFile, Written};
+use crate::atomic::Written;
 use crate::error::{Quoted, Result, StoreError};
 use crate::fs::Fs;
+use crate::stream::{TensorStream, byte_len};
 use crate::tensor::TensorSpec;
 
 /// Writes a safetensors file whose tensors are declared first and then arrive in order, in pieces
 /// of any size. The file appears under its name only when [finished](Writer::finish).
 #[derive(Debug)]
-pub struct Writer {
-    path: PathBuf,
-    file: AtomicFile,
-    tensors: Vec<TensorSpec>,
-    /// Which tensor is being written, and how many of its bytes are still to come.
-    current: usize,
-    missing: u64,
-}
+pub struct Writer(TensorStream);
 
 impl Writer {
     /// Starts a file and writes its header. `metadata` goes into `__metadata__` beside
@@ -44,21 +38,12 @@ impl Writer {
         let mut tensors = tensors.to_vec();
         sort_by_alignment(&mut tensors);
         let header = header(path, &tensors, metadata)?;
-        let mut writer = Self {
-            path: path.to_owned(),
-            file: AtomicFile::create(fs, path)?,
-            tensors,
-            current: 0,
-            missing: 0,
-        };
-        writer.file.write_all(&header)?;
-        writer.missing = writer.next_size()?;
-        Ok(writer)
+        Ok(Self(TensorStream::create(fs, path, &header, tensors, 1)?))
     }
 
     /// The names of the tensors in the order in which they have to be written.
     pub fn order(&self) -> impl Iterator<Item = &str> {
-        self.tensors.iter().map(|tensor| tensor.name.as_str())
+        self.0.order()
     }
 
     /// Writes the next bytes of the tensor `name`. Tensors come in [order](Writer::order), each
@@ -68,39 +53,12 @@ impl Writer {
     /// When it is not this tensor's turn, when it gets more bytes than it has, or when the disk
     /// refuses.
     pub fn append(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        while self.missing == 0 && self.expected() != Some(name) && self.expected().is_some() {
-            self.advance()?;
-        }
-        if self.expected() != Some(name) {
-            let problem = match self.expected() {
-                Some(expected) => format!(
-                    "tensor {} was written while {} still misses {} bytes",
-                    Quoted(name),
-                    Quoted(expected),
-                    self.missing
-                ),
-                None => format!("tensor {} was written after the last one", Quoted(name)),
-            };
-            return Err(StoreError::misuse(&self.path, problem));
-        }
-        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        let Some(missing) = self.missing.checked_sub(length) else {
-            let problem = format!(
-                "tensor {} got {length} bytes while it misses only {}",
-                Quoted(name),
-                self.missing
-            );
-            return Err(StoreError::misuse(&self.path, problem));
-        };
-        self.file.write_all(bytes)?;
-        self.missing = missing;
-        Ok(())
+        self.0.append(name, bytes)
     }
 
     /// Whether every byte of every tensor was written.
     pub fn is_complete(&self) -> bool {
-        let rest = self.tensors.iter().skip(self.current).skip(1);
-        self.missing == 0 && rest.clone().all(|tensor| tensor.byte_len() == Ok(0))
+        self.0.is_complete()
     }
 
     /// Brings the file to the disk and gives it its name.
@@ -108,46 +66,13 @@ impl Writer {
     /// # Errors
     /// When a tensor was not written completely, or the disk refuses; there is no file then.
     pub fn finish(self) -> Result<Written> {
-        if !self.is_complete() {
-            let name = self.expected().unwrap_or_default();
-            let problem = format!(
-                "finished while tensor {} misses {} bytes, or one after it was not written",
-                Quoted(name),
-                self.missing
-            );
-            return Err(StoreError::misuse(&self.path, problem));
-        }
-        self.file.commit()
-    }
-
-    fn expected(&self) -> Option<&str> {
-        self.tensors.get(self.current).map(|tensor| tensor.name.as_str())
-    }
-
-    fn advance(&mut self) -> Result<()> {
-        self.current = self.current.saturating_add(1);
-        self.missing = self.next_size()?;
-        Ok(())
-    }
-
-    fn next_size(&self) -> Result<u64> {
-        let Some(tensor) = self.tensors.get(self.current) else {
-            return Ok(0);
-        };
-        byte_len(&self.path, tensor)
+        self.0.finish()
     }
 }
 
 /// Wider elements first, otherwise as declared.
 pub(super) fn sort_by_alignment(tensors: &mut [TensorSpec]) {
     tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.block_bytes()));
-}
-
-/// The size of a tensor to be written, or an error that names it.
-pub(super) fn byte_len(path: &Path, tensor: &TensorSpec) -> Result<u64> {
-    tensor.byte_len().map_err(|error| {
-        StoreError::misuse(path, format!("tensor {}: {error}", Quoted(&tensor.name)))
-    })
 }
 
 /// The length prefix and the header, padded with spaces to a multiple of 8.

@@ -118,8 +118,12 @@ fn a_folder_without_safetensors_says_what_it_has() {
         assert_eq!(error.category(), Category::NotFound);
         error.to_string()
     };
-    assert!(message("model.Q4_K_M.gguf").contains("give the GGUF file itself"));
-    assert!(message("pytorch_model.bin").contains("pickle"));
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "model.Q4_K_M.gguf", "x");
+    put(dir.path(), "model.Q8_0.gguf", "x");
+    let several = open(dir.path()).unwrap_err().to_string();
+    assert!(several.contains("give one of the GGUF files"), "{several}");
+    assert!(message("model.bin").contains("give a file of another name itself"));
     assert!(message("README.md").contains("no weights"));
 }
 
@@ -137,8 +141,8 @@ fn a_file_on_its_own_brings_what_is_beside_it() {
     assert_eq!(checkpoint.auxiliary()[0].name, "tokenizer.json");
     assert_eq!(checkpoint.skipped()[0].name, "b.safetensors");
 
-    put(dir.path(), "model.pth", "x");
-    let error = open(&dir.path().join("model.pth")).unwrap_err().to_string();
+    put(dir.path(), "model.h5", "x");
+    let error = open(&dir.path().join("model.h5")).unwrap_err().to_string();
     assert!(error.contains("neither a folder nor"), "{error}");
 }
 

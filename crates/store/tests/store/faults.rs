@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use lapidary_store::atomic::publish_dir;
 use lapidary_store::fs::{Calls, Fault, FaultFs};
+use lapidary_store::gguf::{MetaValue, Metadata, Writer};
 use lapidary_store::journal::Journal;
 use lapidary_store::safetensors::{ShardedWriter, plan};
 use lapidary_store::{Category, Checkpoint, Dtype, Fs, Result, TensorSpec};
@@ -121,6 +122,33 @@ fn an_interrupted_publication_shows_the_folder_whole_or_not() {
             assert_eq!(std::fs::read(whole.join("a")).unwrap(), b"a");
             assert_eq!(std::fs::read(whole.join("sub/b")).unwrap(), b"b");
         }
+    }
+}
+
+#[test]
+fn an_interrupted_gguf_is_whole_or_not_there() {
+    let run = |fs: &Arc<dyn Fs>, dir: &Path| -> Result<()> {
+        let mut metadata = Metadata::default();
+        metadata.set("general.architecture", MetaValue::String("llama".to_owned()));
+        let tensors = ["a", "b"].map(|name| TensorSpec::new(name, Dtype::F32, [3]));
+        let mut writer = Writer::create(fs, &dir.join("model.gguf"), &metadata, &tensors)?;
+        for tensor in &tensors {
+            writer.append(&tensor.name, &[1; 5])?;
+            writer.append(&tensor.name, &[2; 7])?;
+        }
+        writer.finish().map(drop)
+    };
+    let whole = scratch();
+    run(&real(), whole.path()).unwrap();
+    let calls = count(Calls::Mutating, |fs| run(fs, scratch().path()).unwrap());
+    assert!(calls >= 9, "{calls} calls");
+    for fault in faults(calls, Calls::Mutating) {
+        let dir = scratch();
+        let fs: Arc<dyn Fs> = Arc::new(FaultFs::new(real(), fault));
+        let failed = run(&fs, dir.path()).is_err();
+        let files = visible(dir.path());
+        assert!(files.is_empty() || files == visible(whole.path()), "{fault:?}");
+        assert!(failed || !files.is_empty(), "{fault:?}");
     }
 }
 

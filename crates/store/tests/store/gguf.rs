@@ -1,9 +1,12 @@
-//! The GGUF reader on honest files.
+//! The GGUF reader on honest files, and the writer.
 
-use lapidary_store::gguf::{MetaArray, MetaValue, open_set, read_gguf};
-use lapidary_store::{Checkpoint, Dtype, GgmlType};
+use std::path::Path;
 
-use crate::support::{Gguf, Memory, honest_gguf, real, string};
+use lapidary_store::gguf::{MetaArray, MetaValue, Metadata, Writer, open_set, read_gguf};
+use lapidary_store::{Checkpoint, Dtype, GgmlType, TensorSpec};
+use proptest::prelude::*;
+
+use crate::support::{Gguf, Memory, honest_gguf, real, scratch, string};
 
 #[test]
 fn every_type_of_metadata_is_read() {
@@ -137,4 +140,137 @@ fn parts_that_do_not_belong_together_are_refused() {
     std::fs::copy(path(1), &renamed).unwrap();
     let error = open_set(&*fs, &renamed).unwrap_err().to_string();
     assert!(error.contains("original names"), "{error}");
+}
+
+/// What `testdata/golden/gguf/make.py` puts into its file.
+fn golden() -> (Metadata, Vec<TensorSpec>) {
+    let mut metadata = Metadata::default();
+    let text = |text: &str| MetaValue::String(text.to_owned());
+    let strings = ["a", "", "ü"].map(str::to_owned).to_vec();
+    let entries = [
+        ("general.architecture", text("llama")),
+        ("a.u8", MetaValue::U8(7)),
+        ("a.i8", MetaValue::I8(-7)),
+        ("a.u16", MetaValue::U16(300)),
+        ("a.i16", MetaValue::I16(-300)),
+        ("a.u32", MetaValue::U32(70_000)),
+        ("a.i32", MetaValue::I32(-70_000)),
+        ("a.f32", MetaValue::F32(0.1)),
+        ("a.bool", MetaValue::Bool(true)),
+        ("a.string", text("grüße ▁\n")),
+        ("a.u64", MetaValue::U64(1 << 40)),
+        ("a.i64", MetaValue::I64(-(1 << 40))),
+        ("a.f64", MetaValue::F64(0.1)),
+        ("a.strings", MetaValue::Array(MetaArray::String(strings))),
+        ("a.integers", MetaValue::Array(MetaArray::I32(vec![1, -2, 3]))),
+        ("a.floats", MetaValue::Array(MetaArray::F32(vec![0.5, -0.25]))),
+        ("a.bools", MetaValue::Array(MetaArray::Bool(vec![true, false]))),
+    ];
+    for (key, value) in entries {
+        assert!(metadata.insert(key.to_owned(), value));
+    }
+    let tensors = vec![
+        TensorSpec::new("norm.weight", Dtype::F32, [5]),
+        TensorSpec::new("half.weight", Dtype::F16, [3, 2]),
+        TensorSpec::new("blocks.weight", Dtype::Ggml(GgmlType::Q4_0), [3, 64]),
+    ];
+    (metadata, tensors)
+}
+
+#[test]
+fn the_written_file_is_that_of_the_python_package() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/golden/gguf");
+    let wanted = std::fs::read(folder.join("container.gguf")).unwrap();
+    let read = Checkpoint::open(real(), &folder.join("container.gguf")).unwrap();
+    let (metadata, tensors) = golden();
+    assert_eq!(read.gguf().unwrap(), &metadata);
+    let scratch = scratch();
+    let path = scratch.path().join("model.gguf");
+    let mut writer = Writer::create(&real(), &path, &metadata, &tensors).unwrap();
+    for tensor in &tensors {
+        let bytes = read.read(read.require(&tensor.name).unwrap()).unwrap();
+        for piece in bytes.chunks(7) {
+            writer.append(&tensor.name, piece).unwrap();
+        }
+    }
+    let written = writer.finish().unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), wanted);
+    assert_eq!(written.bytes, Writer::file_bytes(&metadata, &tensors).unwrap());
+    let again = scratch.path().join("again");
+    std::fs::create_dir(&again).unwrap();
+    std::fs::copy(&path, again.join("model.gguf")).unwrap();
+    let folder = Checkpoint::open(real(), &again).unwrap();
+    assert_eq!(folder.gguf(), Some(&metadata), "a folder with one GGUF is that model");
+    assert_eq!(folder.read_gguf_metadata().unwrap(), Some(metadata));
+}
+
+#[test]
+fn what_cannot_be_written_is_refused() {
+    let scratch = scratch();
+    let path = scratch.path().join("model.gguf");
+    let refused = |metadata: &Metadata, tensors: &[TensorSpec]| {
+        let refused = Writer::create(&real(), &path, metadata, tensors).is_err();
+        assert!(refused && !path.exists());
+    };
+    let none = Metadata::default();
+    let tensor = |name: &str, dtype, shape: &[usize]| TensorSpec::new(name, dtype, shape);
+    let q4 = Dtype::Ggml(GgmlType::Q4_0);
+    refused(&none, &[tensor("a", Dtype::F32, &[1]), tensor("a", Dtype::F32, &[1])]);
+    refused(&none, &[tensor(&"a".repeat(64), Dtype::F32, &[1])]);
+    refused(&none, &[tensor("a", Dtype::F32, &[1; 5])]);
+    refused(&none, &[tensor("a", Dtype::U16, &[1])]);
+    refused(&none, &[tensor("a", q4, &[2, 33])]);
+    refused(&none, &[tensor("a", Dtype::F32, &[usize::MAX, 8])]);
+    let mut odd = Metadata::default();
+    odd.set("general.alignment", MetaValue::U32(24));
+    refused(&odd, &[]);
+    // Too few bytes, too many, and those of a tensor whose turn it is not.
+    let two = [tensor("a", Dtype::F32, &[2]), tensor("b", Dtype::F32, &[1])];
+    let create = || Writer::create(&real(), &path, &none, &two).unwrap();
+    let mut writer = create();
+    assert!(writer.append("b", &[0; 4]).is_err());
+    writer.append("a", &[0; 4]).unwrap();
+    assert!(writer.append("a", &[0; 5]).is_err());
+    assert!(writer.finish().is_err());
+    assert!(!path.exists());
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read(
+        alignment in 0_u32..8,
+        numbers in prop::collection::vec(any::<i64>(), 0..5),
+        floats in prop::collection::vec(-1e9_f32..1e9, 0..5),
+        texts in prop::collection::vec("\\PC{0,9}", 0..5),
+        shapes in prop::collection::vec((0_usize..4, 0_usize..40, 0_usize..5), 0..6),
+    ) {
+        let mut metadata = Metadata::default();
+        metadata.set("general.alignment", MetaValue::U32(1 << alignment));
+        metadata.set("numbers", MetaValue::Array(MetaArray::I64(numbers)));
+        metadata.set("floats", MetaValue::Array(MetaArray::F32(floats)));
+        metadata.set("texts", MetaValue::Array(MetaArray::String(texts)));
+        let kinds =
+            [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::I8, Dtype::Ggml(GgmlType::Q5_1)];
+        let spec = |(index, (rows, cols, kind)): (usize, &(usize, usize, usize))| {
+            let cols = cols * kinds[*kind].block_elements() as usize;
+            TensorSpec::new(format!("t{index}.weight"), kinds[*kind], [*rows, cols])
+        };
+        let tensors: Vec<TensorSpec> = shapes.iter().enumerate().map(spec).collect();
+        let scratch = scratch();
+        let path = scratch.path().join("model.gguf");
+        let mut writer = Writer::create(&real(), &path, &metadata, &tensors).unwrap();
+        for (index, tensor) in tensors.iter().enumerate() {
+            let bytes = vec![index as u8 + 1; tensor.byte_len().unwrap() as usize];
+            bytes.chunks(100).for_each(|piece| writer.append(&tensor.name, piece).unwrap());
+        }
+        writer.finish().unwrap();
+        let read = Checkpoint::open(real(), &path).unwrap();
+        prop_assert_eq!(read.gguf(), Some(&metadata));
+        prop_assert_eq!(read.tensors().len(), tensors.len());
+        for (index, (info, tensor)) in read.tensors().iter().zip(&tensors).enumerate() {
+            prop_assert_eq!((&info.name, info.dtype, &info.shape),
+                (&tensor.name, tensor.dtype, &tensor.shape));
+            prop_assert!(read.read(info).unwrap().iter().all(|byte| *byte == index as u8 + 1));
+        }
+    }
 }

@@ -7,6 +7,7 @@ mod faults;
 mod files;
 mod gguf;
 mod journal;
+mod pytorch;
 mod resolve;
 mod safetensors;
 #[path = "../support/mod.rs"]

@@ -9,12 +9,14 @@ mod pre;
 mod spm;
 mod vocabulary;
 mod wordpiece;
+mod write;
 
 use lapidary_store::gguf::Metadata;
 use serde_json::{Map, Value, json};
 
 pub(super) use self::vocabulary::SpecialIds;
 use self::vocabulary::Vocabulary;
+pub(super) use self::write::{Folder, entries};
 use super::{GgufError, keys};
 
 /// The contents of the files of a tokenizer.

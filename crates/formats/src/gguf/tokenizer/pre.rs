@@ -168,7 +168,68 @@ pub(super) fn find(name: &str) -> Option<&'static PreTokenizer> {
     ALL.iter().find(|rules| rules.names.contains(&name))
 }
 
+/// The steps of a `tokenizer.json`'s component, which may be a `Sequence` of them under `list`.
+pub(super) fn steps<'a>(component: &'a Value, list: &str) -> Vec<&'a Value> {
+    if component.is_null() {
+        return vec![];
+    }
+    match component[list].as_array() {
+        Some(parts) if component["type"] == "Sequence" => {
+            parts.iter().flat_map(|part| steps(part, list)).collect()
+        }
+        _ => vec![component],
+    }
+}
+
+/// The name of the rules of a byte-level `tokenizer.json`.
+///
+/// # Errors
+/// When no name stands for them: another one would give other tokens.
+pub(super) fn name(tokenizer: &Value) -> Result<&'static str, String> {
+    let mut composed = false;
+    for step in steps(&tokenizer["normalizer"], "normalizers") {
+        match step["type"].as_str() {
+            Some("NFC") => composed = true,
+            other => {
+                let kind = other.unwrap_or("without a type");
+                return Err(format!("a normalizer {kind:?} has no place in GGUF"));
+            }
+        }
+    }
+    let ignore_merges = tokenizer["model"]["ignore_merges"].as_bool().unwrap_or(false);
+    let found = steps(&tokenizer["pre_tokenizer"], "pretokenizers");
+    let is_it = |rules: &&PreTokenizer| {
+        rules.composed == composed && rules.ignore_merges == ignore_merges && rules.are(&found)
+    };
+    let named = ALL.iter().find(is_it).and_then(|rules| rules.names.first()).copied();
+    named.ok_or_else(|| {
+        "llama.cpp has no name for its rules of splitting text (normalizer, pre_tokenizer, \
+         ignore_merges), and would split text otherwise than the model was trained with"
+            .to_owned()
+    })
+}
+
 impl PreTokenizer {
+    /// Whether these are the steps, the spelling of bytes aside.
+    fn are(&self, found: &[&Value]) -> bool {
+        let is_spelling =
+            |step: &&&Value| step["type"] == "ByteLevel" && step["use_regex"] == false;
+        let found: Vec<&&Value> = found.iter().filter(|step| !is_spelling(step)).collect();
+        let is = |step: &Step, value: &Value| match *step {
+            Split(pattern) => {
+                let isolated = value["behavior"] == "Isolated" && value["invert"] != true;
+                value["type"] == "Split" && value["pattern"]["Regex"] == pattern && isolated
+            }
+            Digits { individual } => {
+                value["type"] == "Digits" && value["individual_digits"] == individual
+            }
+            Punctuation => value["type"] == "Punctuation" && value["behavior"] == "Contiguous",
+            Gpt2 => value["type"] == "ByteLevel" && value["add_prefix_space"] != true,
+        };
+        found.len() == self.steps.len()
+            && self.steps.iter().zip(found).all(|(step, value)| is(step, value))
+    }
+
     pub(super) fn normalizer(&self) -> Value {
         if self.composed { json!({"type": "NFC"}) } else { Value::Null }
     }

@@ -9,7 +9,7 @@ use super::{GgufError, Kind, keys};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
     /// A piece of text.
-    Normal,
+    Normal = 1,
     /// What stands for text that has no token.
     Unknown,
     /// A sign that is not text.

@@ -1,0 +1,240 @@
+//! Results for llama.cpp: one file that is read back as the same model, or a refusal by name.
+
+use crate::support::{Setup, dies_anywhere, entries, model, real, scratch};
+use lapidary_engine::recipe::presets;
+use lapidary_engine::{EngineError, Failure, tokenizer};
+use lapidary_formats::Source;
+use lapidary_model::{Spec, spec};
+use lapidary_store::gguf::{MetaValue, read_gguf};
+use lapidary_weight::Tensors;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+
+/// A model of `testdata/models` with a tokenizer of as many tokens as its table has rows.
+fn with_tokenizer(name: &str, folder: &Path) -> PathBuf {
+    let copy = folder.join(format!("model-{name}"));
+    std::fs::create_dir(&copy).unwrap();
+    for entry in std::fs::read_dir(model(name)).unwrap() {
+        let path = entry.unwrap().path();
+        let file = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if !file.contains("golden") && !file.contains("old") {
+            std::fs::copy(&path, copy.join(file)).unwrap();
+        }
+    }
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(copy.join("config.json")).unwrap()).unwrap();
+    let rows = config["vocab_size"].as_u64().unwrap();
+    let words = config["model_type"] == "bert";
+    let token = |id: u64| match (words, id) {
+        (true, 0..5) => ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"][id as usize].to_owned(),
+        (true, _) if id.is_multiple_of(2) => {
+            format!("##{}", char::from_u32(0x61 + id as u32).unwrap())
+        }
+        (false, 0..3) => format!("<|{id}|>"),
+        _ => char::from_u32(0x21 + id as u32).unwrap().to_string(),
+    };
+    let vocab: Map<String, Value> = (0..rows).map(|id| (token(id), json!(id))).collect();
+    let special = |id: u64| json!({ "id": id, "content": token(id), "special": true });
+    let definition = match words {
+        true => json!({
+            "model": { "type": "WordPiece", "unk_token": "[UNK]", "vocab": vocab,
+                       "continuing_subword_prefix": "##", "max_input_chars_per_word": 100 },
+            "added_tokens": (0..5).map(special).collect::<Vec<_>>(),
+            "normalizer": { "type": "BertNormalizer", "lowercase": false, "strip_accents": null,
+                            "clean_text": true, "handle_chinese_chars": true },
+            "pre_tokenizer": { "type": "BertPreTokenizer" },
+        }),
+        false => json!({
+            "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+            "added_tokens": (0..3).map(special).collect::<Vec<_>>(),
+            "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "use_regex": true },
+        }),
+    };
+    std::fs::write(copy.join("tokenizer.json"), definition.to_string()).unwrap();
+    let named = match words {
+        true => json!({ "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]",
+                        "unk_token": "[UNK]", "mask_token": "[MASK]" }),
+        false => json!({ "bos_token": "<|1|>", "eos_token": "<|2|>" }),
+    };
+    std::fs::write(copy.join("tokenizer_config.json"), named.to_string()).unwrap();
+    copy
+}
+
+fn setup(model: PathBuf, step: &str, folder: &Path) -> Setup {
+    Setup { model, ..Setup::new("llama-untied", step, folder, "gguf") }
+}
+
+fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo")
+}
+
+fn open(path: &Path) -> Source {
+    Source::open(real(), path).unwrap()
+}
+
+/// The model without the name of its family: a Mistral is a Llama in GGUF.
+fn graphs(source: &Source) -> Spec {
+    Spec { family: "", ..spec(source.config()).unwrap() }
+}
+
+/// `omse` on layers and tables, in 8-bit blocks.
+const EIGHT: &str = "method: omse, targets: [Linear, Embedding], grid: q8_0";
+
+#[test]
+fn every_family_comes_back_as_it_was() {
+    let names = [
+        "llama-tied",
+        "llama-untied",
+        "llama-head-dim",
+        "llama-biases",
+        "llama-rope-llama3",
+        "llama-rope-linear",
+        "llama-theta",
+        "llama-bf16",
+        "llama-sharded",
+        "mistral",
+        "mistral-sliding",
+        "mistral-head-dim-f16",
+        "qwen2-tied",
+        "qwen2-untied",
+        "qwen3",
+        "bert-model",
+    ];
+    for name in names {
+        let scratch = scratch();
+        let model = with_tokenizer(name, scratch.path());
+        let output = scratch.path().join("out");
+        let outcome = setup(model.clone(), EIGHT, scratch.path()).run(&output);
+        let manifest = outcome.unwrap_or_else(|error| panic!("{name}: {error}")).manifest;
+        assert_eq!(entries(&output), ["README.md", "lapidary.json", "model.gguf"]);
+        let (before, after) = (open(&model), open(&output));
+        assert_eq!(graphs(&before), graphs(&after), "{name}");
+        assert_eq!(open(&output.join("model.gguf")).config(), after.config(), "{name}");
+        for (tensor, _) in spec(before.config()).unwrap().tensors() {
+            let (had, has) = (before.read(&tensor).unwrap(), after.read(&tensor).unwrap());
+            let energy: f32 = had.iter().map(|v| v * v).sum();
+            let error: f32 = had.iter().zip(&has).map(|(a, b)| (a - b).powi(2)).sum();
+            let is_encoded = manifest.tensors.compressed.contains(&tensor);
+            let most = if is_encoded { 1e-4 * energy } else { 0.0 };
+            assert!(error <= most, "{name}: {tensor}: {error} of {energy}");
+        }
+    }
+}
+
+#[test]
+fn every_preset_for_llama_cpp_runs_and_reads_the_same_tokens() {
+    let presets = presets().into_iter().filter(|preset| preset.name.starts_with('Q'));
+    let text = std::fs::read_to_string(demo().join("evaluation.txt")).unwrap();
+    let text: String = text.chars().take(5000).collect();
+    let wanted = tokenizer(&open(&demo())).unwrap().encode(&text, true).unwrap();
+    for preset in presets {
+        let scratch = scratch();
+        let mut recipe = preset.recipe().unwrap().to_json();
+        recipe["calibration"]["samples"] = 4.into();
+        recipe["calibration"]["seq_len"] = 64.into();
+        recipe["calibration"]["text"] = "builtin".into();
+        let mut setup = setup(demo(), EIGHT, scratch.path());
+        setup.recipe = recipe.to_string();
+        let output = scratch.path().join("out");
+        let manifest = setup.run(&output).unwrap().manifest;
+        let bits = f64::from(preset.name.as_bytes()[1] - b'0');
+        let stored = manifest.bits_per_weight.unwrap();
+        assert!(stored > bits && stored < bits + 2.5, "{}: {stored}", preset.name);
+        let result = open(&output);
+        assert_eq!(tokenizer(&result).unwrap().encode(&text, true).unwrap(), wanted);
+        let notes = manifest.notes.iter().map(|note| note.note.what.as_str());
+        let named = notes.filter(|what| what.contains("llama.cpp calls \"gpt-2\"")).count();
+        assert_eq!(named, 1, "which rules were chosen is said");
+    }
+}
+
+#[test]
+fn a_gguf_from_a_gguf_keeps_its_metadata() {
+    let scratch = scratch();
+    let model = with_tokenizer("llama-rope-llama3", scratch.path());
+    let (first, second) = (scratch.path().join("first"), scratch.path().join("second"));
+    setup(model, EIGHT, scratch.path()).run(&first).unwrap();
+    // The layers again; the table stays in its blocks.
+    let again = "method: omse, targets: [Linear], grid: q5_1";
+    setup(first.join("model.gguf"), again, scratch.path()).run(&second).unwrap();
+    let metadata = |folder: &Path| {
+        let file = real().open(&folder.join("model.gguf")).unwrap();
+        read_gguf(&*file).unwrap()
+    };
+    let (before, mut after) = (metadata(&first), metadata(&second));
+    assert_ne!(before.metadata.get("general.file_type"), after.metadata.get("general.file_type"));
+    let number = before.metadata.u64("general.file_type").unwrap() as u32;
+    after.metadata.set("general.file_type", MetaValue::U32(number));
+    assert_eq!(before.metadata, after.metadata);
+    let table = |gguf: &lapidary_store::gguf::Gguf| {
+        gguf.tensors.iter().find(|tensor| tensor.name == "token_embd.weight").unwrap().dtype
+    };
+    assert_eq!(table(&before), table(&after));
+}
+
+#[test]
+fn a_model_without_a_place_is_refused_by_name() {
+    let refused = |name: &str, why: &str| {
+        let scratch = scratch();
+        let model = with_tokenizer(name, scratch.path());
+        let output = scratch.path().join("out");
+        let error = setup(model, EIGHT, scratch.path()).run(&output).unwrap_err();
+        assert_eq!(error.failure(), Failure::Refused, "{name}: {error}");
+        assert!(error.to_string().contains(why), "{name}: {error}");
+        assert!(!output.exists());
+    };
+    refused("llama-gelu", "hidden_act");
+    refused("qwen2-sliding", "use_sliding_window");
+    refused("qwen3-biases", "attention_bias");
+    refused("bert-masked-lm", "architectures");
+    refused("bert-relu", "hidden_act");
+}
+
+#[test]
+fn a_window_that_llama_cpp_has_not_is_a_fallback() {
+    let scratch = scratch();
+    let model = with_tokenizer("mistral-sliding", scratch.path());
+    let mut setup = setup(model, "method: omse, grid: q8_0, targets: [q_proj]", scratch.path());
+    let manifest = setup.run(&scratch.path().join("out")).unwrap().manifest;
+    assert!(manifest.fallbacks().any(|(_, note)| note.what.contains("beyond 7 tokens")));
+    setup.strict = true;
+    let error = setup.run(&scratch.path().join("strict")).unwrap_err();
+    assert!(error.to_string().contains("sliding window"), "{error}");
+}
+
+#[test]
+fn a_folder_or_a_name_that_does_not_do_is_refused() {
+    let scratch = scratch();
+    let run = |model: PathBuf, output: &str| -> EngineError {
+        setup(model, EIGHT, scratch.path()).run(&scratch.path().join(output)).unwrap_err()
+    };
+    let error = run(model("llama-tied"), "out").to_string();
+    assert!(error.contains("tokenizer.json: is missing"), "{error}");
+    let model = with_tokenizer("llama-tied", scratch.path());
+    let error = run(model.clone(), "out.gguf").to_string();
+    assert!(error.contains("out/model.gguf"), "{error}");
+    let tokenizer = model.join("tokenizer.json");
+    let mut changed: Value = serde_json::from_slice(&std::fs::read(&tokenizer).unwrap()).unwrap();
+    changed["pre_tokenizer"] = json!({ "type": "Sequence", "pretokenizers": [
+        { "type": "Split", "pattern": { "Regex": "x+" }, "behavior": "Isolated" },
+        { "type": "ByteLevel", "add_prefix_space": false, "use_regex": false }
+    ] });
+    std::fs::write(&tokenizer, changed.to_string()).unwrap();
+    let error = run(model.clone(), "out").to_string();
+    assert!(error.contains("rules of splitting text"), "{error}");
+    changed["model"]["vocab"]["too far"] = json!(1_000_000);
+    std::fs::write(&tokenizer, changed.to_string()).unwrap();
+    let error = run(model, "out").to_string();
+    assert!(error.contains("the embedding table has"), "{error}");
+}
+
+#[test]
+fn a_disk_that_fails_anywhere_leaves_nothing_unfinished() {
+    let models = scratch();
+    let model = with_tokenizer("llama-tied", models.path());
+    let job = |folder: &Path| {
+        let step = "method: gptq, targets: [Linear], grid: q4_0";
+        setup(model.clone(), step, folder)
+    };
+    dies_anywhere(job, 7, |_| u64::MAX);
+}

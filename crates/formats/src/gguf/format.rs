@@ -1,0 +1,364 @@
+//! The format `gguf`: one file `model.gguf` with weights, configuration and tokenizer, as llama.cpp
+//! reads it.
+
+use super::metadata::{Model, mark};
+use super::names::{ROPE_FACTORS, Rows, permute_rows};
+use super::tokenizer::{Folder, entries};
+use super::{Architecture, Destination, GgufError, Names, blocks, config};
+use crate::container::{Container, Kept, Settled, WeightFiles};
+use crate::{Format, FormatError, Layout, LogicalTensor, ReadTensor, Reader, Source};
+use lapidary_store::checked::{FileInt, Span};
+use lapidary_store::gguf::{Metadata, Writer};
+use lapidary_store::{Dtype, Fs, GgmlType, TensorInfo, TensorSpec};
+use lapidary_weight::{FloatType, Outline, Weight};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Name of the format.
+pub(super) const ID: &str = "gguf";
+
+/// Name of the file.
+const FILE: &str = "model.gguf";
+
+pub(crate) struct Gguf;
+
+impl Format for Gguf {
+    fn id(&self) -> &'static str {
+        ID
+    }
+
+    fn loaders(&self) -> &'static str {
+        "llama.cpp, lapidary"
+    }
+
+    fn scale_type(&self, _model: FloatType) -> FloatType {
+        FloatType::F16
+    }
+
+    fn accepts(&self, outline: &Outline) -> Result<(), String> {
+        blocks::dtype_of(outline).map(|_| ())
+    }
+
+    fn tensors(&self, module: &str, outline: &Outline, dtype: FloatType) -> Vec<TensorSpec> {
+        // Of an outline that is not accepted there are none; whoever asks has been told.
+        let found = blocks::dtype_of(outline).unwrap_or_else(|_| crate::float_dtype(dtype));
+        let shape = [outline.rows, outline.cols];
+        vec![TensorSpec::new(format!("{module}.weight"), found, shape)]
+    }
+
+    fn encode(&self, weight: &Weight, _dtype: FloatType) -> Result<Vec<Vec<u8>>, FormatError> {
+        Ok(vec![blocks::encode(weight)?])
+    }
+
+    fn decode(
+        &self,
+        module: &str,
+        outline: &Outline,
+        _dtype: FloatType,
+        read: ReadTensor<'_>,
+    ) -> Result<Weight, FormatError> {
+        blocks::decode(module, outline, &read(&format!("{module}.weight"))?)
+    }
+
+    fn config(&self, _layout: &Layout<'_>) -> Option<Value> {
+        None
+    }
+
+    fn reader(&self, _config: &Value) -> Option<Result<Box<dyn Reader>, FormatError>> {
+        None
+    }
+
+    fn container(&self, source: &Source) -> Result<Box<dyn Container>, FormatError> {
+        let model = Model::read(source.config()).map_err(wrong(source))?;
+        let names = Names::of(model.architecture, model.heads, model.kv_heads);
+        Ok(Box::new(GgufFile { model, names }))
+    }
+}
+
+/// An error of this module as one of the model it is about.
+fn wrong(source: &Source) -> impl Fn(GgufError) -> FormatError {
+    |error| FormatError::Inexpressible {
+        format: ID,
+        model: source.path().display().to_string(),
+        what: error.to_string(),
+    }
+}
+
+/// The file of one model.
+#[derive(Debug)]
+struct GgufFile {
+    model: Model,
+    names: Names,
+}
+
+impl GgufFile {
+    /// Name of a tensor in the file, and the order of its rows there.
+    fn place(&self, name: &str) -> Result<(String, Rows), GgufError> {
+        let architecture = self.model.architecture.name();
+        let unknown = || GgufError::UnknownTensor { name: name.to_owned(), architecture };
+        let gguf = self.names.to_gguf(name).ok_or_else(unknown)?;
+        match self.names.to_hugging_face(&gguf)? {
+            Destination::Tensor { rows, .. } => Ok((gguf, rows)),
+            Destination::RopeFactors => Err(unknown()),
+        }
+    }
+
+    /// The tensors as they stand in the file, that of the rotary factors among them.
+    fn in_file(&self, tensors: &[TensorSpec]) -> Result<Vec<TensorSpec>, GgufError> {
+        let renamed = |tensor: &TensorSpec| {
+            Ok(TensorSpec::new(self.place(&tensor.name)?.0, tensor.dtype, tensor.shape.clone()))
+        };
+        let mut found = tensors.iter().map(renamed).collect::<Result<Vec<_>, GgufError>>()?;
+        if let Some(factors) = &self.model.rope_factors {
+            found.insert(0, TensorSpec::new(ROPE_FACTORS, Dtype::F32, [factors.len()]));
+        }
+        Ok(found)
+    }
+
+    /// The metadata: those of the source where it is a GGUF itself, else made from its files.
+    fn metadata(
+        &self,
+        source: &Source,
+        tensors: &[TensorSpec],
+    ) -> Result<(Metadata, Vec<String>), FormatError> {
+        let file_type = file_type(tensors);
+        if let Some(mut metadata) = source.gguf_metadata()? {
+            metadata.retain(|key| !key.starts_with("split.") && !key.starts_with("quantize."));
+            mark(&mut metadata, file_type);
+            return Ok((metadata, vec![]));
+        }
+        let mut metadata = self.model.metadata(file_type);
+        let folder = folder(source)?;
+        if self.model.architecture == Architecture::Bert {
+            pooling(source, tensors, &mut metadata)?;
+        }
+        let written = entries(&folder, self.model.vocabulary).map_err(wrong(source))?;
+        for (key, value) in written.entries {
+            metadata.set(&key, value);
+        }
+        Ok((metadata, written.remarks))
+    }
+}
+
+impl Container for GgufFile {
+    fn has_files(&self) -> bool {
+        false
+    }
+
+    fn keep(&self, source: &Source, tensor: &LogicalTensor) -> Kept {
+        let name = tensor.name.as_str();
+        if self.model.tied && name == "lm_head.weight" {
+            return Kept::Dropped("the head is the embedding table".to_owned());
+        }
+        if self.model.architecture == Architecture::Bert
+            && (name.starts_with("pooler.") || name == "embeddings.position_ids")
+        {
+            return Kept::Dropped("llama.cpp has no use for it".to_owned());
+        }
+        if name.ends_with(".rotary_emb.inv_freq") {
+            return Kept::Dropped("follows from the configuration".to_owned());
+        }
+        let dtype = match source.block_dtype(tensor) {
+            Some(blocks) => blocks,
+            None => source.raw_dtype(tensor),
+        };
+        // As llama.cpp's converter does; its arithmetic with them is in single precision.
+        let is_small = tensor.shape.len() < 2
+            || name.ends_with("position_embeddings.weight")
+            || name.ends_with("token_type_embeddings.weight");
+        Kept::As(if is_small || dtype == Dtype::F64 { Dtype::F32 } else { dtype })
+    }
+
+    fn settle(&self, source: &Source, tensors: &[TensorSpec]) -> Result<Settled, FormatError> {
+        let in_file = self.in_file(tensors).map_err(wrong(source))?;
+        let (metadata, remarks) = self.metadata(source, tensors)?;
+        let bytes = Writer::file_bytes(&metadata, &in_file)?;
+        let span = Span::within(bytes, FileInt::new(0), FileInt::new(0));
+        let infos = in_file.into_iter().filter_map(|TensorSpec { name, dtype, shape }| {
+            span.map(|span| TensorInfo { name, dtype, shape, span, file: 0 })
+        });
+        let infos: Vec<TensorInfo> = infos.collect();
+        let factors = self.model.rope_factors.as_deref();
+        let read = config(&metadata, &infos, factors, "float16").map_err(wrong(source))?;
+        Ok(Settled { config: Some(read), remarks, departures: self.model.departures.clone() })
+    }
+
+    fn file_bytes(
+        &self,
+        source: &Source,
+        tensors: &[TensorSpec],
+        _shard_bytes: u64,
+    ) -> Result<u64, FormatError> {
+        let in_file = self.in_file(tensors).map_err(wrong(source))?;
+        Ok(Writer::file_bytes(&self.metadata(source, tensors)?.0, &in_file)?)
+    }
+
+    fn create(
+        &self,
+        fs: &Arc<dyn Fs>,
+        folder: &Path,
+        source: &Source,
+        tensors: &[TensorSpec],
+        _shard_bytes: u64,
+    ) -> Result<Box<dyn WeightFiles>, FormatError> {
+        let mut places = BTreeMap::new();
+        for tensor in tensors {
+            let (name, rows) = self.place(&tensor.name).map_err(wrong(source))?;
+            let height = tensor.shape.first().copied().unwrap_or(1).max(1);
+            let bytes =
+                usize::try_from(tensor.byte_len().unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+            let buffered = match rows {
+                Rows::Same => None,
+                Rows::Paired { heads } => {
+                    Some(Buffered { heads, row_bytes: bytes / height, bytes: vec![], whole: bytes })
+                }
+            };
+            places.insert(tensor.name.clone(), (name, buffered));
+        }
+        let in_file = self.in_file(tensors).map_err(wrong(source))?;
+        let (metadata, _) = self.metadata(source, tensors)?;
+        let mut writer = Writer::create(fs, &folder.join(FILE), &metadata, &in_file)?;
+        if let Some(factors) = &self.model.rope_factors {
+            writer.append(ROPE_FACTORS, &FloatType::F32.encode(factors))?;
+        }
+        let order = tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        Ok(Box::new(GgufWriter { writer, order, places }))
+    }
+}
+
+/// The file being written.
+struct GgufWriter {
+    writer: Writer,
+    order: Vec<String>,
+    /// For each tensor its name in the file, and what waits until its rows can be put in pairs.
+    places: BTreeMap<String, (String, Option<Buffered>)>,
+}
+
+/// A tensor whose rows change their places, until it is whole.
+struct Buffered {
+    heads: usize,
+    row_bytes: usize,
+    bytes: Vec<u8>,
+    whole: usize,
+}
+
+impl WeightFiles for GgufWriter {
+    fn order(&self) -> Vec<String> {
+        self.order.clone()
+    }
+
+    fn append(&mut self, name: &str, bytes: &[u8]) -> Result<(), FormatError> {
+        let place = self.places.get_mut(name);
+        let (gguf, buffered) =
+            place.ok_or_else(|| FormatError::malformed(name, "is not among the tensors"))?;
+        let Some(buffered) = buffered else { return Ok(self.writer.append(gguf, bytes)?) };
+        buffered.bytes.extend_from_slice(bytes);
+        if buffered.bytes.len() < buffered.whole {
+            return Ok(());
+        }
+        let mut whole = std::mem::take(&mut buffered.bytes);
+        permute_rows(gguf, &mut whole, buffered.row_bytes, buffered.heads)
+            .map_err(|error| FormatError::malformed(name, error.to_string()))?;
+        Ok(self.writer.append(gguf, &whole)?)
+    }
+
+    fn finish(self: Box<Self>) -> Result<u64, FormatError> {
+        Ok(self.writer.finish()?.bytes)
+    }
+}
+
+/// What most of the weights between the tables are, as llama.cpp numbers it.
+fn file_type(tensors: &[TensorSpec]) -> u32 {
+    const NUMBERS: [(GgmlType, u32); 18] = [
+        (GgmlType::F32, 0),
+        (GgmlType::F16, 1),
+        (GgmlType::Q4_0, 2),
+        (GgmlType::Q4_1, 3),
+        (GgmlType::Q8_0, 7),
+        (GgmlType::Q5_0, 8),
+        (GgmlType::Q5_1, 9),
+        (GgmlType::Q2_K, 10),
+        (GgmlType::Q3_K, 12),
+        (GgmlType::Q4_K, 15),
+        (GgmlType::Q5_K, 17),
+        (GgmlType::Q6_K, 18),
+        (GgmlType::IQ4_NL, 25),
+        (GgmlType::IQ4_XS, 30),
+        (GgmlType::BF16, 32),
+        (GgmlType::TQ1_0, 36),
+        (GgmlType::TQ2_0, 37),
+        (GgmlType::MXFP4, 38),
+    ];
+    let number = |dtype: Dtype| {
+        let found = NUMBERS.iter().find(|(ggml, _)| Some(*ggml) == dtype.to_ggml());
+        found.map(|(_, number)| *number)
+    };
+    let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
+    for tensor in tensors.iter().filter(|tensor| tensor.shape.len() == 2) {
+        let is_between = tensor.name.contains(".layers.") || tensor.name.contains(".layer.");
+        if let Some(number) = number(tensor.dtype).filter(|_| is_between) {
+            *counts.entry(number).or_default() += tensor.shape.iter().product::<usize>();
+        }
+    }
+    // Of equals the first: bytes depend on nothing else.
+    let most = counts.iter().max_by_key(|(number, count)| (**count, std::cmp::Reverse(**number)));
+    most.map_or(0, |(number, _)| *number)
+}
+
+/// The files that say what the tokenizer does.
+fn folder(source: &Source) -> Result<Folder, FormatError> {
+    let read = |name: &str| -> Result<Value, FormatError> {
+        if !source.files().iter().any(|file| file.name == name) {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&source.read_file(name)?)
+            .map_err(|error| FormatError::malformed(name, error.to_string()))
+    };
+    let template = "chat_template.jinja";
+    let chat_template =
+        match source.files().iter().any(|file| file.name == template) {
+            false => None,
+            true => Some(String::from_utf8(source.read_file(template)?).map_err(|error| {
+                FormatError::malformed(template, format!("is not UTF-8: {error}"))
+            })?),
+        };
+    Ok(Folder {
+        config: source.config().clone(),
+        generation_config: read("generation_config.json")?,
+        tokenizer: read("tokenizer.json")?,
+        tokenizer_config: read("tokenizer_config.json")?,
+        special_tokens_map: read("special_tokens_map.json")?,
+        chat_template,
+    })
+}
+
+/// How a sentence's vector is made of its tokens', as sentence-transformers has it beside the model.
+fn pooling(
+    source: &Source,
+    tensors: &[TensorSpec],
+    metadata: &mut Metadata,
+) -> Result<(), FormatError> {
+    use lapidary_store::gguf::MetaValue;
+    let types = tensors.iter().find(|t| t.name == "embeddings.token_type_embeddings.weight");
+    if let Some(rows) = types.and_then(|types| types.shape.first()) {
+        let rows = u32::try_from(*rows).unwrap_or(u32::MAX);
+        metadata.set("tokenizer.ggml.token_type_count", MetaValue::U32(rows));
+    }
+    let name = "1_Pooling/config.json";
+    if !source.files().iter().any(|file| file.name == name) {
+        return Ok(());
+    }
+    let pooling: Value = serde_json::from_slice(&source.read_file(name)?)
+        .map_err(|error| FormatError::malformed(name, error.to_string()))?;
+    let kinds = [("pooling_mode_mean_tokens", 1), ("pooling_mode_cls_token", 2)];
+    match kinds.iter().find(|(key, _)| pooling[*key] == true) {
+        Some((_, number)) => metadata.set("bert.pooling_type", MetaValue::U32(*number)),
+        None => {
+            let what = "a pooling other than mean or cls has no place in GGUF";
+            return Err(FormatError::malformed(name, what));
+        }
+    }
+    Ok(())
+}

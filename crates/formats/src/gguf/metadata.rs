@@ -1,0 +1,273 @@
+//! The metadata of a model from its `config.json`: the inverse of [`super::config()`].
+//!
+//! What has no key in GGUF is refused by its name in `config.json`.
+
+use lapidary_store::gguf::{MetaValue, Metadata};
+use serde_json::Value;
+
+use super::names::Architecture;
+use super::{GgufError, rope};
+
+/// The version of the block layouts, `general.quantization_version`.
+const QUANTIZATION_VERSION: u32 = 2;
+
+/// What a configuration says of its model.
+#[derive(Debug, Clone)]
+pub(super) struct Model {
+    pub(super) architecture: Architecture,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    /// Rows of the embedding table.
+    pub(super) vocabulary: usize,
+    /// Whether the head is the embedding table.
+    pub(super) tied: bool,
+    /// Values of the tensor of rotary factors, of Llama 3's scaling.
+    pub(super) rope_factors: Option<Vec<f32>>,
+    /// What llama.cpp will do otherwise.
+    pub(super) departures: Vec<String>,
+    entries: Vec<(&'static str, MetaValue)>,
+}
+
+impl Model {
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    /// When a field is missing or wrong, or has no place in GGUF.
+    pub(super) fn read(config: &Value) -> Result<Self, GgufError> {
+        let config = Config(config);
+        let model_type = config.text("model_type").unwrap_or_default();
+        let architecture = Architecture::of_model_type(model_type).ok_or_else(|| {
+            let problem = format!("{model_type:?} has no counterpart that GGUF is written for");
+            wrong("model_type", problem)
+        })?;
+        match architecture {
+            Architecture::Bert => bert(config),
+            _ => decoder(config, architecture, model_type),
+        }
+    }
+
+    /// The metadata without the tokenizer's; `file_type` is llama.cpp's number for what most of the
+    /// weights are.
+    pub(super) fn metadata(&self, file_type: u32) -> Metadata {
+        let mut metadata = Metadata::default();
+        let name = self.architecture.name();
+        metadata.set("general.architecture", MetaValue::String(name.to_owned()));
+        metadata.set("general.type", MetaValue::String("model".to_owned()));
+        mark(&mut metadata, file_type);
+        for (key, value) in &self.entries {
+            metadata.set(&format!("{name}.{key}"), value.clone());
+        }
+        metadata
+    }
+}
+
+/// Sets what depends on the weights.
+pub(super) fn mark(metadata: &mut Metadata, file_type: u32) {
+    metadata.set("general.file_type", MetaValue::U32(file_type));
+    metadata.set("general.quantization_version", MetaValue::U32(QUANTIZATION_VERSION));
+}
+
+fn decoder(
+    config: Config<'_>,
+    architecture: Architecture,
+    model_type: &str,
+) -> Result<Model, GgufError> {
+    let hidden = config.size("hidden_size")?;
+    let heads = config.size("num_attention_heads")?;
+    let kv_heads = config.optional_size("num_key_value_heads")?.unwrap_or(heads);
+    let head_dim = match config.optional_size("head_dim")? {
+        Some(head_dim) => head_dim,
+        None => hidden / heads,
+    };
+    let activation = config.text("hidden_act").unwrap_or("silu");
+    if !matches!(activation, "silu" | "swish") {
+        let problem = format!("{activation:?}: llama.cpp computes silu for this architecture");
+        return Err(wrong("hidden_act", problem));
+    }
+    if architecture == Architecture::Qwen3 && config.flag("attention_bias") {
+        let problem = "llama.cpp has no biases in the attention of qwen3";
+        return Err(wrong("attention_bias", problem));
+    }
+    let vocabulary = config.size("vocab_size")?;
+    let context = config.optional_size("max_position_embeddings")?.unwrap_or(2048);
+    let (theta, scaling) = rope_parameters(config);
+    let theta = config.number(theta, "rope_theta")?.unwrap_or(10_000.0);
+    let mut entries = vec![
+        ("vocab_size", unsigned("vocab_size", vocabulary)?),
+        ("context_length", unsigned("max_position_embeddings", context)?),
+        ("embedding_length", unsigned("hidden_size", hidden)?),
+        ("block_count", unsigned("num_hidden_layers", config.size("num_hidden_layers")?)?),
+        ("feed_forward_length", unsigned("intermediate_size", config.size("intermediate_size")?)?),
+        ("attention.head_count", unsigned("num_attention_heads", heads)?),
+        ("attention.head_count_kv", unsigned("num_key_value_heads", kv_heads)?),
+        ("attention.layer_norm_rms_epsilon", config.float("rms_norm_eps")?),
+        ("attention.key_length", unsigned("head_dim", head_dim)?),
+        ("attention.value_length", unsigned("head_dim", head_dim)?),
+        ("rope.dimension_count", unsigned("head_dim", head_dim)?),
+        ("rope.freq_base", single("rope_theta", theta)?),
+    ];
+    let mut departures = vec![];
+    if let Some(window) = sliding_window(config, model_type)? {
+        entries.push(("attention.sliding_window", unsigned("sliding_window", window)?));
+        departures.push(format!(
+            "llama.cpp has no sliding window for this architecture: beyond {window} tokens its \
+             attention sees more than the model was trained with"
+        ));
+    }
+    let rope_factors = match scaling {
+        None => None,
+        Some(scaling) => scale_rope(Config(scaling), head_dim, theta, &mut entries)?,
+    };
+    let tied = config.flag("tie_word_embeddings");
+    Ok(Model { architecture, heads, kv_heads, vocabulary, tied, rope_factors, departures, entries })
+}
+
+/// The window of all layers; windows of some layers have no place in GGUF.
+fn sliding_window(config: Config<'_>, model_type: &str) -> Result<Option<usize>, GgufError> {
+    match model_type {
+        "mistral" => config.optional_size("sliding_window"),
+        "qwen2" | "qwen3" if config.flag("use_sliding_window") => Err(wrong(
+            "use_sliding_window",
+            "llama.cpp has no sliding window for this architecture",
+        )),
+        _ => Ok(None),
+    }
+}
+
+/// Base and scaling, from `rope_parameters` (transformers 5) or as they stood before.
+fn rope_parameters(config: Config<'_>) -> (Option<&Value>, Option<&Value>) {
+    let object = |key: &str| config.get(key).filter(|value| value.is_object());
+    match object("rope_parameters") {
+        Some(parameters) => {
+            let theta = parameters.get("rope_theta").filter(|theta| !theta.is_null());
+            (theta.or_else(|| config.get("rope_theta")), Some(parameters))
+        }
+        None => (config.get("rope_theta"), object("rope_scaling")),
+    }
+}
+
+/// Adds the entries of a scaling, or gives the values of its tensor.
+fn scale_rope(
+    scaling: Config<'_>,
+    head_dim: usize,
+    theta: f64,
+    entries: &mut Vec<(&'static str, MetaValue)>,
+) -> Result<Option<Vec<f32>>, GgufError> {
+    let number = |key: &str| {
+        let value = scaling.number(scaling.get(key), key)?;
+        value.filter(|value| *value > 0.0).ok_or_else(|| wrong(key, "is no positive number"))
+    };
+    let kind = scaling.text("rope_type").or_else(|| scaling.text("type")).unwrap_or("default");
+    match kind {
+        "default" => Ok(None),
+        "linear" => {
+            entries.push(("rope.scaling.type", MetaValue::String("linear".to_owned())));
+            entries.push(("rope.scaling.factor", single("factor", number("factor")?)?));
+            Ok(None)
+        }
+        "llama3" => {
+            let bounds = (number("low_freq_factor")?, number("high_freq_factor")?);
+            let context = number("original_max_position_embeddings")?;
+            Ok(Some(rope::factors(head_dim / 2, theta, bounds, number("factor")?, context)))
+        }
+        other => {
+            let problem = format!("{other:?}; default, linear and llama3 can be written to GGUF");
+            Err(wrong("rope_scaling.rope_type", problem))
+        }
+    }
+}
+
+fn bert(config: Config<'_>) -> Result<Model, GgufError> {
+    let activation = config.text("hidden_act").unwrap_or("gelu");
+    if activation != "gelu" {
+        let problem = format!("{activation:?}: llama.cpp computes gelu for BERT");
+        return Err(wrong("hidden_act", problem));
+    }
+    let architectures = config.get("architectures").and_then(Value::as_array);
+    let with_head = architectures.into_iter().flatten().find(|name| *name != "BertModel");
+    if let Some(name) = with_head {
+        let problem = format!("{name}: GGUF holds BERT without a head; save its BertModel alone");
+        return Err(wrong("architectures", problem));
+    }
+    let vocabulary = config.size("vocab_size")?;
+    let heads = config.size("num_attention_heads")?;
+    let epsilon = match config.get("layer_norm_eps") {
+        Some(_) => config.float("layer_norm_eps")?,
+        None => MetaValue::F32(1e-12),
+    };
+    let size = |key: &'static str| unsigned(key, config.size(key)?);
+    let entries = vec![
+        ("vocab_size", unsigned("vocab_size", vocabulary)?),
+        ("context_length", size("max_position_embeddings")?),
+        ("embedding_length", size("hidden_size")?),
+        ("block_count", size("num_hidden_layers")?),
+        ("feed_forward_length", size("intermediate_size")?),
+        ("attention.head_count", unsigned("num_attention_heads", heads)?),
+        ("attention.layer_norm_epsilon", epsilon),
+        ("attention.causal", MetaValue::Bool(false)),
+    ];
+    let (architecture, kv_heads, tied) = (Architecture::Bert, heads, true);
+    let (rope_factors, departures) = (None, vec![]);
+    Ok(Model { architecture, heads, kv_heads, vocabulary, tied, rope_factors, departures, entries })
+}
+
+/// A `config.json`, or an object in it.
+#[derive(Clone, Copy)]
+struct Config<'a>(&'a Value);
+
+impl<'a> Config<'a> {
+    fn get(self, key: &str) -> Option<&'a Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    fn text(self, key: &str) -> Option<&'a str> {
+        self.get(key).and_then(Value::as_str)
+    }
+
+    fn flag(self, key: &str) -> bool {
+        self.get(key).and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    fn size(self, key: &str) -> Result<usize, GgufError> {
+        self.optional_size(key)?.ok_or_else(|| wrong(key, "is missing"))
+    }
+
+    fn optional_size(self, key: &str) -> Result<Option<usize>, GgufError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let size = value.as_u64().filter(|size| *size > 0);
+        match size.and_then(|size| usize::try_from(size).ok()) {
+            Some(size) => Ok(Some(size)),
+            None => Err(wrong(key, format!("is {value}, where a whole number is needed"))),
+        }
+    }
+
+    fn number(self, value: Option<&Value>, key: &str) -> Result<Option<f64>, GgufError> {
+        let Some(value) = value else { return Ok(None) };
+        match value.as_f64().filter(|number| number.is_finite()) {
+            Some(number) => Ok(Some(number)),
+            None => Err(wrong(key, format!("is {value}, where a number is needed"))),
+        }
+    }
+
+    fn float(self, key: &str) -> Result<MetaValue, GgufError> {
+        let number = self.number(self.get(key), key)?;
+        single(key, number.ok_or_else(|| wrong(key, "is missing"))?)
+    }
+}
+
+fn wrong(key: &str, problem: impl Into<String>) -> GgufError {
+    GgufError::folder(format!("config.json: {key}"), problem)
+}
+
+fn unsigned(key: &str, value: usize) -> Result<MetaValue, GgufError> {
+    let value = u32::try_from(value);
+    value.map(MetaValue::U32).map_err(|_| wrong(key, "is larger than 32 bits can say"))
+}
+
+fn single(key: &str, value: f64) -> Result<MetaValue, GgufError> {
+    let single = value as f32;
+    match single.is_finite() && single != 0.0 {
+        true => Ok(MetaValue::F32(single)),
+        false => Err(wrong(key, format!("is {value}, which 32 bits cannot hold"))),
+    }
+}

@@ -1,0 +1,99 @@
+//! What is written for llama.cpp, in llama.cpp: every type of blocks, the presets on a real model.
+//!
+//! `LAPIDARY_PYTHON` names a Python with llama-cpp-python, else it is `python3`.
+
+use crate::check::{Check, Report};
+use crate::context::Context;
+use crate::error::Error;
+use crate::process::json;
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+
+pub(crate) const CHECK: Check = Check {
+    name: "gguf",
+    summary: "every type of blocks in llama.cpp; GPTQ in Q4_0 against llama.cpp's own Q4_0",
+    models: &["offgrid"],
+    run,
+};
+
+/// The types that are written for llama.cpp.
+const GRIDS: [&str; 10] =
+    ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"];
+
+/// Most that llama.cpp's perplexity may be from ours: it rounds activations to 8 bits.
+const TOLERANCE: f64 = 0.01;
+
+/// Divergence of llama.cpp's Q4_0 with an importance matrix on the off-grid model, 20 windows.
+const RIVAL: f64 = 0.227;
+
+fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
+    let (demo, model) = (context.root().join("assets/demo"), context.model("offgrid")?);
+    for grid in GRIDS {
+        // Blocks of 256 columns divide no row of the demo's model; SmolLM2 has some.
+        let (name, source, window) = match grid.ends_with("_k") {
+            true => ("SmolLM2", &model, 512),
+            false => ("demo", &demo, 128),
+        };
+        let step = format!("steps: [{{method: rtn, targets: [Linear, Embedding], grid: {grid}}}]");
+        let recipe = context.scratch(&format!("{grid}.yaml"));
+        std::fs::write(&recipe, format!("{step}\nformat: gguf\n")).map_err(Error::at(&recipe))?;
+        let options = ["--recipe".to_owned(), recipe.display().to_string()];
+        let made = context.compressed(source, &options)?;
+        agree(context, report, &format!("{name}, {grid}"), &made.folder, window)?;
+    }
+    for preset in ["Q8_0", "Q4_K_M", "Q4_0"] {
+        let mut options = vec!["--recipe".to_owned(), preset.to_owned()];
+        options.extend(context.rows(if preset == "Q8_0" { 1 } else { 128 }, 512));
+        let made = context.compressed(&model, &options)?;
+        let name = format!("SmolLM2, {preset}");
+        agree(context, report, &name, &made.folder, 512)?;
+        if preset == "Q4_0" {
+            let theirs = llama_cpp(context, &made.folder, 512, Some(model.as_path()))?;
+            let divergence = number(&theirs, "kl_divergence")?;
+            let figures = format!("{divergence:.4} in llama.cpp, where its own has {RIVAL}");
+            report.line(divergence < RIVAL, &format!("{name}, divergence"), &figures);
+        }
+    }
+    Ok(())
+}
+
+/// Holds llama.cpp's perplexity of a result to ours.
+fn agree(
+    context: &Context,
+    report: &mut Report,
+    what: &str,
+    folder: &Path,
+    window: usize,
+) -> Result<(), Error> {
+    let theirs = llama_cpp(context, folder, window, None)?;
+    let windows = number(&theirs, "windows")?.to_string();
+    let mut eval = context.lapidary("eval");
+    eval.arg(folder).arg("--text").arg(&context.text).args(["--protocol", "llama.cpp"]);
+    let ours = json(eval.args(["--context", &window.to_string(), "--windows", &windows]))?;
+    let (ours, theirs) = (number(&ours, "perplexity")?, number(&theirs, "perplexity")?);
+    report.close(&format!("{what}, perplexity"), theirs, ours, TOLERANCE);
+    Ok(())
+}
+
+fn llama_cpp(
+    context: &Context,
+    folder: &Path,
+    window: usize,
+    reference: Option<&Path>,
+) -> Result<Value, Error> {
+    let python = std::env::var_os("LAPIDARY_PYTHON").unwrap_or_else(|| "python3".into());
+    let mut script = Command::new(python);
+    script.arg(context.root().join("xtask/real/llama_perplexity.py"));
+    script.arg(folder.join("model.gguf")).arg(&context.text);
+    script.args(["--context", &window.to_string()]);
+    if let Some(reference) = reference {
+        script.arg("--reference").arg(reference);
+    }
+    json(&mut script)
+}
+
+fn number(value: &Value, key: &str) -> Result<f64, Error> {
+    let missing = || Error::Unexpected(format!("no number under {key}: {value}"));
+    value[key].as_f64().ok_or_else(missing)
+}
