@@ -22,6 +22,8 @@ class Case:
     kind: str = "causal"
     # Ends of names of tensors that the output cannot depend on.
     unseen: tuple = ()
+    # Stored under the names that the model has in memory, not those that its family began with.
+    as_held: bool = False
 
 
 def old_rope(theta: float, scaling: dict | None = None) -> dict:

@@ -1,4 +1,6 @@
 """The cases of `make.py` for families beyond Llama, Mistral, Qwen and BERT."""
+import torch
+
 from case import Case, old_rope
 
 TINY = dict(
@@ -203,6 +205,16 @@ OTHERS = [
         dict(QWEN3_MOE, num_hidden_layers=4, hidden_size=16, decoder_sparse_step=2,
              mlp_only_layers=[3], norm_topk_prob=True, attention_bias=True, tie_word_embeddings=True),
         seq=17, overlooked=[{"norm_topk_prob": False}],
+        old=old_rope(10000.0) | {"num_experts": 5, "num_local_experts": None},
+    ),
+    Case(
+        "mixtral-together", "all experts of a layer in one tensor, in bfloat16",
+        dict(MIXTRAL, hidden_size=16, intermediate_size=20), seq=19, dtype=torch.bfloat16,
+        as_held=True, old=old_rope(1000000.0) | {"head_dim": None},
+    ),
+    Case(
+        "qwen3-moe-together", "all experts of a layer in one tensor",
+        dict(QWEN3_MOE, norm_topk_prob=True), seq=18, as_held=True,
         old=old_rope(10000.0) | {"num_experts": 5, "num_local_experts": None},
     ),
 ]

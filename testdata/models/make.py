@@ -245,7 +245,8 @@ def make(case: Case) -> dict:
     inputs = make_inputs(case, generator)
     # A copy is narrowed: casting the model itself there and back would round its RoPE frequencies.
     narrow = copy.deepcopy(model).to(case.dtype)
-    narrow.save_pretrained(folder, max_shard_size=case.shard or "1GB")
+    narrow.save_pretrained(folder, max_shard_size=case.shard or "1GB",
+                           save_original_format=not case.as_held)
     (folder / "generation_config.json").unlink(missing_ok=True)
     write_old_config(case, folder)
 

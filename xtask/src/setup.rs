@@ -37,7 +37,8 @@ pub(crate) fn cache() -> Result<PathBuf, Error> {
 pub(crate) const SCRIPTS: &str = "venv";
 
 /// The Python of an environment with what `requirements` pins; made, or completed, when it is not
-/// there. A stamp with the hash of the requirements says that it is.
+/// there. A stamp with the hash of the requirements says that it is. What `NAME.alone.txt` pins beside
+/// a `NAME.txt` is installed without its dependencies.
 pub(crate) fn python(
     root: &Path,
     cache: &Path,
@@ -47,7 +48,11 @@ pub(crate) fn python(
     let requirements = root.join(requirements);
     let venv = cache.join(environment);
     let python = venv.join("bin/python");
-    let wanted = requirements_hash(&requirements)?;
+    let alone = requirements.with_extension("alone.txt");
+    let mut wanted = requirements_hash(&requirements)?;
+    if alone.exists() {
+        wanted = sha256((wanted + &requirements_hash(&alone)?).as_bytes());
+    }
     let stamp = venv.join(format!("lapidary-{}", &wanted[..16]));
     if python.exists() && stamp.exists() {
         return Ok(python);
@@ -56,15 +61,18 @@ pub(crate) fn python(
         let maker = var_os("PYTHON").unwrap_or_else(|| "python3".into());
         show(Command::new(maker).args(["-m", "venv"]).arg(&venv))?;
     }
-    let installed = || {
-        let script = root.join("xtask/real/installed.py");
-        run(Command::new(&python).arg(script).arg(&requirements))
-    };
-    if installed().is_err() {
+    for (requirements, more) in [(requirements, None), (alone, Some("--no-deps"))] {
+        let installed = || {
+            let script = root.join("xtask/real/installed.py");
+            run(Command::new(&python).arg(script).arg(&requirements))
+        };
+        if !requirements.exists() || installed().is_ok() {
+            continue;
+        }
         forget_stamps(&venv)?;
         eprintln!("installing {} into {}", requirements.display(), venv.display());
         let mut pip = Command::new(&python);
-        pip.args(["-m", "pip", "install", "--quiet", "-r"]).arg(&requirements);
+        pip.args(["-m", "pip", "install", "--quiet"]).args(more).arg("-r").arg(&requirements);
         if reachable(CPU_WHEELS.0) {
             pip.args(["--extra-index-url", CPU_WHEELS.1]);
         }

@@ -4,6 +4,7 @@
 //! `{module}.weight`; the tensors of a GGUF appear as their Hugging Face counterparts.
 
 mod edited;
+mod experts;
 mod from_gguf;
 mod gpt2;
 mod logical;
@@ -131,6 +132,7 @@ impl Source {
             }
         }
         gpt2::undo(&config, &mut tensors);
+        experts::part(&config, &mut tensors)?;
         let file = |file: &lapidary_store::checkpoint::AuxiliaryFile| SourceFile {
             name: file.name.clone(),
             bytes: file.bytes,
@@ -472,8 +474,15 @@ impl Source {
 
     /// Bytes that a tensor takes in the checkpoint's files.
     pub fn stored_bytes(&self, tensor: &LogicalTensor) -> u64 {
-        let stored = tensor.stored_as();
-        stored.iter().filter_map(|name| self.checkpoint.get(name)).map(|info| info.span.len()).sum()
+        match &tensor.storage {
+            Storage::Plain(info) | Storage::Paired(info, _) | Storage::Transposed(info) => {
+                info.span.len()
+            }
+            Storage::Compressed(module, _) => {
+                let stored = module.tensors.iter().filter_map(|name| self.checkpoint.get(name));
+                stored.map(|info| info.span.len()).sum()
+            }
+        }
     }
 
     fn require(&self, name: &str) -> Result<&LogicalTensor, FormatError> {

@@ -12,7 +12,7 @@ const GPTQ: &str = "method: gptq, bits: 4, group_size: 8";
 /// 192 tokens of calibration, of which an expert gets what the router gives it.
 #[test]
 fn tokens_are_counted_expert_by_expert_and_routers_left_alone() {
-    for name in ["mixtral", "qwen3-moe"] {
+    for name in ["mixtral", "qwen3-moe", "mixtral-together", "qwen3-moe-together"] {
         let scratch = scratch();
         let setup = Setup::new(name, GPTQ, scratch.path(), "compressed-tensors");
         let manifest = setup.run(&scratch.path().join("out")).unwrap().manifest;
