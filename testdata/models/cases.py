@@ -164,6 +164,20 @@ DECODERS = [
         | {"rope_local_base_freq": 100.0},
     ),
     Case(
+        "gemma2-published", "scores divided by the root of the head size, as in what is published",
+        dict(GEMMA2, query_pre_attn_scalar=8), seq=18,
+        overlooked=[{"attn_logit_softcapping": None}, {"sliding_window": 7}],
+        old=old_rope(10000.0) | {"layer_types": None},
+    ),
+    Case(
+        "gemma3-published", "five of six layers see a window, as in what is published",
+        dict(GEMMA3, num_hidden_layers=6, hidden_size=16, intermediate_size=20,
+             query_pre_attn_scalar=8),
+        seq=19, overlooked=[{"sliding_window": 7}, {"layer_types": ["full_attention"] * 6}],
+        old={"rope_parameters": None, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0,
+             "rope_scaling": None, "layer_types": None, "sliding_window_pattern": 6},
+    ),
+    Case(
         "phi3", "one layer for queries, keys and values and one for gate and up",
         dict(PHI3), seq=20, old=old_rope(10000.0),
     ),

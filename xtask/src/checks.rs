@@ -1,5 +1,6 @@
 //! The checks, one file each, in the order in which they run.
 
+mod architectures;
 mod floats;
 mod gguf;
 mod harness;
@@ -29,4 +30,5 @@ pub(crate) const CHECKS: &[Check] = &[
     running::CHECK,
     harness::CHECK,
     gguf::CHECK,
+    architectures::CHECK,
 ];

@@ -37,6 +37,12 @@ pub trait Container: std::fmt::Debug + Send + Sync {
     /// What becomes of a tensor that is not encoded.
     fn keep(&self, source: &Source, tensor: &LogicalTensor) -> Kept;
 
+    /// What a piece of a tensor will be read back as, where the file holds another number that cannot
+    /// be turned back exactly; `None` where it is read as it was.
+    fn as_read(&self, _tensor: &TensorSpec, _bytes: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
     /// Checks that a result of these tensors can be written.
     ///
     /// # Errors

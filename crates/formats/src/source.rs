@@ -315,7 +315,9 @@ impl Source {
         let (info, heads) = match &logical.storage {
             Storage::Plain(info) => (info, None),
             Storage::Paired(info, heads) => (info, Some(*heads)),
-            Storage::Compressed(..) | Storage::Transposed(_) => return Ok(None),
+            Storage::Compressed(..) | Storage::Transposed(_) | Storage::Raised(_) => {
+                return Ok(None);
+            }
         };
         let (Some(kind), &[rows, cols]) = (gguf::block_kind(info.dtype), &logical.shape[..]) else {
             return Ok(None);
@@ -458,7 +460,7 @@ impl Source {
     pub fn block_dtype(&self, tensor: &LogicalTensor) -> Option<Dtype> {
         let info = match &tensor.storage {
             Storage::Plain(info) | Storage::Paired(info, _) => info,
-            Storage::Compressed(..) | Storage::Transposed(_) => return None,
+            Storage::Compressed(..) | Storage::Transposed(_) | Storage::Raised(_) => return None,
         };
         let is_blocks = info.dtype.block_elements() > 1 && tensor.shape.len() == 2;
         (is_blocks && !self.is_edited(&tensor.name)).then_some(info.dtype)
@@ -475,9 +477,10 @@ impl Source {
     /// Bytes that a tensor takes in the checkpoint's files.
     pub fn stored_bytes(&self, tensor: &LogicalTensor) -> u64 {
         match &tensor.storage {
-            Storage::Plain(info) | Storage::Paired(info, _) | Storage::Transposed(info) => {
-                info.span.len()
-            }
+            Storage::Plain(info)
+            | Storage::Paired(info, _)
+            | Storage::Raised(info)
+            | Storage::Transposed(info) => info.span.len(),
             Storage::Compressed(module, _) => {
                 let stored = module.tensors.iter().filter_map(|name| self.checkpoint.get(name));
                 stored.map(|info| info.span.len()).sum()
@@ -502,6 +505,11 @@ impl Source {
             Storage::Compressed(module, _) => self.stored(module)?.decode(),
             Storage::Plain(info) => {
                 to_f32(info, &self.checkpoint.read(info)?, logical.shape.iter().product())?
+            }
+            Storage::Raised(info) => {
+                let count = logical.shape.iter().product();
+                let stored = to_f32(info, &self.checkpoint.read(info)?, count)?;
+                stored.into_iter().map(|gain| gain - 1.0).collect()
             }
             Storage::Transposed(info) => {
                 let count = logical.shape.iter().product();
@@ -545,7 +553,7 @@ impl Source {
                 check_finite(name, &values)?;
                 return Ok(values);
             }
-            Storage::Paired(..) | Storage::Transposed(_) => {
+            Storage::Paired(..) | Storage::Raised(_) | Storage::Transposed(_) => {
                 let values = self.unedited_values(logical)?;
                 let row = |row: &u32| values[*row as usize * width..][..width].to_vec();
                 return Ok(rows.iter().flat_map(row).collect());

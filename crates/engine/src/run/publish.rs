@@ -116,7 +116,7 @@ fn copy(
     }
     let mut hash = Sha256::new();
     source.raw_as(name, spec.dtype, |bytes| -> Result<(), EngineError> {
-        hash.update(bytes);
+        hash.update(plan.container.as_read(spec, bytes).as_deref().unwrap_or(bytes));
         Ok(writer.append(name, bytes)?)
     })?;
     Ok(hash.finish())
@@ -226,7 +226,10 @@ fn check(
             }
         }
         for name in plan.rewritten_in(stage) {
-            if hash_of(&written, name)? != sha256(&work.read_tensor(index, name)?) {
+            let bytes = work.read_tensor(index, name)?;
+            let spec = plan.tensors.iter().find(|tensor| tensor.name == *name);
+            let as_read = spec.and_then(|spec| plan.container.as_read(spec, &bytes));
+            if hash_of(&written, name)? != sha256(as_read.as_deref().unwrap_or(&bytes)) {
                 return Err(differs(name));
             }
         }

@@ -98,6 +98,17 @@ fn every_family_comes_back_as_it_was() {
         "qwen2-tied",
         "qwen2-untied",
         "qwen3",
+        "gemma2-published",
+        "gemma3-published",
+        "granite",
+        "granite-biases",
+        "olmo2",
+        "phi3",
+        "phi3-partial",
+        "smollm3",
+        "starcoder2",
+        "stablelm",
+        "stablelm-parallel",
         "bert-model",
     ];
     for name in names {
@@ -115,7 +126,13 @@ fn every_family_comes_back_as_it_was() {
             let energy: f32 = had.iter().map(|v| v * v).sum();
             let error: f32 = had.iter().zip(&has).map(|(a, b)| (a - b).powi(2)).sum();
             let is_encoded = manifest.tensors.compressed.contains(&tensor);
-            let most = if is_encoded { 1e-4 * energy } else { 0.0 };
+            // Gemma's gains are written with one added, which takes a bit of those near none.
+            let is_raised = name.starts_with("gemma") && tensor.ends_with("norm.weight");
+            let most = match (is_encoded, is_raised) {
+                (true, _) => 1e-4 * energy,
+                (_, true) => 1e-13 * energy,
+                _ => 0.0,
+            };
             assert!(error <= most, "{name}: {tensor}: {error} of {energy}");
         }
     }
@@ -186,6 +203,10 @@ fn a_model_without_a_place_is_refused_by_name() {
     refused("llama-gelu", "hidden_act");
     refused("qwen2-sliding", "use_sliding_window");
     refused("qwen3-biases", "attention_bias");
+    refused("gemma2", "query_pre_attn_scalar");
+    refused("gemma3", "query_pre_attn_scalar");
+    refused("olmo2-biases", "attention_bias");
+    refused("smollm3-window", "attention_bias");
     refused("bert-masked-lm", "architectures");
     refused("bert-relu", "hidden_act");
 }

@@ -4,7 +4,7 @@ use lapidary_store::TensorInfo;
 use lapidary_store::gguf::{MetaValue, Metadata};
 use serde_json::{Map, Value, json};
 
-use super::names::Architecture;
+use super::architecture::{Architecture, Kind, Traits};
 use super::tokenizer::SpecialIds;
 use super::{GgufError, keys, rope};
 
@@ -30,9 +30,9 @@ pub fn config(
 ) -> Result<Value, GgufError> {
     let architecture = Architecture::of(metadata)?;
     let source = Source { metadata, tensors, architecture };
-    let mut config = match architecture {
-        Architecture::Bert => bert(&source)?,
-        _ => decoder(&source, rope_factors)?,
+    let mut config = match architecture.traits() {
+        None => bert(&source)?,
+        Some(traits) => decoder(&source, &traits, rope_factors)?,
     };
     let special = SpecialIds::read(metadata)?;
     for (name, id) in [("bos", special.bos), ("eos", special.eos), ("pad", special.pad)] {
@@ -167,101 +167,185 @@ impl Source<'_> {
     }
 }
 
-/// Llama, Mistral, Qwen 2 and Qwen 3.
-fn decoder(source: &Source<'_>, factors: Option<&[f32]>) -> Result<Map<String, Value>, GgufError> {
+/// Any decoder.
+fn decoder(
+    source: &Source<'_>,
+    traits: &Traits,
+    factors: Option<&[f32]>,
+) -> Result<Map<String, Value>, GgufError> {
     let architecture = source.architecture;
     let experts = keys::unsigned(source.metadata, &source.key("expert_count"))?;
     if experts.is_some_and(|experts| experts > 0) {
         return Err(source.unsupported("a mixture of experts".to_owned()));
     }
-    let window_key = source.key("attention.sliding_window");
-    let window = keys::unsigned(source.metadata, &window_key)?.filter(|&window| window > 0);
-    let (class, model_type) = match (architecture, window) {
-        (Architecture::Llama, None) => ("LlamaForCausalLM", "llama"),
-        (Architecture::Llama, Some(_)) => ("MistralForCausalLM", "mistral"),
-        (Architecture::Qwen2, None) => ("Qwen2ForCausalLM", "qwen2"),
-        (Architecture::Qwen3, None) => ("Qwen3ForCausalLM", "qwen3"),
-        _ => return Err(source.unsupported("a sliding window".to_owned())),
-    };
     let hidden = source.size("embedding_length")?;
     let (heads, kv_heads) = heads(source.metadata, architecture)?;
-    let head_dim = head_dim(source, hidden, heads)?;
-    let bias = attention_bias(source)?;
+    let (head_dim, rotated) = head_dim(source, traits, hidden, heads)?;
     let theta_key = source.key("rope.freq_base");
     // llama.cpp's default.
     let theta = keys::float(source.metadata, &theta_key)?.unwrap_or(10_000.0);
-
-    let rows = source.rows("blk.0.attn_q.weight", hidden)?;
-    if Some(rows) != heads.checked_mul(head_dim) {
+    let query_heads = match architecture {
+        Architecture::Phi3 => ("blk.0.attn_qkv.weight", heads + 2 * kv_heads),
+        _ => ("blk.0.attn_q.weight", heads),
+    };
+    let rows = source.rows(query_heads.0, hidden)?;
+    if Some(rows) != query_heads.1.checked_mul(head_dim) {
         return Err(GgufError::BadShape {
-            name: "blk.0.attn_q.weight".to_owned(),
+            name: query_heads.0.to_owned(),
             shape: vec![rows, hidden],
-            expected: format!("{heads} heads of {head_dim} rows by the metadata"),
+            expected: format!("{} heads of {head_dim} rows by the metadata", query_heads.1),
         });
     }
+    let layers = source.size("block_count")?;
     let mut config = object(json!({
-        "architectures": [class],
-        "model_type": model_type,
+        "architectures": [traits.class],
+        "model_type": traits.model_type,
         "head_dim": head_dim,
-        "hidden_act": "silu",
+        traits.activation.0[0]: traits.activation.1[0],
         "hidden_size": hidden,
         "intermediate_size": source.size("feed_forward_length")?,
         "max_position_embeddings": source.size("context_length")?,
         "num_attention_heads": heads,
-        "num_hidden_layers": source.size("block_count")?,
+        "num_hidden_layers": layers,
         "num_key_value_heads": kv_heads,
-        "rms_norm_eps": source.float("attention.layer_norm_rms_epsilon")?,
+        traits.epsilon.1: source.float(traits.epsilon.0)?,
         "rope_scaling": rope::scaling(source.metadata, architecture, factors, theta)?,
         "rope_theta": theta,
         "tie_word_embeddings": source.shape("output.weight").is_none(),
         "use_cache": true,
         "vocab_size": source.rows("token_embd.weight", hidden)?,
     }));
-    let mlp = source.all_or_none(&["ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"])?;
-    match model_type {
-        "llama" => {
-            config.insert("attention_bias".to_owned(), json!(bias));
-            config.insert("mlp_bias".to_owned(), json!(mlp));
-        }
-        "mistral" => _ = config.insert("sliding_window".to_owned(), json!(window)),
-        "qwen3" => _ = config.insert("attention_bias".to_owned(), json!(bias)),
-        _ => {}
+    if traits.partial.is_some() {
+        let part = rotated as f64 / head_dim as f64;
+        config.insert("partial_rotary_factor".to_owned(), json!(part));
     }
-    if mlp && model_type != "llama" || bias && model_type == "mistral" {
-        return Err(source.unsupported("a bias in `blk.0`".to_owned()));
+    config.extend(fields(source, traits)?);
+    config.extend(biases(source, traits)?);
+    match architecture {
+        Architecture::Llama => {
+            if let Some(window) = window(source)? {
+                config.insert("architectures".to_owned(), json!(["MistralForCausalLM"]));
+                config.insert("model_type".to_owned(), json!("mistral"));
+                config.insert("sliding_window".to_owned(), json!(window));
+                if ["attention_bias", "mlp_bias"].iter().any(|flag| config[*flag] == true) {
+                    return Err(source.unsupported("a bias in `blk.0`".to_owned()));
+                }
+                config.retain(|key, _| !matches!(key.as_str(), "attention_bias" | "mlp_bias"));
+            }
+        }
+        Architecture::Gemma2 | Architecture::Gemma3 => {
+            let scalar = attention_scalar(architecture, layers, hidden / heads, head_dim);
+            config.insert("query_pre_attn_scalar".to_owned(), json!(scalar));
+            if architecture == Architecture::Gemma3 {
+                config.insert("rope_local_base_freq".to_owned(), json!(GEMMA3_LOCAL_THETA));
+                config.insert("sliding_window_pattern".to_owned(), json!(GEMMA3_PATTERN));
+            }
+        }
+        _ if !config.contains_key("sliding_window") && window(source)?.is_some() => {
+            return Err(source.unsupported("a sliding window".to_owned()));
+        }
+        _ => {}
     }
     Ok(config)
 }
 
-/// Values per head, the same for queries, keys and values, all of them rotated.
-fn head_dim(source: &Source<'_>, hidden: usize, heads: usize) -> Result<usize, GgufError> {
+/// Base of the rotary frequencies in Gemma 3's layers with a window; llama.cpp knows no other.
+const GEMMA3_LOCAL_THETA: f64 = 10_000.0;
+
+/// One of so many layers of Gemma 3 sees everything.
+const GEMMA3_PATTERN: usize = 6;
+
+/// The number whose root divides Gemma's scores: the head size, but for the largest model of each
+/// generation the width of the stream over the heads. llama.cpp knows those by their layers.
+pub(super) fn attention_scalar(
+    architecture: Architecture,
+    layers: usize,
+    share: usize,
+    head_dim: usize,
+) -> usize {
+    match (architecture, layers) {
+        (Architecture::Gemma2, 46) | (Architecture::Gemma3, 62) => share,
+        _ => head_dim,
+    }
+}
+
+/// The width of the sliding window, if there is one.
+fn window(source: &Source<'_>) -> Result<Option<u64>, GgufError> {
+    let window = keys::unsigned(source.metadata, &source.key("attention.sliding_window"))?;
+    Ok(window.filter(|&window| window > 0))
+}
+
+/// The fields beyond those of all decoders.
+fn fields(source: &Source<'_>, traits: &Traits) -> Result<Map<String, Value>, GgufError> {
+    let field = |field: &super::architecture::Field| {
+        let key = source.key(field.key);
+        let value = match field.kind {
+            Kind::Size => json!(keys::unsigned(source.metadata, &key)?.filter(|&size| size > 0)),
+            Kind::Number => json!(keys::float(source.metadata, &key)?.or(field.default)),
+            Kind::Flag => {
+                let flag = keys::boolean(source.metadata, &key)?;
+                json!(flag.unwrap_or(field.default == Some(1.0)))
+            }
+        };
+        Ok((field.config.to_owned(), value))
+    };
+    traits.fields.iter().map(field).collect()
+}
+
+/// The flags that say which layers have biases, in the projections that the class of the
+/// architecture gives them.
+fn biases(source: &Source<'_>, traits: &Traits) -> Result<Map<String, Value>, GgufError> {
+    const ALL: [&str; 7] = [
+        "attn_q.bias",
+        "attn_k.bias",
+        "attn_v.bias",
+        "attn_output.bias",
+        "ffn_gate.bias",
+        "ffn_up.bias",
+        "ffn_down.bias",
+    ];
+    let is_there = |name: &str| source.shape(&format!("blk.0.{name}")).is_some();
+    let (mut flags, mut known): (Map<String, Value>, Vec<&str>) = (Map::new(), vec![]);
+    if source.architecture == Architecture::Qwen2 {
+        known.extend(&ALL[..3]);
+        if !source.all_or_none(&known)? {
+            return Err(GgufError::MissingTensor { name: format!("blk.0.{}", ALL[0]) });
+        }
+    }
+    for (flag, tensors) in traits.biases {
+        let has_them = !tensors.is_empty() && source.all_or_none(tensors)?;
+        flags.insert((*flag).to_owned(), json!(has_them));
+        known.extend(tensors.iter());
+    }
+    match ALL.into_iter().find(|name| is_there(name) && !known.contains(name)) {
+        Some(name) => Err(source.unsupported(format!("`blk.0.{name}`"))),
+        None => Ok(flags),
+    }
+}
+
+/// Values per head, the same for queries, keys and values, and how many of them are rotated: all, but
+/// where the architecture has partial rotary positions.
+fn head_dim(
+    source: &Source<'_>,
+    traits: &Traits,
+    hidden: usize,
+    heads: usize,
+) -> Result<(usize, usize), GgufError> {
     let key = source.optional_size("attention.key_length")?;
     let head_dim = key.unwrap_or(hidden / heads);
-    for suffix in ["attention.value_length", "rope.dimension_count"] {
-        let value = source.optional_size(suffix)?;
+    let rotated = source.optional_size("rope.dimension_count")?.unwrap_or(head_dim);
+    let is_partial = traits.partial.is_some() && rotated <= head_dim;
+    let checked = [
+        ("attention.value_length", source.optional_size("attention.value_length")?),
+        ("rope.dimension_count", (!is_partial).then_some(rotated)),
+    ];
+    for (suffix, value) in checked {
         if value.is_some_and(|value| value != head_dim) {
             let key = source.key(suffix);
             return Err(source.unsupported(format!("`{key}` unlike the head size, {head_dim},")));
         }
     }
-    Ok(head_dim)
-}
-
-/// Whether the attention has biases, in the projections that the class of the architecture gives
-/// them.
-fn attention_bias(source: &Source<'_>) -> Result<bool, GgufError> {
-    const INPUTS: [&str; 3] = ["attn_q.bias", "attn_k.bias", "attn_v.bias"];
-    const OUTPUT: &str = "attn_output.bias";
-    if source.architecture != Architecture::Qwen2 {
-        return source.all_or_none(&[INPUTS[0], INPUTS[1], INPUTS[2], OUTPUT]);
-    }
-    if !source.all_or_none(&INPUTS)? {
-        return Err(GgufError::MissingTensor { name: format!("blk.0.{}", INPUTS[0]) });
-    }
-    if source.shape(&format!("blk.0.{OUTPUT}")).is_some() {
-        return Err(source.unsupported(format!("`blk.0.{OUTPUT}`")));
-    }
-    Ok(true)
+    Ok((head_dim, rotated))
 }
 
 fn bert(source: &Source<'_>) -> Result<Map<String, Value>, GgufError> {

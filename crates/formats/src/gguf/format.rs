@@ -2,7 +2,7 @@
 //! reads it.
 
 use super::metadata::{Model, mark};
-use super::names::{ROPE_FACTORS, Rows, permute_rows};
+use super::names::{Change, ROPE_FACTORS, permute_rows};
 use super::tokenizer::{Folder, entries};
 use super::{Architecture, Destination, GgufError, Names, blocks, config};
 use crate::container::{Container, Kept, Settled, WeightFiles};
@@ -94,13 +94,13 @@ struct GgufFile {
 }
 
 impl GgufFile {
-    /// Name of a tensor in the file, and the order of its rows there.
-    fn place(&self, name: &str) -> Result<(String, Rows), GgufError> {
+    /// Name of a tensor in the file, and what is other about it there.
+    fn place(&self, name: &str) -> Result<(String, Change), GgufError> {
         let architecture = self.model.architecture.name();
         let unknown = || GgufError::UnknownTensor { name: name.to_owned(), architecture };
         let gguf = self.names.to_gguf(name).ok_or_else(unknown)?;
         match self.names.to_hugging_face(&gguf)? {
-            Destination::Tensor { rows, .. } => Ok((gguf, rows)),
+            Destination::Tensor { change, .. } => Ok((gguf, change)),
             Destination::RopeFactors => Err(unknown()),
         }
     }
@@ -171,6 +171,12 @@ impl Container for GgufFile {
         Kept::As(if is_small || dtype == Dtype::F64 { Dtype::F32 } else { dtype })
     }
 
+    fn as_read(&self, tensor: &TensorSpec, bytes: &[u8]) -> Option<Vec<u8>> {
+        let change = self.place(&tensor.name).ok()?.1;
+        let is_raised = change == Change::Raised && tensor.dtype == Dtype::F32;
+        is_raised.then(|| shifted(&shifted(bytes, 1.0), -1.0))
+    }
+
     fn settle(&self, source: &Source, tensors: &[TensorSpec]) -> Result<Settled, FormatError> {
         let in_file = self.in_file(tensors).map_err(wrong(source))?;
         let (metadata, remarks) = self.metadata(source, tensors)?;
@@ -205,16 +211,17 @@ impl Container for GgufFile {
     ) -> Result<Box<dyn WeightFiles>, FormatError> {
         let mut places = BTreeMap::new();
         for tensor in tensors {
-            let (name, rows) = self.place(&tensor.name).map_err(wrong(source))?;
+            let (name, change) = self.place(&tensor.name).map_err(wrong(source))?;
             let height = tensor.shape.first().copied().unwrap_or(1).max(1);
-            let bytes =
+            let whole =
                 usize::try_from(tensor.byte_len().unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-            let buffered = match rows {
-                Rows::Same => None,
-                Rows::Paired { heads } => {
-                    Some(Buffered { heads, row_bytes: bytes / height, bytes: vec![], whole: bytes })
-                }
-            };
+            let row_bytes = whole / height;
+            let buffered = (change != Change::Same).then(|| Buffered {
+                change,
+                row_bytes,
+                bytes: vec![],
+                whole,
+            });
             places.insert(tensor.name.clone(), (name, buffered));
         }
         let in_file = self.in_file(tensors).map_err(wrong(source))?;
@@ -228,17 +235,23 @@ impl Container for GgufFile {
     }
 }
 
+/// Floats of 32 bits, all that a gain is written as, with something added.
+fn shifted(bytes: &[u8], by: f32) -> Vec<u8> {
+    let values: Vec<f32> = FloatType::F32.decode(bytes).into_iter().map(|v| v + by).collect();
+    FloatType::F32.encode(&values)
+}
+
 /// The file being written.
 struct GgufWriter {
     writer: Writer,
     order: Vec<String>,
-    /// For each tensor its name in the file, and what waits until its rows can be put in pairs.
+    /// For each tensor its name in the file, and what waits until it can be changed.
     places: BTreeMap<String, (String, Option<Buffered>)>,
 }
 
-/// A tensor whose rows change their places, until it is whole.
+/// A tensor that is other in the file, until it is whole.
 struct Buffered {
-    heads: usize,
+    change: Change,
     row_bytes: usize,
     bytes: Vec<u8>,
     whole: usize,
@@ -259,8 +272,14 @@ impl WeightFiles for GgufWriter {
             return Ok(());
         }
         let mut whole = std::mem::take(&mut buffered.bytes);
-        permute_rows(gguf, &mut whole, buffered.row_bytes, buffered.heads)
-            .map_err(|error| FormatError::malformed(name, error.to_string()))?;
+        match buffered.change {
+            Change::Same => {}
+            Change::Raised => whole = shifted(&whole, 1.0),
+            Change::Paired { heads } => {
+                permute_rows(gguf, &mut whole, buffered.row_bytes, heads)
+                    .map_err(|error| FormatError::malformed(name, error.to_string()))?
+            }
+        }
         Ok(self.writer.append(gguf, &whole)?)
     }
 

@@ -5,7 +5,8 @@
 use lapidary_store::gguf::{MetaValue, Metadata};
 use serde_json::Value;
 
-use super::names::Architecture;
+use super::architecture::{Architecture, Field, Head, Kind, Traits};
+use super::config::attention_scalar;
 use super::{GgufError, rope};
 
 /// The version of the block layouts, `general.quantization_version`.
@@ -40,9 +41,9 @@ impl Model {
             let problem = format!("{model_type:?} has no counterpart that GGUF is written for");
             wrong("model_type", problem)
         })?;
-        match architecture {
-            Architecture::Bert => bert(config),
-            _ => decoder(config, architecture, model_type),
+        match architecture.traits() {
+            None => bert(config),
+            Some(traits) => decoder(config, architecture, &traits, model_type),
         }
     }
 
@@ -70,6 +71,7 @@ pub(super) fn mark(metadata: &mut Metadata, file_type: u32) {
 fn decoder(
     config: Config<'_>,
     architecture: Architecture,
+    traits: &Traits,
     model_type: &str,
 ) -> Result<Model, GgufError> {
     let hidden = config.size("hidden_size")?;
@@ -79,19 +81,12 @@ fn decoder(
         Some(head_dim) => head_dim,
         None => hidden / heads,
     };
-    let activation = config.text("hidden_act").unwrap_or("silu");
-    if !matches!(activation, "silu" | "swish") {
-        let problem = format!("{activation:?}: llama.cpp computes silu for this architecture");
-        return Err(wrong("hidden_act", problem));
-    }
-    if architecture == Architecture::Qwen3 && config.flag("attention_bias") {
-        let problem = "llama.cpp has no biases in the attention of qwen3";
-        return Err(wrong("attention_bias", problem));
-    }
+    check_computed(config, architecture, traits)?;
     let vocabulary = config.size("vocab_size")?;
     let context = config.optional_size("max_position_embeddings")?.unwrap_or(2048);
     let (theta, scaling) = rope_parameters(config);
-    let theta = config.number(theta, "rope_theta")?.unwrap_or(10_000.0);
+    let theta = config.number(theta, "rope_theta")?.unwrap_or(traits.theta);
+    let rotated = rotated(config, traits, scaling, head_dim)?;
     let mut entries = vec![
         ("vocab_size", unsigned("vocab_size", vocabulary)?),
         ("context_length", unsigned("max_position_embeddings", context)?),
@@ -100,15 +95,20 @@ fn decoder(
         ("feed_forward_length", unsigned("intermediate_size", config.size("intermediate_size")?)?),
         ("attention.head_count", unsigned("num_attention_heads", heads)?),
         ("attention.head_count_kv", unsigned("num_key_value_heads", kv_heads)?),
-        ("attention.layer_norm_rms_epsilon", config.float("rms_norm_eps")?),
+        (traits.epsilon.0, config.float(traits.epsilon.1)?),
         ("attention.key_length", unsigned("head_dim", head_dim)?),
         ("attention.value_length", unsigned("head_dim", head_dim)?),
-        ("rope.dimension_count", unsigned("head_dim", head_dim)?),
+        ("rope.dimension_count", unsigned("head_dim", rotated)?),
         ("rope.freq_base", single("rope_theta", theta)?),
     ];
+    for field in traits.fields {
+        entries.extend(entry(config, field)?.map(|value| (field.key, value)));
+    }
     let mut departures = vec![];
     if let Some(window) = sliding_window(config, model_type)? {
-        entries.push(("attention.sliding_window", unsigned("sliding_window", window)?));
+        if architecture == Architecture::Llama {
+            entries.push(("attention.sliding_window", unsigned("sliding_window", window)?));
+        }
         departures.push(format!(
             "llama.cpp has no sliding window for this architecture: beyond {window} tokens its \
              attention sees more than the model was trained with"
@@ -116,16 +116,107 @@ fn decoder(
     }
     let rope_factors = match scaling {
         None => None,
-        Some(scaling) => scale_rope(Config(scaling), head_dim, theta, &mut entries)?,
+        Some(scaling) => scale_rope(Config(scaling), rotated, theta, &mut entries)?,
     };
-    let tied = config.flag("tie_word_embeddings");
+    if rope_factors.is_some() && architecture != Architecture::Llama {
+        let problem = "\"llama3\": GGUF has it for Llama only";
+        return Err(wrong("rope_scaling.rope_type", problem));
+    }
+    let tied = is_tied(config, traits)?;
     Ok(Model { architecture, heads, kv_heads, vocabulary, tied, rope_factors, departures, entries })
+}
+
+/// Refuses what llama.cpp would compute otherwise whatever the file says.
+fn check_computed(
+    config: Config<'_>,
+    architecture: Architecture,
+    traits: &Traits,
+) -> Result<(), GgufError> {
+    let (fields, names) = traits.activation;
+    let given = fields.iter().find_map(|field| Some((*field, config.text(field)?)));
+    if let Some((field, activation)) = given.filter(|(_, name)| !names.contains(name)) {
+        let computed = names[0];
+        let problem =
+            format!("{activation:?}: llama.cpp computes {computed} for this architecture");
+        return Err(wrong(field, problem));
+    }
+    if architecture.raises_gains() {
+        check_scores(config, architecture)?;
+    }
+    let without = traits.biases.iter().filter(|(_, tensors)| tensors.is_empty());
+    let qwen3 = (architecture == Architecture::Qwen3).then_some("attention_bias");
+    match without.map(|(flag, _)| *flag).chain(qwen3).find(|flag| config.flag(flag)) {
+        Some(flag) => {
+            let name = traits.name;
+            Err(wrong(flag, format!("is true, but llama.cpp has no such biases in {name}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Refuses Gemmas whose scores llama.cpp would divide by another root.
+fn check_scores(config: Config<'_>, architecture: Architecture) -> Result<(), GgufError> {
+    let key = "query_pre_attn_scalar";
+    let share = config.size("hidden_size")? / config.size("num_attention_heads")?;
+    let (layers, head_dim) = (config.size("num_hidden_layers")?, config.size("head_dim")?);
+    let computed = attention_scalar(architecture, layers, share, head_dim);
+    let given = config.number(config.get(key), key)?.unwrap_or(256.0);
+    match given == computed as f64 {
+        true => Ok(()),
+        false => Err(wrong(key, format!("is {given}: llama.cpp computes with {computed}"))),
+    }
+}
+
+/// Whether the head multiplies by the embedding table.
+fn is_tied(config: Config<'_>, traits: &Traits) -> Result<bool, GgufError> {
+    let key = "tie_word_embeddings";
+    let default = matches!(traits.head, Head::Tied | Head::AlwaysTied);
+    let tied = config.get(key).and_then(Value::as_bool).unwrap_or(default);
+    match (traits.head, tied) {
+        (Head::AlwaysTied, false) => {
+            Err(wrong(key, "is false: llama.cpp multiplies by the embedding table all the same"))
+        }
+        (Head::NeverTied, true) => {
+            Err(wrong(key, "is true: llama.cpp wants a head of its own for this architecture"))
+        }
+        _ => Ok(tied),
+    }
+}
+
+/// The value of a field as that of its key; nothing where it is absent and has no default.
+fn entry(config: Config<'_>, field: &Field) -> Result<Option<MetaValue>, GgufError> {
+    let key = field.config;
+    if config.0.get(key).is_some_and(Value::is_null) && field.default.is_some() {
+        return Err(wrong(key, "is null, but llama.cpp has one for this architecture"));
+    }
+    Ok(match field.kind {
+        Kind::Size => config.optional_size(key)?.map(|size| unsigned(key, size)).transpose()?,
+        Kind::Number => {
+            let number = config.number(config.get(key), key)?.or(field.default);
+            number.map(|number| single(key, number)).transpose()?
+        }
+        Kind::Flag => Some(MetaValue::Bool(config.flag(key))),
+    })
+}
+
+/// Channels of a head that are rotated.
+fn rotated(
+    config: Config<'_>,
+    traits: &Traits,
+    parameters: Option<&Value>,
+    head_dim: usize,
+) -> Result<usize, GgufError> {
+    let Some(default) = traits.partial else { return Ok(head_dim) };
+    let key = "partial_rotary_factor";
+    let given = parameters.and_then(|parameters| parameters.get(key)).or_else(|| config.get(key));
+    let part = config.number(given, key)?.unwrap_or(default);
+    Ok(((part * head_dim as f64) as usize).clamp(1, head_dim))
 }
 
 /// The window of all layers; windows of some layers have no place in GGUF.
 fn sliding_window(config: Config<'_>, model_type: &str) -> Result<Option<usize>, GgufError> {
     match model_type {
-        "mistral" => config.optional_size("sliding_window"),
+        "mistral" | "phi3" | "starcoder2" => config.optional_size("sliding_window"),
         "qwen2" | "qwen3" if config.flag("use_sliding_window") => Err(wrong(
             "use_sliding_window",
             "llama.cpp has no sliding window for this architecture",
@@ -137,7 +228,11 @@ fn sliding_window(config: Config<'_>, model_type: &str) -> Result<Option<usize>,
 /// Base and scaling, from `rope_parameters` (transformers 5) or as they stood before.
 fn rope_parameters(config: Config<'_>) -> (Option<&Value>, Option<&Value>) {
     let object = |key: &str| config.get(key).filter(|value| value.is_object());
-    match object("rope_parameters") {
+    let parameters = object("rope_parameters").map(|parameters| {
+        // Gemma 3 has those of either kind of layer apart; llama.cpp knows those with a window.
+        parameters.get("full_attention").filter(|inner| inner.is_object()).unwrap_or(parameters)
+    });
+    match parameters {
         Some(parameters) => {
             let theta = parameters.get("rope_theta").filter(|theta| !theta.is_null());
             (theta.or_else(|| config.get("rope_theta")), Some(parameters))

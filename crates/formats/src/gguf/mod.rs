@@ -14,6 +14,7 @@
 //! Sources of the facts: the GGUF specification, llama.cpp's converter (which this inverts), and
 //! the `config.json` and `tokenizer.json` of the models concerned.
 
+mod architecture;
 pub(crate) mod blocks;
 mod config;
 mod error;
@@ -29,9 +30,10 @@ use lapidary_store::TensorInfo;
 use lapidary_store::gguf::Metadata;
 use serde_json::Value;
 
+pub use architecture::Architecture;
 pub use config::{config, generation_config};
 pub use error::GgufError;
-pub use names::{Architecture, Destination, Names, Rows, permute_rows, unpermute_rows};
+pub use names::{Change, Destination, Names, permute_rows, unpermute_rows};
 pub use tokenizer::{TokenizerFiles, tokenizer_files};
 pub use values::{block_kind, dequantize};
 

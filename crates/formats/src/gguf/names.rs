@@ -1,102 +1,15 @@
 //! Tensor names of GGUF and of Hugging Face, and the order of rows.
 //!
-//! For architecture `llama`, and only there, the converter reorders the rows of the query and key
+//! For `llama` and what is built on it the converter reorders the rows of the query and key
 //! projections, weights and biases, from the two halves of a head that Hugging Face rotates against
-//! each other to neighbouring pairs: row `(head, half, i)` becomes row `(head, i, half)`.
+//! each other to neighbouring pairs: row `(head, half, i)` becomes row `(head, i, half)`. For Gemma it
+//! adds one to the gains of the norms, which Hugging Face adds when it computes.
 
 use lapidary_store::gguf::Metadata;
 
+use super::GgufError;
+use super::architecture::Architecture;
 use super::config::heads;
-use super::{GgufError, keys};
-
-/// A model architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// Llama, Mistral, SmolLM and all that share their code.
-    Llama,
-    /// Qwen 2 and 2.5: biases in the query, key and value projections.
-    Qwen2,
-    /// Qwen 3: norms of queries and keys.
-    Qwen3,
-    /// BERT and its like, as sentence embedders use them.
-    Bert,
-}
-
-impl Architecture {
-    /// The architecture that the metadata state.
-    ///
-    /// # Errors
-    /// When `general.architecture` is missing or not supported.
-    pub fn of(metadata: &Metadata) -> Result<Self, GgufError> {
-        let key = "general.architecture";
-        let name = keys::required(key, keys::string(metadata, key))?;
-        [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Bert]
-            .into_iter()
-            .find(|architecture| architecture.name() == name)
-            .ok_or_else(|| GgufError::UnknownArchitecture(name.to_owned()))
-    }
-
-    /// How GGUF spells it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-            Self::Bert => "bert",
-        }
-    }
-
-    /// The architecture that holds models of a `model_type`, where one does.
-    #[must_use]
-    pub fn of_model_type(model_type: &str) -> Option<Self> {
-        match model_type {
-            "llama" | "mistral" => Some(Self::Llama),
-            "qwen2" => Some(Self::Qwen2),
-            "qwen3" => Some(Self::Qwen3),
-            "bert" => Some(Self::Bert),
-            _ => None,
-        }
-    }
-
-    fn table(self) -> &'static [(&'static str, &'static str)] {
-        if self == Self::Bert { BERT } else { DECODER }
-    }
-}
-
-/// GGUF and Hugging Face names, without `.weight` and `.bias`; `{}` is the number of the layer.
-const DECODER: &[(&str, &str)] = &[
-    ("token_embd", "model.embed_tokens"),
-    ("output_norm", "model.norm"),
-    ("output", "lm_head"),
-    ("blk.{}.attn_norm", "model.layers.{}.input_layernorm"),
-    ("blk.{}.attn_q", "model.layers.{}.self_attn.q_proj"),
-    ("blk.{}.attn_k", "model.layers.{}.self_attn.k_proj"),
-    ("blk.{}.attn_v", "model.layers.{}.self_attn.v_proj"),
-    ("blk.{}.attn_output", "model.layers.{}.self_attn.o_proj"),
-    ("blk.{}.attn_q_norm", "model.layers.{}.self_attn.q_norm"),
-    ("blk.{}.attn_k_norm", "model.layers.{}.self_attn.k_norm"),
-    ("blk.{}.ffn_norm", "model.layers.{}.post_attention_layernorm"),
-    ("blk.{}.ffn_gate", "model.layers.{}.mlp.gate_proj"),
-    ("blk.{}.ffn_up", "model.layers.{}.mlp.up_proj"),
-    ("blk.{}.ffn_down", "model.layers.{}.mlp.down_proj"),
-];
-
-/// As [`DECODER`], for an encoder without a head.
-const BERT: &[(&str, &str)] = &[
-    ("token_embd", "embeddings.word_embeddings"),
-    ("token_types", "embeddings.token_type_embeddings"),
-    ("position_embd", "embeddings.position_embeddings"),
-    ("token_embd_norm", "embeddings.LayerNorm"),
-    ("blk.{}.attn_q", "encoder.layer.{}.attention.self.query"),
-    ("blk.{}.attn_k", "encoder.layer.{}.attention.self.key"),
-    ("blk.{}.attn_v", "encoder.layer.{}.attention.self.value"),
-    ("blk.{}.attn_output", "encoder.layer.{}.attention.output.dense"),
-    ("blk.{}.attn_output_norm", "encoder.layer.{}.attention.output.LayerNorm"),
-    ("blk.{}.ffn_up", "encoder.layer.{}.intermediate.dense"),
-    ("blk.{}.ffn_down", "encoder.layer.{}.output.dense"),
-    ("blk.{}.layer_output_norm", "encoder.layer.{}.output.LayerNorm"),
-];
 
 /// The factors of Llama 3's scaled rotary embedding: part of `config.json` at Hugging Face.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
@@ -108,19 +21,21 @@ pub enum Destination {
     Tensor {
         /// Its Hugging Face name.
         name: String,
-        /// What is to be done to its rows on the way.
-        rows: Rows,
+        /// What is to be done to it on the way.
+        change: Change,
     },
     /// Into `config.json`: give its values to [`super::config`] as `rope_factors`.
     RopeFactors,
 }
 
-/// The order of the rows of a tensor (or of the elements, for a bias).
+/// What is other about a tensor in GGUF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rows {
-    /// The same in both formats.
+pub enum Change {
+    /// Nothing.
     Same,
-    /// In pairs; [`unpermute_rows`] restores the halves of each head.
+    /// Its values, gains of a norm, have one added.
+    Raised,
+    /// Its rows (or elements, for a bias) stand in pairs; [`unpermute_rows`] restores the halves of each head.
     Paired {
         /// The heads that the rows divide into.
         heads: usize,
@@ -159,7 +74,7 @@ impl Names {
         if name == ROPE_FACTORS && self.architecture == Architecture::Llama {
             return Ok(Destination::RopeFactors);
         }
-        let pairs = self.architecture.table().iter().map(|&(gguf, hf)| (gguf, hf));
+        let pairs = self.architecture.names();
         let translated = translate(name, pairs).ok_or_else(|| GgufError::UnknownTensor {
             name: name.to_owned(),
             architecture: self.architecture.name(),
@@ -169,17 +84,19 @@ impl Names {
             "blk.{}.attn_k" => self.kv_heads,
             _ => 0,
         };
-        let rows = match self.architecture {
-            Architecture::Llama if heads > 0 => Rows::Paired { heads },
-            _ => Rows::Same,
+        let is_gain = name.ends_with("norm.weight");
+        let change = match self.architecture {
+            architecture if heads > 0 && architecture.pairs_rows() => Change::Paired { heads },
+            architecture if is_gain && architecture.raises_gains() => Change::Raised,
+            _ => Change::Same,
         };
-        Ok(Destination::Tensor { name: translated.name, rows })
+        Ok(Destination::Tensor { name: translated.name, change })
     }
 
     /// The GGUF name of the tensor with a Hugging Face name, if there is one.
     #[must_use]
     pub fn to_gguf(&self, name: &str) -> Option<String> {
-        let pairs = self.architecture.table().iter().map(|&(gguf, hf)| (hf, gguf));
+        let pairs = self.architecture.names().map(|(gguf, hf)| (hf, gguf));
         Some(translate(name, pairs)?.name)
     }
 }
@@ -223,7 +140,7 @@ fn is_number(text: &str) -> bool {
         || !text.starts_with('0') && !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Restores the order of [`Rows::Paired`] rows, in place: `data` is `[rows, row_length]`, of
+/// Restores the order of [`Change::Paired`] rows, in place: `data` is `[rows, row_length]`, of
 /// numbers or, since the rows of a quantized tensor are whole blocks, of bytes.
 ///
 /// # Errors
@@ -249,7 +166,7 @@ pub fn unpermute_rows<T: Copy>(
     Ok(())
 }
 
-/// Brings rows into the order of [`Rows::Paired`], in place: what [`unpermute_rows`] undoes.
+/// Brings rows into the order of [`Change::Paired`], in place: what [`unpermute_rows`] undoes.
 ///
 /// # Errors
 /// As [`unpermute_rows`].

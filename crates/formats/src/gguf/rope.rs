@@ -13,8 +13,8 @@
 use lapidary_store::gguf::Metadata;
 use serde_json::{Map, Value, json};
 
-use super::names::{Architecture, ROPE_FACTORS};
-use super::{GgufError, keys};
+use super::names::ROPE_FACTORS;
+use super::{Architecture, GgufError, keys};
 
 const LOW: f64 = 1.0;
 const HIGH: f64 = 4.0;

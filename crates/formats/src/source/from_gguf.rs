@@ -3,7 +3,7 @@
 use super::logical::Storage;
 use super::{LogicalTensor, Source, SourceFile, to_f32};
 use crate::FormatError;
-use crate::gguf::{Destination, GgufError, Names, Rows, folder_files};
+use crate::gguf::{Change, Destination, GgufError, Names, folder_files};
 use lapidary_store::{Checkpoint, Dtype};
 use serde_json::Value;
 
@@ -18,10 +18,11 @@ impl Source {
         let (mut tensors, mut consumed, mut rope_factors) = (vec![], vec![], None);
         for info in checkpoint.tensors() {
             match names.to_hugging_face(&info.name).map_err(wrong)? {
-                Destination::Tensor { name, rows } => {
-                    let storage = match rows {
-                        Rows::Same => Storage::Plain(info.clone()),
-                        Rows::Paired { heads } => Storage::Paired(info.clone(), heads),
+                Destination::Tensor { name, change } => {
+                    let storage = match change {
+                        Change::Same => Storage::Plain(info.clone()),
+                        Change::Raised => Storage::Raised(info.clone()),
+                        Change::Paired { heads } => Storage::Paired(info.clone(), heads),
                     };
                     tensors.push(LogicalTensor { name, shape: info.shape.clone(), storage });
                 }

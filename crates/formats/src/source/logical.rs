@@ -22,6 +22,8 @@ pub(super) enum Storage {
     Compressed(Module, FloatType),
     /// A matrix that stands in the checkpoint the other way round, columns as rows.
     Transposed(TensorInfo),
+    /// Gains of a GGUF that have one added.
+    Raised(TensorInfo),
     /// A tensor of a GGUF whose rows stand in pairs, for so many heads.
     Paired(TensorInfo, usize),
 }
@@ -49,9 +51,10 @@ impl LogicalTensor {
     /// Names of the checkpoint's tensors it is made of.
     pub fn stored_as(&self) -> Vec<&str> {
         match &self.storage {
-            Storage::Plain(info) | Storage::Paired(info, _) | Storage::Transposed(info) => {
-                vec![&info.name]
-            }
+            Storage::Plain(info)
+            | Storage::Paired(info, _)
+            | Storage::Raised(info)
+            | Storage::Transposed(info) => vec![&info.name],
             Storage::Compressed(module, _) => module.tensors.iter().map(String::as_str).collect(),
         }
     }
@@ -69,9 +72,10 @@ impl LogicalTensor {
     /// The float type it is handed on as.
     pub(super) fn float_type(&self) -> FloatType {
         match &self.storage {
-            Storage::Plain(info) | Storage::Paired(info, _) | Storage::Transposed(info) => {
-                float_type(info.dtype)
-            }
+            Storage::Plain(info)
+            | Storage::Paired(info, _)
+            | Storage::Raised(info)
+            | Storage::Transposed(info) => float_type(info.dtype),
             Storage::Compressed(_, float) => *float,
         }
     }

@@ -1,6 +1,6 @@
 //! Tensor names, the order of rows, and values.
 
-use lapidary_formats::gguf::{Destination, GgufError, Names, Rows, dequantize, unpermute_rows};
+use lapidary_formats::gguf::{Change, Destination, GgufError, Names, dequantize, unpermute_rows};
 use lapidary_store::{Dtype, GgmlType};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -16,8 +16,8 @@ fn names(architecture: &str) -> Names {
     Names::new(&gguf.metadata).unwrap()
 }
 
-fn tensor(name: &str, rows: Rows) -> Result<Destination, GgufError> {
-    Ok(Destination::Tensor { name: name.to_owned(), rows })
+fn tensor(name: &str, change: Change) -> Result<Destination, GgufError> {
+    Ok(Destination::Tensor { name: name.to_owned(), change })
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn every_tensor_of_a_decoder_goes_there_and_back() {
     for architecture in ["llama", "qwen2", "qwen3"] {
         let names = names(architecture);
         for (gguf, hugging_face) in pairs {
-            assert_eq!(names.to_hugging_face(gguf), tensor(hugging_face, Rows::Same));
+            assert_eq!(names.to_hugging_face(gguf), tensor(hugging_face, Change::Same));
             assert_eq!(names.to_gguf(hugging_face).as_deref(), Some(gguf));
         }
     }
@@ -64,7 +64,7 @@ fn every_tensor_of_an_encoder_goes_there_and_back() {
     ];
     let names = names("bert");
     for (gguf, hugging_face) in pairs {
-        assert_eq!(names.to_hugging_face(gguf), tensor(hugging_face, Rows::Same));
+        assert_eq!(names.to_hugging_face(gguf), tensor(hugging_face, Change::Same));
         assert_eq!(names.to_gguf(hugging_face).as_deref(), Some(gguf));
     }
 }
@@ -75,9 +75,9 @@ fn only_llamas_queries_and_keys_are_in_pairs() {
         let q = format!("model.layers.4.self_attn.q_proj.{suffix}");
         let k = format!("model.layers.4.self_attn.k_proj.{suffix}");
         for (architecture, q_rows, k_rows) in [
-            ("llama", Rows::Paired { heads: 6 }, Rows::Paired { heads: 2 }),
-            ("qwen2", Rows::Same, Rows::Same),
-            ("qwen3", Rows::Same, Rows::Same),
+            ("llama", Change::Paired { heads: 6 }, Change::Paired { heads: 2 }),
+            ("qwen2", Change::Same, Change::Same),
+            ("qwen3", Change::Same, Change::Same),
         ] {
             let names = names(architecture);
             let to = |stem: &str| names.to_hugging_face(&format!("blk.4.{stem}.{suffix}"));

@@ -1,0 +1,59 @@
+//! Every architecture that GGUF is written for, in llama.cpp: tiny models with the logits that
+//! transformers gave for them.
+//!
+//! `LAPIDARY_PYTHON` names a Python with llama-cpp-python, else it is `python3`.
+
+use crate::check::{Check, Report};
+use crate::context::Context;
+use crate::error::Error;
+use crate::process::json;
+use std::process::Command;
+
+pub(crate) const CHECK: Check = Check {
+    name: "architectures",
+    summary: "tiny models of every architecture: llama.cpp's logits are those of transformers",
+    models: &[],
+    run,
+};
+
+/// Folders of `testdata/models`, and the largest difference of a logit over the spread of all: llama.cpp
+/// looks GELU up in a table of 16-bit floats.
+const MODELS: [(&str, f64); 16] = [
+    ("llama-untied", 1e-4),
+    ("llama-biases", 1e-4),
+    ("llama-rope-llama3", 1e-4),
+    ("mistral", 1e-4),
+    ("qwen2-untied", 1e-4),
+    ("qwen3", 1e-4),
+    ("gemma2-published", 1e-2),
+    ("gemma3-published", 1e-2),
+    ("granite", 1e-4),
+    ("granite-biases", 1e-4),
+    ("olmo2", 1e-4),
+    ("phi3", 1e-4),
+    ("smollm3", 1e-4),
+    ("starcoder2", 1e-2),
+    ("stablelm", 1e-4),
+    ("stablelm-parallel", 1e-4),
+];
+
+fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
+    let python = std::env::var_os("LAPIDARY_PYTHON").unwrap_or_else(|| "python3".into());
+    let scratch = context.scratch("architectures");
+    std::fs::create_dir_all(&scratch).map_err(Error::at(&scratch))?;
+    let mut script = Command::new(python);
+    script.arg(context.root().join("xtask/real/llama_architectures.py")).arg(context.binary());
+    script.arg(context.root().join("testdata/models")).arg(&scratch);
+    let found = json(script.args(MODELS.map(|(name, _)| name)))?;
+    for (name, most) in MODELS {
+        let (holds, figures) = match found[name].as_f64() {
+            Some(difference) => (
+                difference <= most,
+                format!("off by {difference:.1e} at most (at most {most:.0e})"),
+            ),
+            None => (false, found[name].as_str().unwrap_or("nothing was said").to_owned()),
+        };
+        report.line(holds, name, &figures);
+    }
+    Ok(())
+}
