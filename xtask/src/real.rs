@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// Key of the random moments
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Write what each check says into a folder, a table a file
+    #[arg(long, value_name = "FOLDER")]
+    tables: Option<PathBuf>,
     /// Check this `lapidary` instead of building one
     #[arg(long)]
     binary: Option<PathBuf>,
@@ -67,6 +70,9 @@ pub(crate) fn run(options: &Options) -> Result<bool, Error> {
     let mut report = Report::new();
     for check in chosen {
         report.run(check, &context);
+        if let Some(folder) = &options.tables {
+            report.write_table(folder, check, &context.text_name)?;
+        }
     }
     let seconds = started.elapsed().as_secs_f64();
     println!("{} ok, {} failed, {seconds:.0} s", report.passed, report.failed);

@@ -40,7 +40,6 @@ const TOLERANCE: f64 = 1e-3;
 fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
     let python = context.environment("loaders", "xtask/real/loaders.txt")?;
     let model = context.model("offgrid")?;
-    let mut table = vec![];
     for (index, (format, step)) in FOLDERS.into_iter().enumerate() {
         let recipe = context.scratch(&format!("loaders-{index}.yaml"));
         std::fs::write(&recipe, format!("steps: [{{{step}}}]\nformat: {format}\n"))
@@ -58,10 +57,7 @@ fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
         let figures = format!("{layers} layers by {loader}, the largest difference {worst:.1e}");
         let is_whole = found["layers"] == layers && layers > 0;
         report.line(is_whole && worst <= TOLERANCE, &format!("{format}, {step}"), &figures);
-        table.push(format!("| {format} | {step} | {loader} | {layers} | {worst:.1e} |"));
     }
-    println!("\n| format | step | decoded by | layers | largest difference |");
-    println!("|---|---|---|---|---|\n{}\n", table.join("\n"));
     Ok(())
 }
 
