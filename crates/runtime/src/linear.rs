@@ -202,7 +202,7 @@ mod tests {
     use super::*;
     use lapidary_kernels::packed::Activations;
     use lapidary_weight::{
-        Affine, Dense, FloatType, GroupFloats, Lookup, LowRank, Sparse, WeightError,
+        Affine, Dense, FloatType, GroupFloats, Lookup, LowRank, Places, Sparse, WeightError,
     };
     use std::num::NonZeroUsize;
 
@@ -299,6 +299,7 @@ mod tests {
             columns: (0..rows * each).map(|i| (i % each * 2) as u32).collect(),
             values: numbers(rows * each, 4),
             dtype: FloatType::F16,
+            places: Places::Listed,
         };
         check(rows, cols, vec![Term::Dense(dense), Term::LowRank(factors)])?;
         check(rows, cols, vec![Term::Sparse(sparse(3)), Term::Sparse(sparse(40))])
