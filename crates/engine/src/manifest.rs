@@ -78,6 +78,9 @@ pub struct SiteRecord {
     pub weight_error: f64,
     /// `‖W X − Ŵ X‖² / ‖W X‖²` on the calibration tokens, where they were run.
     pub output_error: Option<f64>,
+    /// Share of the stored weights that is exactly 0, where some were pruned.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sparsity: Option<f64>,
     /// Everything that departed from the plain course.
     pub notes: Vec<Note>,
 }
