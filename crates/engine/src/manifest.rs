@@ -29,6 +29,9 @@ pub struct Manifest {
     /// The same of the compressed tables and heads, when there are any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub table_bits_per_weight: Option<f64>,
+    /// Share of the compressed layers' weights that is pruned, where any is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sparsity: Option<f64>,
     /// Bytes of the weight files, before and after.
     pub bytes: Bytes,
     /// What was calibrated on.
