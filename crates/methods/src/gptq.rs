@@ -260,9 +260,19 @@ impl Tensorwise for Rounding {
         round_to_nearest(&self.0, site)
     }
 
+    fn masked(&self) -> Option<&dyn Masked> {
+        (self.0.grid.blocks == BlockGrid::Plain).then_some(self)
+    }
+
     fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
         let grid = self.0.grid.regrouped(grouping)?;
         Some(Box::new(Self(Params { grid, ..self.0.clone() })))
+    }
+}
+
+impl Masked for Rounding {
+    fn encode_masked(&self, site: &Site<'_>, kept: &[bool]) -> Result<Encoded, MethodError> {
+        self.encode(&Site { weight: &without_pruned(site.weight, kept), ..*site })
     }
 }
 

@@ -364,7 +364,10 @@ impl Tensorwise for Pruned {
 
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
         let Some(encoder) = &self.encoder else { return self.encode_floats(site) };
-        let Some(masked) = encoder.masked() else { return encoder.encode(site) };
+        let Some(masked) = encoder.masked() else {
+            let (place, what) = (site.name.to_owned(), "is pruned, and its encoder keeps no zeros");
+            return Err(MethodError::Structure { place, what: what.to_owned() });
+        };
         let selected = self.pruner.selection().and_then(|s| masked.encode_selecting(site, s));
         if let Some(encoded) = selected {
             return encoded;
