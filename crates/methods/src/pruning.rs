@@ -348,7 +348,8 @@ impl Pruned {
 
 impl Tensorwise for Pruned {
     fn needs(&self) -> Needs {
-        self.encoder.as_ref().map_or(Needs::default(), |e| e.needs()).or(self.pruner.needs())
+        let encoder = self.encoder.as_ref().map(|encoder| encoder.needs());
+        encoder.unwrap_or_default().or(self.pruner.needs())
     }
 
     fn shares_range(&self) -> bool {

@@ -153,7 +153,8 @@ fn what_goes_is_what_scores_least() {
     let ria = |row: usize, j: usize| {
         (at(row, j) / of_column(j) + at(row, j) / of_row(row)) * size(j).sqrt()
     };
-    let scores: [(&str, &dyn Fn(usize, usize) -> f64); 2] = [("wanda", &wanda), ("ria", &ria)];
+    type Score<'a> = &'a dyn Fn(usize, usize) -> f64;
+    let scores: [(&str, Score<'_>); 2] = [("wanda", &wanda), ("ria", &ria)];
     for (score, of) in scores {
         let changes = json!({"sparsity": 0.4, "score": score});
         let kept = pruner("wanda", changes).prune(&site(&weight, cols, &known, FloatType::F32));
@@ -300,9 +301,9 @@ fn reference(weight: &[f32], cols: usize, known: &Statistics, block: usize) -> V
             let pivots: Vec<f64> = (j..j + width).map(pivot).collect();
             let mut scores: Vec<(f64, usize)> = vec![];
             for row in 0..rows {
-                for k in 0..width {
+                for (k, pivot) in pivots.iter().enumerate() {
                     let place = row * n + j + k;
-                    scores.push((w[place] * w[place] / pivots[k], place));
+                    scores.push((w[place] * w[place] / pivot, place));
                 }
             }
             scores.sort_by(|a, b| a.0.total_cmp(&b.0));

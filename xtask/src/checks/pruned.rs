@@ -22,7 +22,8 @@ const CASES: [(&str, &[&str]); 3] = [
 fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
     let model = context.model("offgrid")?;
     for (recipe, more) in CASES {
-        let chosen = ["--recipe", recipe].iter().chain(more).map(|text| (*text).to_owned());
+        let chosen = ["--recipe", recipe];
+        let chosen = chosen.iter().chain(more).map(|text| (*text).to_owned());
         let arguments: Vec<String> = chosen.chain(context.rows(16, 256)).collect();
         let made = context.compressed(&model, &arguments)?;
         loads(context, report, recipe, &made.folder)?;
