@@ -55,8 +55,8 @@ const BLOCK: usize = 32;
 const STEPS: usize = BLOCK / 4;
 
 /// Shares of the elements that a sparse matrix may have: with fewer than the first, single values with
-/// their columns are faster; with more than the second, so are floats for all elements. Measured by the
-/// example `sparse`, one token, matrices larger than the caches.
+/// their columns are faster; with more than the second, so are floats for all elements. Estimates from the
+/// bytes and instructions of each; the example `sparse` measures where they lie.
 const BITMAP: Range<f64> = 0.05..0.75;
 
 /// What a product may round.
