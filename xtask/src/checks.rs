@@ -10,6 +10,7 @@ mod memory;
 mod minilm;
 mod ordering;
 mod perplexity;
+mod pruned;
 mod resume;
 mod running;
 mod tokens;
@@ -23,6 +24,7 @@ pub(crate) const CHECKS: &[Check] = &[
     load::CHECK,
     floats::CHECK,
     loaders::CHECK,
+    pruned::CHECK,
     minilm::CHECK,
     ordering::CHECK,
     resume::CHECK,

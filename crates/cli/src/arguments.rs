@@ -62,12 +62,22 @@ pub(crate) struct RecipeArguments {
     /// A recipe file or a preset (`lapidary presets`)
     #[arg(long, short, default_value = "W4A16")]
     pub(crate) recipe: String,
+    /// In place of a recipe, a method with its defaults on all linear layers, or a chain such as
+    /// wanda+gptq (`lapidary methods`)
+    #[arg(long, value_name = "METHOD", conflicts_with = "recipe")]
+    pub(crate) method: Option<String>,
     /// Bits of a weight
     #[arg(long)]
     bits: Option<f64>,
     /// Columns that share a scale: a number, row, or tensor
     #[arg(long, allow_hyphen_values = true)]
     group_size: Option<String>,
+    /// Share of the weights that is pruned, for instance 0.5
+    #[arg(long, value_name = "SHARE", conflicts_with = "pattern")]
+    sparsity: Option<f64>,
+    /// Prune N of every M columns, for instance 2:4
+    #[arg(long, value_name = "N:M")]
+    pattern: Option<String>,
     /// One scale a group, no zero point
     #[arg(long, conflicts_with = "asymmetric")]
     symmetric: bool,
@@ -147,6 +157,8 @@ impl RecipeArguments {
             bits: self.bits,
             group_size: self.group_size.clone(),
             symmetric,
+            sparsity: self.sparsity,
+            pattern: self.pattern.clone(),
             text: self.calibration.clone(),
             samples: self.samples,
             seq_len: self.seq_len,

@@ -19,6 +19,7 @@ use lapidary_engine::recipe::{Node, Recipe, RecipeError, preset};
 use lapidary_formats::Source;
 use lapidary_store::fs::read_text;
 use lapidary_store::{Environment, Fs, RealFs, resolve};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -59,10 +60,22 @@ pub(crate) fn base_model(model: &str, path: &Path) -> String {
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
+/// A recipe of methods with their defaults, joined by `+`, on all linear layers.
+fn methods_on_all(chain: &str) -> Node {
+    let steps: Vec<_> = chain.split('+').map(|method| json!({ "method": method })).collect();
+    Node::given(json!({ "steps": steps }))
+}
+
 /// The recipe that the arguments ask for: a file or a preset, with its overrides.
 pub(crate) fn recipe(fs: &dyn Fs, arguments: &RecipeArguments) -> Result<Recipe, CliError> {
     let name = &arguments.recipe;
     let in_recipe = |error: RecipeError| CliError::Recipe { file: name.clone(), error };
+    if let Some(chain) = &arguments.method {
+        let in_chain = |error| CliError::Recipe { file: format!("--method {chain}"), error };
+        let mut document = methods_on_all(chain);
+        arguments.overrides().apply(&mut document).map_err(in_chain)?;
+        return Recipe::from_document(&document).map_err(in_chain);
+    }
     let path = Path::new(name);
     let is_file = path.extension().is_some_and(|e| ["yaml", "yml", "json"].iter().any(|x| e == *x));
     let mut document = if is_file || fs.metadata(path).is_ok() {

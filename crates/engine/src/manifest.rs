@@ -29,6 +29,9 @@ pub struct Manifest {
     /// The same of the compressed tables and heads, when there are any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub table_bits_per_weight: Option<f64>,
+    /// Share of the compressed layers' weights that is pruned, where any is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sparsity: Option<f64>,
     /// Bytes of the weight files, before and after.
     pub bytes: Bytes,
     /// What was calibrated on.
@@ -78,6 +81,9 @@ pub struct SiteRecord {
     pub weight_error: f64,
     /// `‖W X − Ŵ X‖² / ‖W X‖²` on the calibration tokens, where they were run.
     pub output_error: Option<f64>,
+    /// Share of the stored weights that is exactly 0, where some were pruned.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sparsity: Option<f64>,
     /// Everything that departed from the plain course.
     pub notes: Vec<Note>,
 }

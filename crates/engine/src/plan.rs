@@ -266,6 +266,24 @@ impl Plan {
         tensors.iter().map(|tensor| tensor.byte_len().unwrap_or(0)).sum()
     }
 
+    /// The type of the floats of a site's method.
+    pub(crate) fn scale_type(&self, site: &SitePlan) -> FloatType {
+        scale_type(&*site.method, self.format, self.float_type)
+    }
+
+    /// The share of the compressed layers' weights that is pruned; `None` where none is.
+    pub fn sparsity(&self) -> Option<f64> {
+        let all = |site: &SitePlan| (site.outline.rows, site.outline.cols);
+        let pruned = |site: &SitePlan| {
+            let (rows, cols) = all(site);
+            site.method.pruned(rows, cols)
+        };
+        let count: usize = self.sites.iter().filter_map(pruned).sum();
+        let whole: usize =
+            self.sites.iter().map(|site| site.outline.rows * site.outline.cols).sum();
+        self.sites.iter().any(|site| pruned(site).is_some()).then(|| count as f64 / whole as f64)
+    }
+
     /// Whether a search compares layers by stand-ins for its methods.
     pub(crate) fn has_sketches(&self) -> bool {
         self.sites.iter().any(|site| site.method.sketch().is_some())
@@ -365,10 +383,10 @@ fn sites(
     notes: &mut Vec<(String, Note)>,
 ) -> Result<Vec<SitePlan>, EngineError> {
     let choice = choose(spec, recipe)?;
-    let scales = format.scale_type(source.float_type());
     let mut sites = vec![];
     for (matrix, steps) in choice {
         let chained = chain::link(recipe, &steps, &matrix.linear.module)?;
+        let scales = scale_type(&*chained.method, format, source.float_type());
         if chained.blockwise.is_some() && matrix.place == Place::Embedding {
             return Err(EngineError::Refused(format!(
                 "step {}: the rows of {} are looked up, so that its inputs cannot be scaled; \
@@ -406,6 +424,12 @@ fn sites(
         )));
     }
     Ok(sites)
+}
+
+/// The type of a method's floats: what the format has for scales, or the model's own where they are
+/// weights.
+fn scale_type(method: &dyn Tensorwise, format: &dyn Format, model: FloatType) -> FloatType {
+    if method.keeps_floats() { model } else { format.scale_type(model) }
 }
 
 /// Every tensor that the model reads must be there, with the shape that the configuration says.
@@ -556,6 +580,9 @@ fn fit(
 ) -> Result<Fitted, EngineError> {
     let linear = &matrix.linear;
     let (rows, cols) = (linear.out_features, linear.in_features);
+    method
+        .check_shape(rows, cols)
+        .map_err(|what| EngineError::Refused(format!("{}: {what}", linear.module)))?;
     let accepts = |outline: &Outline| match matrix.place {
         Place::Embedding => format.accepts_table(outline),
         _ => format.accepts(outline),
@@ -584,6 +611,9 @@ fn fit(
     let advice = match &matrix.tied {
         Some(head) => {
             format!("it is the weight of {head} too, which has one of its own with untie: true")
+        }
+        _ if method.keeps_floats() => {
+            "add --format native, or dense for zeros among plain floats".to_owned()
         }
         _ => "add --format native, which holds any sum of terms".to_owned(),
     };

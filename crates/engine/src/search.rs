@@ -131,7 +131,7 @@ pub(crate) struct Found {
 /// Refuses a step that changes several layers together: a search measures each alone.
 fn is_of_one_layer(step: &Step) -> Result<(), EngineError> {
     match step.build()? {
-        Method::Tensorwise(_) | Method::Correction(_) => Ok(()),
+        Method::Tensorwise(_) | Method::Correction(_) | Method::Pruner(_) => Ok(()),
         Method::Blockwise(_) | Method::Graphwise(_) => Err(EngineError::Refused(format!(
             "step {} changes several layers together, and a search measures each alone; leave it \
              out, or the budget",

@@ -160,6 +160,8 @@ pub struct Stored<'a> {
     pub format: &'a str,
     /// The compressed layers and tables, by module.
     pub layers: BTreeMap<String, Outline>,
+    /// Share of the compressed layers' weights that is pruned, where that is known.
+    pub sparsity: Option<f64>,
 }
 
 impl<'a> Stored<'a> {
@@ -171,14 +173,14 @@ impl<'a> Stored<'a> {
             (!is_plain(&outline)).then_some((matrix.linear.module, outline))
         };
         let layers = spec.matrices().into_iter().filter_map(layer).collect();
-        Self { spec, format: source.format(), layers }
+        Self { spec, format: source.format(), layers, sparsity: None }
     }
 
     /// What a plan will write.
     pub fn in_plan(plan: &'a Plan) -> Self {
         let sites = plan.sites.iter();
         let layers = sites.map(|site| (site.linear.module.clone(), site.outline.clone())).collect();
-        Self { spec: &plan.spec, format: plan.format.id(), layers }
+        Self { spec: &plan.spec, format: plan.format.id(), layers, sparsity: plan.sparsity() }
     }
 }
 
@@ -188,6 +190,7 @@ impl Target {
         let is_of = |rules: &&Rules| rules.engine == self.engine && rules.format == stored.format;
         let Some(rules) = RULES.iter().find(is_of) else { return vec![self.no_format(stored)] };
         let mut findings: Vec<Finding> = self.of_heads(stored.spec).into_iter().collect();
+        findings.extend(self.of_zeros(stored));
         for (module, outline) in &stored.layers {
             findings.extend(self.of_layer(rules, stored.spec, module, outline));
         }
@@ -196,6 +199,25 @@ impl Target {
             findings.extend(blocks.flat_map(|block| self.of_siblings(block, stored)));
         }
         findings
+    }
+
+    /// No engine multiplies fewer weights because some are 0.
+    fn of_zeros(&self, stored: &Stored<'_>) -> Option<Finding> {
+        let share = 100.0 * stored.sparsity.filter(|share| *share > 0.0)?;
+        let why = match self.engine {
+            Engine::Vllm => "its formats for 2:4 sparsity were removed in 2026",
+            Engine::Transformers | Engine::LlamaCpp => "it has no format for them",
+        };
+        Some(Finding {
+            module: String::new(),
+            rule: format!(
+                "{share:.1} % of the compressed layers' weights are 0, which {} stores and multiplies \
+                 as any other: {why}",
+                self.engine
+            ),
+            cure: String::new(),
+            is_refused: false,
+        })
     }
 
     fn no_format(&self, stored: &Stored<'_>) -> Finding {

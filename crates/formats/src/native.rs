@@ -6,7 +6,7 @@
 use crate::{Format, FormatError, Layout, Module, ReadTensor, Reader, TensorIndex, float_dtype};
 use lapidary_store::{Dtype, TensorSpec};
 use lapidary_weight::{
-    BookType, FloatType, GroupNames, GroupType, Grouping, Outline, Part, PartType, Sparse, Term,
+    BookType, FloatType, GroupNames, GroupType, Grouping, Outline, Part, PartType, Term,
     TermOutline, Weight, ZeroType,
 };
 use serde_json::{Map, Value, json};
@@ -150,14 +150,11 @@ fn part_shapes(
             parts.extend(offsets.then(|| ("offsets", float_dtype(scales), groups)));
             parts
         }
-        TermOutline::Sparse { nonzeros, values } => vec![
-            match Sparse::stores_rows(nonzeros, rows) {
-                true => ("rows", Dtype::U32, vec![nonzeros]),
-                false => ("row_starts", Dtype::U32, vec![rows + 1]),
-            },
-            ("columns", Dtype::U32, vec![nonzeros]),
-            ("values", float_dtype(values), vec![nonzeros]),
-        ],
+        TermOutline::Sparse { nonzeros, values, places } => {
+            let words = places.parts(rows, cols, nonzeros).into_iter();
+            let words = words.map(|(part, length)| (part, Dtype::U32, vec![length]));
+            words.chain([("values", float_dtype(values), vec![nonzeros])]).collect()
+        }
         TermOutline::Columns { count, values } => vec![
             ("columns", Dtype::U32, vec![count]),
             ("values", float_dtype(values), vec![rows, count]),

@@ -70,10 +70,28 @@ pub fn sweep<Q: RowQuantizer + Send>(
     bounds: &[usize],
     quantizers: &mut [Q],
 ) -> Vec<f64> {
+    sweep_blockwise(weights, factor, bounds, quantizers, |_, _, _| {})
+}
+
+/// As [`sweep`], where `begin` sees all rows at the beginning of each block of columns, with every
+/// update so far, and may tell the quantizers, in the order of the rows, what it makes of them.
+///
+/// # Panics
+/// When the slices do not fit each other.
+pub fn sweep_blockwise<Q: RowQuantizer + Send>(
+    weights: &mut [f32],
+    factor: &[f32],
+    bounds: &[usize],
+    quantizers: &mut [Q],
+    mut begin: impl FnMut(Range<usize>, &[f32], &mut dyn Iterator<Item = &mut Q>),
+) -> Vec<f64> {
     let mut losses = vec![0.0; quantizers.len()];
     let strips = quantizers.chunks_mut(STRIP).zip(losses.chunks_mut(STRIP));
     let mut strips: Vec<_> = strips.collect();
-    sweep_with(weights, factor, bounds, STRIP, &mut strips, |(rows, losses), part| {
+    let begin = |block, weights: &[f32], strips: &mut [(&mut [Q], &mut [f64])]| {
+        begin(block, weights, &mut strips.iter_mut().flat_map(|(rows, _)| rows.iter_mut()));
+    };
+    sweep_with(weights, factor, bounds, STRIP, &mut strips, begin, |(rows, losses), part| {
         let lines = part.weights.chunks_exact_mut(part.columns);
         let lines = lines.zip(part.errors.chunks_exact_mut(part.block.len()));
         for (((row, errors), quantizer), loss) in lines.zip(rows.iter_mut()).zip(losses.iter_mut())
@@ -96,7 +114,8 @@ pub fn sweep_strips<Q: StripQuantizer + Send>(
     rows_per_strip: usize,
     quantizers: &mut [Q],
 ) {
-    sweep_with(weights, factor, bounds, rows_per_strip, quantizers, |quantizer, part| {
+    let begin = |_, _: &[f32], _: &mut [Q]| {};
+    sweep_with(weights, factor, bounds, rows_per_strip, quantizers, begin, |quantizer, part| {
         sweep_strip(part, factor, quantizer);
     });
 }
@@ -111,13 +130,15 @@ struct Part<'a> {
     block: Range<usize>,
 }
 
-/// The loop over blocks, shared by both sweeps: `fix` does a block's columns in one strip.
+/// The loop over blocks, shared by both sweeps: `begin` sees all rows before each block, `fix` does
+/// a block's columns in one strip.
 fn sweep_with<S: Send>(
     weights: &mut [f32],
     factor: &[f32],
     bounds: &[usize],
     rows_per_strip: usize,
     strips: &mut [S],
+    mut begin: impl FnMut(Range<usize>, &[f32], &mut [S]),
     fix: impl Fn(&mut S, Part<'_>) + Sync,
 ) {
     let columns = bounds.last().copied().unwrap_or(0);
@@ -131,6 +152,7 @@ fn sweep_with<S: Send>(
     let mut errors = vec![];
     for block in bounds.windows(2) {
         let block = block[0]..block[1];
+        begin(block.clone(), weights, strips);
         errors.clear();
         errors.resize(rows * block.len(), 0.0);
         weights

@@ -256,6 +256,50 @@ proptest! {
         check(&sources, &weight, (rows, cols), tokens);
     }
 
+    /// From a few values to nearly all: single values, bitmaps, floats for all elements.
+    #[test]
+    fn sparse_matrices_of_every_share(
+        rows in 1_usize..70,
+        cols in 1_usize..200,
+        tokens in 1_usize..50,
+        share in 0.0_f32..1.0,
+        bits in 0_usize..3,
+    ) {
+        let (mut row_starts, mut places, mut values) = (vec![0], vec![], vec![]);
+        let mut weight = vec![0.0; rows * cols];
+        let chance = numbers(rows * cols, 21);
+        for (index, value) in numbers(rows * cols, 22).into_iter().enumerate() {
+            if chance[index] < 2.0 * share - 1.0 {
+                // In bfloat16, in half precision, and in neither.
+                let value = match bits {
+                    0 => half::bf16::from_f32(value).to_f32(),
+                    1 => half::f16::from_f32(value).to_f32(),
+                    _ => value,
+                };
+                weight[index] = value;
+                places.push((index % cols) as u32);
+                values.push(value);
+            }
+            if (index + 1) % cols == 0 {
+                row_starts.push(places.len() as u32);
+            }
+        }
+        let source = Source::Sparse { row_starts: &row_starts, columns: &places, values: &values };
+        check(&[source], &weight, (rows, cols), tokens);
+        for precision in [Precision::Float, Precision::Int8] {
+            let packed = Packed::new(rows, cols, precision, &[source]).unwrap();
+            if precision == Precision::Float || bits < 2 {
+                prop_assert_eq!(&packed.decode(), &weight);
+            }
+            let (mut strip, mut out) = (vec![], vec![0.0; cols]);
+            packed.row(rows - 1, &mut strip, &mut out);
+            prop_assert_eq!(&out, &packed.decode()[(rows - 1) * cols..]);
+            let all = rows.div_ceil(16) * 16 * cols * if bits == 2 { 4 } else { 2 };
+            let room = 64 + 4 * (rows + 1);
+            prop_assert!(packed.bytes() <= all + room, "{} of {all}", packed.bytes());
+        }
+    }
+
     #[test]
     fn blocks_of_ggml(
         kind in prop::sample::select(BLOCKS.to_vec()),

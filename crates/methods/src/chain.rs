@@ -59,6 +59,14 @@ impl Tensorwise for Chain {
         self.encoder.shares_range()
     }
 
+    fn check_shape(&self, rows: usize, cols: usize) -> Result<(), String> {
+        self.encoder.check_shape(rows, cols)
+    }
+
+    fn keeps_floats(&self) -> bool {
+        self.encoder.keeps_floats()
+    }
+
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
         let mut outline = self.encoder.outline(rows, cols, scales);
         for correction in &self.corrections {

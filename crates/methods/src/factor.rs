@@ -26,15 +26,19 @@ impl InverseFactor {
         Self { upper, damping: 0.0, dead: vec![] }
     }
 
+    /// That more damping was needed than `asked`.
+    pub(crate) fn damping_note(&self, asked: f64) -> Option<Note> {
+        (self.damping > asked).then(|| {
+            let damping = self.damping;
+            Note::fallback(format!(
+                "the Gram matrix needed a damping of {damping} instead of {asked}"
+            ))
+        })
+    }
+
     /// What departed from the plain course, where a damping of `asked` was wanted.
     pub(crate) fn notes(&self, asked: f64) -> Vec<Note> {
-        let mut notes = vec![];
-        if self.damping > asked {
-            let damping = self.damping;
-            notes.push(Note::fallback(format!(
-                "the Gram matrix needed a damping of {damping} instead of {asked}"
-            )));
-        }
+        let mut notes: Vec<Note> = self.damping_note(asked).into_iter().collect();
         if !self.dead.is_empty() {
             notes.push(Note::fact(format!(
                 "{} input columns were zero on all calibration tokens and were rounded by themselves",

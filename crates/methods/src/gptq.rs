@@ -14,8 +14,12 @@
 use crate::block_grid::{BlockGrids, Fit};
 use crate::drift::target;
 use crate::factor::{InverseFactor, column_order, inverse_factor};
+use crate::magnitude::{Magnitude, Scope};
+use crate::masked_sweep::{Choice, MaskedSweep, order_of_groups};
+use crate::pruning::without_pruned;
 use crate::{
-    BlockGrid, Encoded, GridParams, Method, MethodError, Needs, Note, ParamError, Site, Tensorwise,
+    BlockGrid, Encoded, GridParams, Masked, Method, MethodError, Needs, Note, ParamError, Pruner, Selection, Site,
+    Tensorwise, sparsegpt,
 };
 use lapidary_kernels::grid::{Grid, Levels, Search};
 use lapidary_kernels::sweep::{RowQuantizer, block_bounds, sweep};
@@ -126,6 +130,10 @@ impl Tensorwise for Gptq {
         Some(Box::new(Rounding(self.0.clone())))
     }
 
+    fn masked(&self) -> Option<&dyn Masked> {
+        (self.0.grid.blocks == BlockGrid::Plain).then_some(self)
+    }
+
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
         let gram = site.gram()?;
         site.check_finite()?;
@@ -146,6 +154,81 @@ impl Tensorwise for Gptq {
         }
         let (codes, grids) = job.run();
         self.0.grid.assemble(site, codes, &grids, notes)
+    }
+}
+
+impl Masked for Gptq {
+    fn encode_masked(&self, site: &Site<'_>, kept: &[bool]) -> Result<Encoded, MethodError> {
+        let gram = site.gram()?;
+        site.check_finite()?;
+        let order = column_order(gram, site.cols, self.0.act_order);
+        self.encode_with(site, &order, Choice::Kept(kept))
+    }
+
+    fn encode_selecting(
+        &self,
+        site: &Site<'_>,
+        selection: Selection,
+    ) -> Option<Result<Encoded, MethodError>> {
+        let encode = || {
+            let gram = site.gram()?;
+            site.check_finite()?;
+            let order = order_of_groups(gram, site.cols, self.0.act_order, selection.width());
+            self.encode_with(site, &order, Choice::BySweep(selection))
+        };
+        Some(encode())
+    }
+
+    fn sweeps(&self) -> bool {
+        true
+    }
+}
+
+impl Gptq {
+    /// Rounds what a mask leaves, and makes up for what it prunes.
+    fn encode_with(
+        &self,
+        site: &Site<'_>,
+        order: &[usize],
+        choice: Choice<'_>,
+    ) -> Result<Encoded, MethodError> {
+        let Some(factor) = inverse_factor(site.gram()?, order, self.0.dampening_frac) else {
+            let kept = match choice {
+                Choice::Kept(kept) => kept.to_vec(),
+                Choice::BySweep(selection) => {
+                    let by_size = Magnitude { sparsity: selection.sparsity, scope: Scope::Matrix };
+                    by_size.prune(site)?.kept
+                }
+            };
+            let left = without_pruned(site.weight, &kept);
+            let mut encoded = round_to_nearest(&self.0, &Site { weight: &left, ..*site })?;
+            encoded.notes.push(Note::fallback(
+                "the Gram matrix could not be factored with any damping; what is left was rounded \
+                 to nearest instead",
+            ));
+            return Ok(encoded);
+        };
+        let notes = sparsegpt::notes(&factor, self.0.dampening_frac);
+        let weight = target(site, order, &factor, self.0.drift_correction);
+        let costs = sparsegpt::costs(&factor, order);
+        // Grids are fitted to what is left, as far as it is known beforehand.
+        let left = match choice {
+            Choice::Kept(kept) => without_pruned(&weight, kept),
+            Choice::BySweep(selection) => {
+                let visited = sparsegpt::visited(&weight, order);
+                let kept = selection.of_blocks(&visited, &costs);
+                let left = without_pruned(&visited, &kept);
+                sparsegpt::returned(&left, order)
+            }
+        };
+        let site = Site { weight: &left, ..*site };
+        let job = Job::new(&self.0, &site, order, &factor);
+        let (codes, grids) = job.run_with(sparsegpt::visited(&weight, order), |job, rows, working| {
+            let group = if job.is_static { 1 } else { job.grouping.width(site.cols) };
+            let factor = job.factor;
+            MaskedSweep { choice, order, factor, costs: &costs, group }.run(working, rows);
+        });
+        self.0.grid.assemble(&site, codes, &grids, notes)
     }
 }
 
@@ -177,9 +260,19 @@ impl Tensorwise for Rounding {
         round_to_nearest(&self.0, site)
     }
 
+    fn masked(&self) -> Option<&dyn Masked> {
+        (self.0.grid.blocks == BlockGrid::Plain).then_some(self)
+    }
+
     fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
         let grid = self.0.grid.regrouped(grouping)?;
         Some(Box::new(Self(Params { grid, ..self.0.clone() })))
+    }
+}
+
+impl Masked for Rounding {
+    fn encode_masked(&self, site: &Site<'_>, kept: &[bool]) -> Result<Encoded, MethodError> {
+        self.encode(&Site { weight: &without_pruned(site.weight, kept), ..*site })
     }
 }
 
@@ -219,6 +312,18 @@ impl<'a> Job<'a> {
     }
 
     fn run(&self) -> (Vec<u8>, Vec<Grid>) {
+        self.run_with(self.permuted(self.site.weight), |job, mut rows, working| {
+            let group = if job.is_static { 1 } else { job.grouping.width(job.site.cols) };
+            sweep(working, job.factor, &block_bounds(job.site.cols, group), &mut rows);
+        })
+    }
+
+    /// The codes and grids of a sweep over `working`, whose columns are in the order of visits.
+    fn run_with(
+        &self,
+        mut working: Vec<f32>,
+        sweep: impl FnOnce(&Self, Vec<Row<'_>>, &mut [f32]),
+    ) -> (Vec<u8>, Vec<Grid>) {
         let Site { rows, cols, .. } = *self.site;
         let mut grids = if self.is_static {
             self.static_grids()
@@ -226,7 +331,6 @@ impl<'a> Job<'a> {
             vec![self.levels.grid(1.0, 0); self.grouping.count(rows, cols)]
         };
         let mut codes = vec![0; rows * cols];
-        let mut working = self.permuted(self.site.weight);
         let per_row = self.grouping.per_row(cols);
         let group = self.grouping.width(cols);
         if self.grouping == Grouping::Tensor {
@@ -235,12 +339,11 @@ impl<'a> Job<'a> {
         }
         let rows_of_codes = codes.chunks_exact_mut(cols.max(1));
         let rows_of_grids = grids.chunks_exact_mut(per_row.max(1));
-        let mut quantizers: Vec<Row<'_>> = rows_of_codes
+        let quantizers: Vec<Row<'_>> = rows_of_codes
             .zip(rows_of_grids)
             .map(|(codes, grids)| Row { job: self, group, codes, grids })
             .collect();
-        let bounds = block_bounds(cols, if self.is_static { 1 } else { group });
-        sweep(&mut working, self.factor, &bounds, &mut quantizers);
+        sweep(self, quantizers, &mut working);
         if self.grouping == Grouping::Tensor {
             grids.truncate(1);
         }
@@ -249,8 +352,7 @@ impl<'a> Job<'a> {
 
     /// The columns in the order they are visited.
     fn permuted(&self, weight: &[f32]) -> Vec<f32> {
-        let rows = weight.chunks_exact(self.site.cols.max(1));
-        rows.flat_map(|row| self.order.iter().map(|column| row[*column])).collect()
+        sparsegpt::visited(weight, self.order)
     }
 
     /// Sweeps on the grids of blocks, which are fitted beforehand.

@@ -18,6 +18,8 @@ mod float_grid;
 mod grid;
 mod group;
 mod least_squares;
+mod masked_sweep;
+mod pruning;
 mod registry;
 mod residual;
 mod site;
@@ -26,6 +28,7 @@ pub use block_grid::BlockGrid;
 pub use chain::Chain;
 pub use grid::{GridParams, GroupSize};
 pub use group::{Group, Reader, Rescaled, Shared};
+pub use pruning::{Masked, Pruned, Pruner, Pruning, Selection};
 pub use registry::{Entry, Method, ParamError, entries, find, method_ids};
 pub use site::{Corrected, Encoded, Needs, Note, NoteKind, Site, Statistics};
 
@@ -43,6 +46,7 @@ registry::methods! {
     kbit,
     keep,
     lqer,
+    magnitude,
     mxfp4,
     mxfp8,
     nf4,
@@ -50,9 +54,11 @@ registry::methods! {
     omse,
     rotate,
     rtn,
+    sparsegpt,
     spqr,
     squeezellm,
     trellis,
+    wanda,
 }
 
 /// Turns one weight, with the statistics it asks for, into terms.
@@ -106,6 +112,31 @@ pub trait Tensorwise: Send + Sync {
     /// The same method with another sharing of scales, for formats that cannot store the one asked
     /// for; `None` when it has no such choice.
     fn regroup(&self, _grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
+        None
+    }
+
+    /// Refuses a shape that it cannot encode: the reason, and what to do.
+    ///
+    /// # Errors
+    /// Where a pattern does not divide the columns.
+    fn check_shape(&self, _rows: usize, _cols: usize) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Whether its floats are weights and not scales of codes: they are then of the model's own type.
+    fn keeps_floats(&self) -> bool {
+        false
+    }
+
+    /// Weights of such a matrix that will be exactly 0 because they were pruned; `None` where none
+    /// is pruned.
+    fn pruned(&self, _rows: usize, _cols: usize) -> Option<usize> {
+        None
+    }
+
+    /// How it encodes a weight of which some entries are pruned, so that these decode to exactly 0;
+    /// `None` where it cannot keep them so.
+    fn masked(&self) -> Option<&dyn Masked> {
         None
     }
 

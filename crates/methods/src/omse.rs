@@ -12,7 +12,8 @@
 use crate::block_grid::Fit;
 use crate::blocks::lines;
 use crate::residual::{Fitter, Sum};
-use crate::{BlockGrid, Encoded, GridParams, Method, MethodError, ParamError, Site, Tensorwise};
+use crate::pruning::without_pruned;
+use crate::{BlockGrid, Encoded, GridParams, Masked, Method, MethodError, ParamError, Site, Tensorwise};
 use lapidary_kernels::grid::{Grid, Search};
 use lapidary_weight::{FloatType, Grouping, Outline, Term, Weight};
 use schemars::JsonSchema;
@@ -108,6 +109,11 @@ impl Tensorwise for Omse {
         self.0.grid.encode(site, |values| levels.fit_search(values, None, search, store))
     }
 
+    /// Every plain grid has an exact zero, to which what is pruned is rounded.
+    fn masked(&self) -> Option<&dyn Masked> {
+        (self.0.grid.blocks == BlockGrid::Plain && self.0.tensors == 1).then_some(self)
+    }
+
     fn draft(&self) -> Option<Box<dyn Tensorwise>> {
         Some(crate::rtn::draft(&self.0.grid))
     }
@@ -115,5 +121,11 @@ impl Tensorwise for Omse {
     fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
         let grid = self.0.grid.regrouped(grouping)?;
         Some(Box::new(Self(Params { grid, ..self.0.clone() })))
+    }
+}
+
+impl Masked for Omse {
+    fn encode_masked(&self, site: &Site<'_>, kept: &[bool]) -> Result<Encoded, MethodError> {
+        self.encode(&Site { weight: &without_pruned(site.weight, kept), ..*site })
     }
 }

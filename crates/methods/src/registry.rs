@@ -1,13 +1,15 @@
 //! The list of methods: each is one identifier in `methods!` (with a name for recipes where that is no
 //! identifier), one file, and nothing else.
 
-use crate::{Blockwise, Correction, Graphwise, Tensorwise};
+use crate::{Blockwise, Correction, Graphwise, Pruner, Tensorwise};
 use serde_json::Value;
 
 /// A method by its scope.
 pub enum Method {
     /// One weight with its statistics.
     Tensorwise(Box<dyn Tensorwise>),
+    /// Which entries of a weight are left, before it is encoded or as all that is done to it.
+    Pruner(Box<dyn Pruner>),
     /// A weight that is encoded already.
     Correction(Box<dyn Correction>),
     /// The layers of a block that share an input.

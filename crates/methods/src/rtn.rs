@@ -5,7 +5,8 @@
 //! grids span `±max|w|` in `(2^bits − 1) / 2` steps, as compressed-tensors does.
 
 use crate::block_grid::Fit;
-use crate::{BlockGrid, Encoded, GridParams, Method, MethodError, ParamError, Site, Tensorwise};
+use crate::pruning::without_pruned;
+use crate::{BlockGrid, Encoded, GridParams, Masked, Method, MethodError, ParamError, Site, Tensorwise};
 use lapidary_weight::{FloatType, Grouping, Outline};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -48,11 +49,22 @@ impl Tensorwise for Rtn {
         self.0.grid.encode(site, |values| levels.fit_range(values, store))
     }
 
+    /// Every plain grid has an exact zero, to which what is pruned is rounded.
+    fn masked(&self) -> Option<&dyn Masked> {
+        (self.0.grid.blocks == BlockGrid::Plain).then_some(self)
+    }
+
     fn draft(&self) -> Option<Box<dyn Tensorwise>> {
         Some(draft(&self.0.grid))
     }
 
     fn regroup(&self, grouping: Grouping) -> Option<Box<dyn Tensorwise>> {
         Some(Box::new(Self(Params { grid: self.0.grid.regrouped(grouping)? })))
+    }
+}
+
+impl Masked for Rtn {
+    fn encode_masked(&self, site: &Site<'_>, kept: &[bool]) -> Result<Encoded, MethodError> {
+        self.encode(&Site { weight: &without_pruned(site.weight, kept), ..*site })
     }
 }

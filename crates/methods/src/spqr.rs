@@ -16,7 +16,7 @@ use crate::factor::{InverseFactor, column_order, inverse_factor};
 use crate::{Encoded, Method, MethodError, Needs, Note, ParamError, Site, Tensorwise};
 use lapidary_kernels::sweep::{RowQuantizer, block_bounds, sweep};
 use lapidary_weight::{
-    Affine, FloatType, GroupFloats, GroupType, Grouping, Origin, Outline, Runs, Sparse, Term,
+    Affine, FloatType, GroupFloats, GroupType, Grouping, Origin, Outline, Places, Runs, Sparse, Term,
     TermOutline, TwoLevel, Weight, WeightError, ZeroType, Zeros,
 };
 use rayon::prelude::*;
@@ -113,7 +113,11 @@ impl Tensorwise for Spqr {
             zeros: ZeroType::Floats(stats),
             scales: stats,
         };
-        let sparse = TermOutline::Sparse { nonzeros: self.0.count(rows * cols), values: FLOAT };
+        let sparse = TermOutline::Sparse {
+            nonzeros: self.0.count(rows * cols),
+            values: FLOAT,
+            places: Places::Listed,
+        };
         let sparse = (self.0.count(rows * cols) > 0).then_some(sparse);
         Outline { rows, cols, terms: std::iter::once(affine).chain(sparse).collect() }
     }
@@ -447,15 +451,7 @@ fn fitted_zero(members: &[(f32, f32)], scale: f32, top: f32) -> f32 {
 
 /// The outliers of a matrix, row by row.
 fn gather(is_outlier: &[bool], beyond: &[f32], cols: usize) -> Sparse {
-    let mut sparse = Sparse { row_starts: vec![0], columns: vec![], values: vec![], dtype: FLOAT };
-    for (flags, beyond) in is_outlier.chunks_exact(cols.max(1)).zip(beyond.chunks_exact(cols.max(1))) {
-        for (column, value) in beyond.iter().enumerate().filter(|(column, _)| flags[*column]) {
-            sparse.columns.push(column as u32);
-            sparse.values.push(*value);
-        }
-        sparse.row_starts.push(sparse.values.len() as u32);
-    }
-    sparse
+    Sparse::of_kept(beyond, is_outlier, cols, FLOAT, Places::Listed)
 }
 
 /// One row on its way through the sweep.

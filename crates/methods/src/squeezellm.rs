@@ -11,7 +11,7 @@
 
 use crate::codebook::Codebook;
 use crate::{Encoded, Method, MethodError, Needs, ParamError, Site, Tensorwise};
-use lapidary_weight::{FloatType, GroupType, Lookup, Outline, Sparse, Term, TermOutline, Weight};
+use lapidary_weight::{FloatType, GroupType, Lookup, Outline, Places, Sparse, Term, TermOutline, Weight};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -91,7 +91,7 @@ impl Tensorwise for SqueezeLlm {
         }];
         if self.0.sparse_share > 0.0 {
             let nonzeros = self.nonzeros(rows, cols);
-            terms.push(TermOutline::Sparse { nonzeros, values: scales });
+            terms.push(TermOutline::Sparse { nonzeros, values: scales, places: Places::Listed });
         }
         Outline { rows, cols, terms }
     }
@@ -169,6 +169,7 @@ fn rest(site: &Site<'_>, books: &[Codebook], places: &[usize]) -> Sparse {
         columns: places.iter().map(|place| (place % cols) as u32).collect(),
         values: places.iter().map(value).collect(),
         dtype: site.scale_type,
+        places: Places::Listed,
     }
 }
 

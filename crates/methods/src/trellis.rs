@@ -15,7 +15,7 @@ use crate::gptq::{self, Gptq};
 use crate::{Encoded, GridParams, Method, MethodError, Needs, Note, ParamError, Site, Tensorwise};
 use lapidary_kernels::sweep::{StripQuantizer, block_bounds, sweep_strips};
 use lapidary_kernels::trellis::{Room, STATE_BITS, Trellis as Code};
-use lapidary_weight::{FloatType, Outline, Sparse, Term, TermOutline, Trellis, Weight};
+use lapidary_weight::{FloatType, Outline, Places, Sparse, Term, TermOutline, Trellis, Weight};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -150,6 +150,7 @@ impl TrellisCoded {
         let sparse = TermOutline::Sparse {
             nonzeros: self.nonzeros(rows, cols),
             values: FloatType::F16,
+            places: Places::Listed,
         };
         let apart = if self.params.outliers > 0.0 { sparse.bits(rows, cols) } else { 0 };
         let aside = apart + Trellis::overhead(rows, cols);
@@ -177,7 +178,11 @@ impl Tensorwise for TrellisCoded {
         }];
         if self.params.outliers > 0.0 {
             let nonzeros = self.nonzeros(rows, cols);
-            terms.push(TermOutline::Sparse { nonzeros, values: FloatType::F16 });
+            terms.push(TermOutline::Sparse {
+                nonzeros,
+                values: FloatType::F16,
+                places: Places::Listed,
+            });
         }
         Outline { rows, cols, terms }
     }
@@ -518,5 +523,6 @@ fn sparse(rows: usize, cols: usize, values: &[(usize, f32)]) -> Sparse {
         columns: values.iter().map(|(index, _)| (index % cols.max(1)) as u32).collect(),
         values: values.iter().map(|(_, value)| *value).collect(),
         dtype: FloatType::F16,
+        places: Places::Listed,
     }
 }

@@ -1,17 +1,13 @@
 //! The weight of a linear layer or table, packed for its products.
 //!
 //! Affine terms, lookups, planes and blocks of a GGUF reach the kernels as codes; sparse, low-rank and
-//! column terms as what they are. Plain floats, trellises (whose states have to be followed down a
-//! column) and matrices that are hardly sparse are packed as floats of 16 bits.
+//! column terms as what they are. Plain floats and trellises (whose states have to be followed down a
+//! column) are packed as floats of 16 bits.
 
 use crate::RuntimeError;
 use lapidary_formats::Source;
 use lapidary_kernels::packed::{self, PackError, Packed, Precision};
 use lapidary_weight::{Grouping, Planes, Term, Weight, Zeros};
-
-/// The share of values that a sparse term may have: with more, floats of 16 bits take less room than
-/// values and their columns.
-const SPARSE: f64 = 0.2;
 
 /// Packs a matrix of a checkpoint as it is stored.
 ///
@@ -36,11 +32,7 @@ pub(crate) fn pack(
 /// When a term does not fit the matrix, which no checked weight's does.
 pub(crate) fn pack_weight(weight: &Weight, precision: Precision) -> Result<Packed, PackError> {
     let shape = (weight.rows(), weight.cols());
-    let is_plain = |term: &&Term| match term {
-        Term::Dense(_) | Term::Trellis(_) => true,
-        Term::Sparse(sparse) => sparse.values.len() as f64 > SPARSE * (shape.0 * shape.1) as f64,
-        _ => false,
-    };
+    let is_plain = |term: &&Term| matches!(term, Term::Dense(_) | Term::Trellis(_));
     let plain: Vec<Term> = weight.terms().iter().filter(is_plain).cloned().collect();
     let plain = Weight::new(shape.0, shape.1, plain).ok();
     let row = |row: usize, out: &mut [f32]| {
@@ -202,7 +194,7 @@ mod tests {
     use super::*;
     use lapidary_kernels::packed::Activations;
     use lapidary_weight::{
-        Affine, Dense, FloatType, GroupFloats, Lookup, LowRank, Sparse, WeightError,
+        Affine, Dense, FloatType, GroupFloats, Lookup, LowRank, Places, Sparse, WeightError,
     };
     use std::num::NonZeroUsize;
 
@@ -299,6 +291,7 @@ mod tests {
             columns: (0..rows * each).map(|i| (i % each * 2) as u32).collect(),
             values: numbers(rows * each, 4),
             dtype: FloatType::F16,
+            places: Places::Listed,
         };
         check(rows, cols, vec![Term::Dense(dense), Term::LowRank(factors)])?;
         check(rows, cols, vec![Term::Sparse(sparse(3)), Term::Sparse(sparse(40))])

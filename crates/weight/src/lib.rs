@@ -40,7 +40,7 @@ pub use part::{Part, PartType};
 pub use planes::Planes;
 pub use restate::{Restatement, restatements};
 pub use small_float::SmallFloat;
-pub use sparse::Sparse;
+pub use sparse::{Places, Sparse};
 pub use tensors::{TensorError, Tensors};
 pub use term::Term;
 pub use trellis::Trellis;

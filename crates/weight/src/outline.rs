@@ -1,6 +1,6 @@
 //! A weight without its data: kinds of terms, widths, groups. Sizes follow from it.
 
-use crate::{BookType, FloatType, GroupType, Grouping, Sparse, Trellis, WeightError};
+use crate::{BookType, FloatType, GroupType, Grouping, Places, Trellis, WeightError};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// What the codes of an affine term are counted from, without the data.
@@ -77,12 +77,15 @@ pub enum TermOutline {
         /// Type of alphas and offsets.
         scales: FloatType,
     },
-    /// A few values at explicit places.
+    /// Values at explicit places.
     Sparse {
         /// Stored values.
         nonzeros: usize,
         /// Type of the values.
         values: FloatType,
+        /// How the places are stored; listed where a folder does not say.
+        #[serde(default, skip_serializing_if = "Places::is_listed")]
+        places: Places,
     },
     /// Some whole columns.
     Columns {
@@ -149,12 +152,8 @@ impl TermOutline {
                 elements * u64::from(planes)
                     + as_bits(grouping.count(rows, cols)) * floats * scales.bits()
             }
-            Self::Sparse { nonzeros, values } => {
-                let places = match Sparse::stores_rows(nonzeros, rows) {
-                    true => nonzeros,
-                    false => rows + 1,
-                };
-                as_bits(nonzeros) * (32 + values.bits()) + 32 * as_bits(places)
+            Self::Sparse { nonzeros, values, places } => {
+                as_bits(nonzeros) * values.bits() + places.bits(rows, cols, nonzeros)
             }
             Self::Columns { count, values } => {
                 as_bits(count) * (32 + as_bits(rows) * values.bits())
@@ -249,6 +248,9 @@ impl Outline {
                     let what = format!("{nonzeros} values do not fit [{rows}, {cols}]");
                     return refuse(term.kind(), what);
                 }
+                TermOutline::Sparse { nonzeros, places, .. } => {
+                    places.check(self.rows, self.cols, nonzeros)?;
+                }
                 _ => {}
             }
         }
@@ -301,7 +303,17 @@ fn describe(term: &TermOutline) -> String {
         TermOutline::Planes { planes, grouping, .. } => {
             format!("{planes} binary planes, {}", shared(grouping))
         }
-        TermOutline::Sparse { nonzeros, .. } => format!("sparse {nonzeros} values"),
+        TermOutline::Sparse { nonzeros, places: Places::Listed, .. } => {
+            format!("sparse {nonzeros} values")
+        }
+        TermOutline::Sparse { nonzeros, values, places } => {
+            let values = format!("{values:?}").to_lowercase();
+            let places = match places {
+                Places::Groups { width, kept } => format!("{kept} of every {width} columns"),
+                _ => "a bitmap".to_owned(),
+            };
+            format!("sparse {nonzeros} values {values}, {places}")
+        }
         TermOutline::Columns { count, .. } => format!("{count} columns"),
         TermOutline::LowRank { rank, .. } => format!("low rank {rank}"),
         TermOutline::Trellis { row_bits, state_bits, .. } => {

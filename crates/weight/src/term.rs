@@ -17,7 +17,7 @@ pub enum Term {
     Lookup(Lookup),
     /// `Σ alpha · sign`.
     Planes(Planes),
-    /// A few values at explicit places.
+    /// Values at explicit places.
     Sparse(Sparse),
     /// Some whole columns.
     Columns(Columns),
@@ -85,8 +85,8 @@ impl Term {
             TermOutline::Planes { planes, grouping, offsets, scales } => {
                 Self::Planes(Planes::from_parts(planes, grouping, offsets, scales, shape, &parts)?)
             }
-            TermOutline::Sparse { nonzeros, values } => {
-                Self::Sparse(Sparse::from_parts(nonzeros, rows, values, &parts)?)
+            TermOutline::Sparse { nonzeros, values, places } => {
+                Self::Sparse(Sparse::from_parts((nonzeros, values, places), shape, &parts)?)
             }
             TermOutline::Columns { count, values } => {
                 Self::Columns(Columns::from_parts(count, values, &parts)?)

@@ -343,7 +343,7 @@ proptest! {
         };
         let sparse = Sparse {
             row_starts: (0..=rows as u32).collect(), columns,
-            values: values(rows, seed ^ 7, dtype), dtype,
+            values: values(rows, seed ^ 7, dtype), dtype, places: Places::Listed,
         };
         let mut expected: Vec<f64> = dense.values.iter().map(|v| f64::from(*v)).collect();
         for row in 0..rows {
@@ -368,10 +368,46 @@ proptest! {
         prop_assert_eq!(round_trip(&weight).unwrap(), weight);
     }
 
+    /// What is left of a matrix in each storage: the same matrix, as many bits as are written, and the
+    /// smallest is the smallest.
+    #[test]
+    fn pruned_matrices_of_every_storage(
+        rows in 1_usize..6, groups in 1_usize..9, width in 2_u8..9, some in 1_u8..8, seed: u64,
+    ) {
+        let (cols, dtype) = (groups * usize::from(width), FloatType::Bf16);
+        let pruned = 1 + some % (width - 1).max(1);
+        let all = values(rows * cols, seed, dtype);
+        // The first of each run, shifted from run to run.
+        let is_kept = |index: usize| {
+            (index + index / usize::from(width) * 3) % usize::from(width) >= usize::from(pruned)
+        };
+        let kept: Vec<bool> = (0..rows * cols).map(is_kept).collect();
+        let left: Vec<f32> = all.iter().zip(&kept).map(|(v, k)| if *k { *v } else { 0.0 }).collect();
+        let group = (width, width - pruned);
+        let (nonzeros, mut least) = (kept.iter().filter(|kept| **kept).count(), u64::MAX);
+        let pattern = Places::Groups { width: group.0, kept: group.1 };
+        for places in [Places::Listed, Places::Bitmap, pattern] {
+            let sparse = Sparse::of_kept(&all, &kept, cols, dtype, places);
+            prop_assert_eq!(sparse.values.len(), nonzeros);
+            if group.1 == 0 && places == pattern {
+                prop_assert!(Weight::new(rows, cols, vec![Term::Sparse(sparse)]).is_err());
+                continue;
+            }
+            let weight = Weight::new(rows, cols, vec![Term::Sparse(sparse)]).unwrap();
+            prop_assert_eq!(weight.decode(), left.clone());
+            let stored: usize = weight.terms()[0].parts(rows, cols).iter().map(|p| p.bytes.len()).sum();
+            prop_assert_eq!(weight.bits(), 8 * stored as u64);
+            least = least.min(places.bits(rows, cols, nonzeros));
+            prop_assert_eq!(round_trip(&weight).unwrap(), weight);
+        }
+        let smallest = Places::smallest(rows, cols, nonzeros, (group.1 > 0).then_some(group));
+        prop_assert_eq!(smallest.bits(rows, cols, nonzeros), least);
+    }
+
     #[test]
     fn parts_of_any_length_are_an_error_and_never_a_panic(
         rows in 0_usize..5, cols in 0_usize..9, bits in 0_u8..12,
-        lengths in prop::array::uniform4(0_usize..90), kind in 0_usize..12, group in group_type(),
+        lengths in prop::array::uniform4(0_usize..90), kind in 0_usize..14, group in group_type(),
         grouping in grouping(),
     ) {
         let (values, scales) = (FloatType::F16, group);
@@ -395,7 +431,9 @@ proptest! {
                 books: SmallFloat::E2M1.into(), scales,
             },
             TermOutline::Planes { planes: bits, grouping, offsets: true, scales: values },
-            TermOutline::Sparse { nonzeros: 3, values },
+            TermOutline::Sparse { nonzeros: 3, values, places: Places::Listed },
+            TermOutline::Sparse { nonzeros: 3, values, places: Places::Bitmap },
+            TermOutline::Sparse { nonzeros: 3, values, places: Places::Groups { width: bits, kept: 1 } },
             TermOutline::Columns { count: 2, values },
             TermOutline::LowRank { rank: 2, values },
             TermOutline::Trellis { row_bits: u32::from(bits), state_bits: 12, strip: rows },
@@ -573,4 +611,29 @@ fn a_scale_survives_its_storage_type() {
     assert!(FloatType::F16.round_scale(1e-12) > 0.0);
     assert_eq!(FloatType::F16.round_scale(1e9), 65504.0);
     assert_eq!(FloatType::Bf16.round(1.0 + 1.0 / 256.0), 1.0, "ties go to even");
+}
+
+#[test]
+fn places_that_are_not_those_of_the_storage_are_refused() {
+    let sparse = |columns: [u32; 4], places| {
+        let (row_starts, values) = (vec![0, 4], vec![1.0; 4]);
+        let columns = columns.to_vec();
+        let dtype = FloatType::F16;
+        let sparse = Sparse { row_starts, columns, values, dtype, places };
+        Weight::new(1, 8, vec![Term::Sparse(sparse)])
+    };
+    let groups = |width, kept| Places::Groups { width, kept };
+    assert!(sparse([0, 1, 6, 7], groups(4, 2)).is_ok());
+    assert!(sparse([0, 1, 2, 7], groups(4, 2)).is_err(), "three of the first four");
+    assert!(sparse([0, 1, 6, 7], groups(8, 3)).is_err(), "four values are not three of eight");
+    assert!(sparse([0, 1, 6, 7], groups(3, 2)).is_err(), "runs of 3 do not divide 8 columns");
+    assert!(sparse([0, 1, 7, 6], Places::Bitmap).is_err(), "a bitmap has no order");
+    assert!(sparse([0, 1, 1, 6], Places::Bitmap).is_err(), "nor two values at a place");
+    assert!(sparse([0, 1, 1, 6], Places::Listed).is_ok());
+    let half = Places::smallest(64, 64, 2048, Some((4, 2)));
+    assert_eq!(half, groups(4, 2), "of equals, the pattern");
+    assert_eq!(half.bits(64, 64, 2048), 4096);
+    assert_eq!(Places::smallest(64, 64, 2048, None), Places::Bitmap);
+    assert_eq!(Places::smallest(64, 64, 20, None), Places::Listed);
+    assert_eq!(Places::smallest(64, 64, 1024, Some((4, 1))).bits(64, 64, 1024), 2048);
 }

@@ -52,6 +52,7 @@ fn to_json(plan: &Plan) -> Value {
         "format": plan.format.id(),
         "bits_per_weight": plan.bits_per_weight(),
         "table_bits_per_weight": plan.table_bits_per_weight(),
+        "sparsity": plan.sparsity(),
         "source_bytes": plan.source_bytes,
         "output_bytes": plan.output_bytes(),
         "peak_memory_bytes": plan.memory.peak,
@@ -145,10 +146,13 @@ fn describe(plan: &Plan) -> String {
     let mut text = table(&["layers", "count", "shape", "step"], &rows);
     let _ = write!(
         text,
-        "\n\nformat {} ({}), {}\nweights {} -> {}\nmemory at most {}{}\ndisk {}\n",
+        "\n\nformat {} ({}), {}{}\nweights {} -> {}\nmemory at most {}{}\ndisk {}\n",
         plan.format.id(),
         plan.format.loaders(),
         stored_bits(plan.bits_per_weight(), plan.table_bits_per_weight()),
+        plan.sparsity().map_or_else(String::new, |share| {
+            format!("\npruned {:.2} % of the weights of these layers", 100.0 * share)
+        }),
         megabytes(plan.source_bytes),
         megabytes(plan.output_bytes()),
         megabytes(plan.memory.peak),

@@ -20,10 +20,10 @@ pub(crate) fn run(arguments: &VerifyArguments, output: &mut Output) -> Result<()
     let folder = &arguments.folder;
     let has_manifest = fs.metadata(&folder.join(MANIFEST)).is_ok();
     let mut problems = vec![];
-    let mut files = 0;
+    let (mut files, mut sparsity) = (0, None);
     if has_manifest {
         let manifest = Manifest::read(&*fs, folder)?;
-        files = manifest.files.len();
+        (files, sparsity) = (manifest.files.len(), manifest.sparsity);
         problems.extend(hash_problems(&*fs, &manifest, arguments)?);
     }
     // A changed file is best named as such, before its content is tried.
@@ -35,7 +35,7 @@ pub(crate) fn run(arguments: &VerifyArguments, output: &mut Output) -> Result<()
     };
     let checked = structure_problems(&source, model.as_ref(), &mut problems);
     let findings = arguments.target.target().zip(model.as_ref()).map(|(target, model)| {
-        let findings = target.findings(&Stored::in_source(&source, model));
+        let findings = target.findings(&Stored { sparsity, ..Stored::in_source(&source, model) });
         (target.engine, findings)
     });
     let refused = findings.iter().flat_map(|(_, findings)| findings).filter(|f| f.is_refused);

@@ -2,7 +2,7 @@
 
 use crate::EngineError;
 use crate::recipe::{Recipe, Step};
-use lapidary_methods::{Blockwise, Chain, Correction, Method, Tensorwise};
+use lapidary_methods::{Blockwise, Chain, Correction, Method, Pruned, Pruner, Tensorwise};
 use std::sync::Arc;
 
 /// The steps of a layer, joined.
@@ -21,6 +21,7 @@ pub(super) struct Chained {
 #[derive(Default)]
 struct Links {
     blockwise: Option<Arc<dyn Blockwise>>,
+    pruner: Option<Box<dyn Pruner>>,
     encoder: Option<Box<dyn Tensorwise>>,
     corrections: Vec<Arc<dyn Correction>>,
 }
@@ -37,7 +38,23 @@ impl Links {
             Method::Blockwise(_) if self.blockwise.is_some() => {
                 return Err("scales what a step before it has scaled already; leave one out");
             }
+            Method::Blockwise(_) if self.pruner.is_some() => {
+                return Err(
+                    "scales weights, and a step before it has chosen by their sizes which \
+                            are pruned; put it before that step",
+                );
+            }
             Method::Blockwise(method) => self.blockwise = Some(Arc::from(method)),
+            Method::Pruner(_) if self.encoder.is_some() => {
+                return Err(
+                    "prunes weights, and a step before it has encoded them; put it before \
+                            that step",
+                );
+            }
+            Method::Pruner(_) if self.pruner.is_some() => {
+                return Err("prunes what a step before it has pruned already; leave one out");
+            }
+            Method::Pruner(method) => self.pruner = Some(method),
             Method::Tensorwise(_) if self.encoder.is_some() => {
                 return Err(
                     "encodes what a step before it has encoded already; narrow the targets \
@@ -45,6 +62,12 @@ impl Links {
                 );
             }
             Method::Tensorwise(method) => self.encoder = Some(method),
+            Method::Correction(_) if self.pruner.is_some() => {
+                return Err(
+                    "adds a matrix without zeros to what a step before it has pruned; leave \
+                            one out",
+                );
+            }
             Method::Correction(_) if self.encoder.is_none() => {
                 return Err(
                     "corrects what a step before it lost, and none before it encodes this \
@@ -60,7 +83,7 @@ impl Links {
 /// Joins the steps of a layer in the order of the recipe.
 ///
 /// # Errors
-/// When they make no chain: one that scales, one that encodes, any that correct.
+/// When they make no chain: one that scales, one that prunes, one that encodes, any that correct.
 pub(super) fn link(recipe: &Recipe, steps: &[usize], module: &str) -> Result<Chained, EngineError> {
     let steps: Vec<&Step> = steps.iter().map(|index| &recipe.steps[*index]).collect();
     let joined = |texts: Vec<&str>| texts.join(" + ");
@@ -71,11 +94,21 @@ pub(super) fn link(recipe: &Recipe, steps: &[usize], module: &str) -> Result<Cha
             EngineError::Refused(format!("{module} ({names}): step {} {what}", step.name))
         })?;
     }
-    let Some(encoder) = links.encoder else {
-        return Err(EngineError::Refused(format!(
-            "{module} ({names}): no step encodes it; put one such as rtn or gptq last, or add the \
-             layer to ignore"
-        )));
+    let encoder: Box<dyn Tensorwise> = match (links.pruner, links.encoder) {
+        (None, Some(encoder)) => encoder,
+        (Some(pruner), None) => Box::new(Pruned::floats(pruner)),
+        (Some(pruner), Some(encoder)) => {
+            let last = steps.last().map_or("", |step| step.name.as_str());
+            Box::new(Pruned::before(pruner, encoder).map_err(|what| {
+                EngineError::Refused(format!("{module} ({names}): step {last} {what}"))
+            })?)
+        }
+        (None, None) => {
+            return Err(EngineError::Refused(format!(
+                "{module} ({names}): no step encodes it; put one such as rtn or gptq last, or add \
+                 the layer to ignore"
+            )));
+        }
     };
     if encoder.keeps_stored() && steps.len() > 1 {
         return Err(EngineError::Refused(format!(

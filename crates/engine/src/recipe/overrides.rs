@@ -14,6 +14,10 @@ pub struct Overrides {
     pub group_size: Option<String>,
     /// Symmetric grids or not.
     pub symmetric: Option<bool>,
+    /// Share of the weights that is pruned; takes the place of a pattern.
+    pub sparsity: Option<f64>,
+    /// Pattern `N:M` of pruning; takes the place of a sparsity.
+    pub pattern: Option<String>,
     /// Calibration text.
     pub text: Option<String>,
     /// Calibration rows.
@@ -46,6 +50,15 @@ impl Overrides {
             if let Some(value) = value {
                 set_in_steps(document, "*", key, &value)?;
             }
+        }
+        // Either settles how many weights go: what the recipe says of the other is void.
+        let share =
+            self.sparsity.map(|share| [("sparsity", json!(share)), ("pattern", json!(null))]);
+        let pattern = self.pattern.as_ref();
+        let pattern =
+            pattern.map(|pattern| [("pattern", json!(pattern)), ("sparsity", json!(null))]);
+        for (key, value) in share.into_iter().chain(pattern).flatten() {
+            set_in_steps(document, "*", key, &value)?;
         }
         let calibration = [
             ("text", self.text.as_ref().map(|text| json!(text))),

@@ -44,6 +44,9 @@ const OWN: &[(&str, &str)] = recipes![
     "best-3bit",
     "best-2bit",
     "best-4bit-vllm",
+    "sparse-50",
+    "sparse-2-4",
+    "sparse-50-W4A16",
 ];
 
 /// Files of `recipes/` for llama.cpp, under the names of its own types.

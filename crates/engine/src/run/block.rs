@@ -273,7 +273,7 @@ impl BlockRunner<'_> {
             cols: linear.in_features,
             weight: &weight,
             statistics,
-            scale_type: plan.format.scale_type(plan.float_type),
+            scale_type: plan.scale_type(site),
             peak,
         };
         let kept = site.method.keeps_stored();
@@ -292,8 +292,9 @@ impl BlockRunner<'_> {
         let bytes = plan.format.encode(&encoded, plan.float_type)?;
         let tensors: Vec<StoredTensor> = specs.into_iter().zip(bytes).collect();
         let stored = read_back(site, plan, &tensors)?;
-        let record =
-            self.costs.charge(Part::Measure, || record(site, &weight, &stored, statistics, notes));
+        let record = self
+            .costs
+            .charge(Part::Measure, || record(site, &weight, &stored, statistics, notes))?;
         Ok((record, tensors, stored))
     }
 
@@ -432,8 +433,14 @@ fn record(
     stored: &Weight,
     statistics: Option<&Statistics>,
     notes: Vec<Note>,
-) -> SiteRecord {
+) -> Result<SiteRecord, EngineError> {
     let mut difference = stored.decode();
+    let zeros = difference.iter().filter(|value| value.to_bits() == 0).count();
+    let pruned = site.method.pruned(stored.rows(), stored.cols());
+    if let Some(promised) = pruned.filter(|promised| zeros < *promised) {
+        let what = format!("{zeros} weights are 0 where {promised} were pruned");
+        return Err(EngineError::Internal(format!("{}: {what}", site.linear.module)));
+    }
     difference.iter_mut().zip(weight).for_each(|(stored, weight)| *stored -= weight);
     let relative = |error: f64, whole: f64| if whole > 0.0 { error / whole } else { 0.0 };
     let output_error = statistics.map(|statistics| {
@@ -441,14 +448,15 @@ fn record(
         let gram = PackedMatrix::new(&statistics.gram, cols, cols, Precision::F32);
         relative(energy(&difference, &gram), energy(weight, &gram))
     });
-    SiteRecord {
+    Ok(SiteRecord {
         name: site.linear.module.clone(),
         method: site.method_id.clone(),
         outline: site.outline.clone(),
         weight_error: relative(squares(&difference), squares(weight)),
         output_error,
+        sparsity: pruned.map(|_| relative(zeros as f64, difference.len() as f64)),
         notes,
-    }
+    })
 }
 
 fn squares(values: &[f32]) -> f64 {

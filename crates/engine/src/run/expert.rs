@@ -32,7 +32,7 @@ impl Expert {
         }
         let (rows, cols) = (site.linear.out_features, site.linear.in_features);
         if tokens < FEWEST_TOKENS {
-            let scales = plan.format.scale_type(plan.float_type);
+            let scales = plan.scale_type(&site);
             let other = site.method.without_statistics();
             let other = other.filter(|other| other.outline(rows, cols, scales) == site.outline);
             let what = match other {

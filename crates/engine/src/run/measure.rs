@@ -337,7 +337,7 @@ impl<'a> Pass<'a> {
                 let group = groups.iter().find(|group| group.linears.iter().any(has));
                 let statistics = group.and_then(|group| statistics.get(&group.linears[0].module));
                 let plan = runner.plan;
-                let sketch = site.sketch(plan.format.scale_type(plan.float_type));
+                let sketch = site.sketch(plan.scale_type(site));
                 let quick = sketch.as_ref().unwrap_or(site);
                 let source = self.job.source;
                 let peak = peaks.of(plan, quick, group, source)?;

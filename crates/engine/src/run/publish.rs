@@ -194,6 +194,7 @@ fn manifest(
         format: plan.format.id().to_owned(),
         bits_per_weight: plan.bits_per_weight(),
         table_bits_per_weight: plan.table_bits_per_weight(),
+        sparsity: plan.sparsity(),
         bytes: Bytes { source: plan.source_bytes, result: result_bytes },
         calibration,
         sites: work.site_records(),

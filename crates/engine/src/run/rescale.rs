@@ -77,7 +77,7 @@ impl BlockRunner<'_> {
             name: &site.linear.module,
             rows: site.linear.out_features,
             weight,
-            scale_type: self.plan.format.scale_type(self.plan.float_type),
+            scale_type: self.plan.scale_type(site),
             encoder: &*site.method,
         });
         let shared = match *absorber {

@@ -7,6 +7,7 @@ mod experts;
 mod floats;
 mod gguf;
 mod interruption;
+mod pruning;
 mod refusals;
 mod results;
 mod rewriting;

@@ -54,6 +54,26 @@ fn recipes_that_do_not_fit_the_model() {
         ),
         ("method: lqer}, {method: rtn", "llama-tied", "put a step such as rtn or gptq before it"),
         ("method: rtn}, {method: lqer", "llama-tied", "cannot hold it: it holds one affine"),
+        ("method: wanda", "llama-tied", "add --format native, or dense for zeros"),
+        ("method: rtn}, {method: wanda", "llama-tied", "prunes weights, and a step before it has"),
+        ("method: wanda}, {method: magnitude", "llama-tied", "prunes what a step before it has"),
+        (
+            "method: wanda}, {method: awq}, {method: rtn",
+            "llama-tied",
+            "step awq scales weights, and",
+        ),
+        (
+            "method: wanda}, {method: rtn}, {method: lqer",
+            "llama-tied",
+            "step lqer adds a matrix without zeros",
+        ),
+        ("method: wanda}, {method: hqq", "llama-tied", "step hqq does not keep exactly 0"),
+        (
+            "method: sparsegpt, act_order: true}, {method: gptq",
+            "llama-tied",
+            "step gptq prunes and rounds in one sweep",
+        ),
+        ("method: wanda, pattern: \"7:11\"", "llama-tied", "needs columns that 11 divides"),
     ];
     for (step, model, expected) in cases {
         let scratch = scratch();

@@ -35,7 +35,7 @@ fn findings(
     layers: BTreeMap<String, Outline>,
 ) -> Vec<Finding> {
     let tensor_parallel = NonZeroUsize::new(devices).unwrap();
-    Target { engine, tensor_parallel }.findings(&Stored { spec, format, layers })
+    Target { engine, tensor_parallel }.findings(&Stored { spec, format, layers, sparsity: None })
 }
 
 #[test]
@@ -124,6 +124,22 @@ fn tables_are_plain_where_the_engine_wants_them_plain() {
     assert!(found.len() == 1 && found[0].is_refused, "{found:?}");
     assert!(found[0].to_string().contains("add model.embed_tokens to ignore"));
     assert_eq!(findings(Engine::LlamaCpp, 1, "gguf", &spec, layers), []);
+}
+
+/// Zeros are told of, and no reason to refuse.
+#[test]
+fn pruned_weights_load_and_gain_no_speed() {
+    let (spec, tensor_parallel) = (llama(), NonZeroUsize::MIN);
+    for (engine, why) in [(Engine::Vllm, "removed in 2026"), (Engine::Transformers, "no format")] {
+        let target = Target { engine, tensor_parallel };
+        let of = |sparsity| {
+            let layers = BTreeMap::new();
+            target.findings(&Stored { spec: &spec, format: "dense", layers, sparsity })
+        };
+        let [found] = &of(Some(0.5))[..] else { panic!("one warning") };
+        assert!(!found.is_refused && found.rule.contains(why), "{found}");
+        assert!(of(None).is_empty() && of(Some(0.0)).is_empty());
+    }
 }
 
 #[test]

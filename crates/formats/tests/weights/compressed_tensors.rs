@@ -3,8 +3,8 @@
 use crate::support::{FLOATS, Random, bits, blocks, columns, encode, format, reopen};
 use lapidary_formats::Format;
 use lapidary_weight::{
-    FloatType, GroupFloats, GroupType, Grouping, Lookup, Origin, Outline, Runs, SmallFloat, Term,
-    TermOutline, TwoLevel, Weight, ZeroType,
+    FloatType, GroupFloats, GroupType, Grouping, Lookup, Origin, Outline, Places, Runs, SmallFloat,
+    Term, TermOutline, TwoLevel, Weight, ZeroType,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -251,7 +251,7 @@ fn what_it_cannot_store_is_refused_with_the_reason() {
         vec![affine(4, Grouping::Row, true), affine(4, Grouping::Row, true)],
         vec![affine(4, Grouping::Row, true), dense],
         vec![TermOutline::LowRank { rank: 2, values: FloatType::F16 }],
-        vec![TermOutline::Sparse { nonzeros: 3, values: FloatType::F16 }],
+        vec![TermOutline::Sparse { nonzeros: 3, values: FloatType::F16, places: Places::Listed }],
         vec![TermOutline::Lookup {
             bits: 4,
             grouping: None,

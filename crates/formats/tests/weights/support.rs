@@ -5,7 +5,7 @@ use lapidary_store::safetensors::Writer;
 use lapidary_store::{Dtype, Fs, RealFs, TensorSpec};
 use lapidary_weight::{
     Affine, Columns, Dense, FloatType, GroupFloats, Grouping, Levels, Lookup, LowRank, Origin,
-    Outline, Planes, Runs, SmallFloat, Sparse, Term, TwoLevel, Weight, Zeros,
+    Outline, Places, Planes, Runs, SmallFloat, Sparse, Term, TwoLevel, Weight, Zeros,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -218,7 +218,13 @@ impl Random {
             columns.append(&mut places);
             row_starts.push(columns.len() as u32);
         }
-        Sparse { row_starts, values: self.floats(columns.len(), dtype), columns, dtype }
+        Sparse {
+            row_starts,
+            values: self.floats(columns.len(), dtype),
+            columns,
+            dtype,
+            places: Places::Listed,
+        }
     }
 }
 

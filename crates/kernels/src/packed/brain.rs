@@ -31,7 +31,7 @@ pub(super) fn pays(isa: Isa, packed: &Packed, tokens: usize) -> bool {
     }
     match &packed.terms[..] {
         [Term::Grid(_)] => isa >= Isa::Amx,
-        [Term::Dense(_)] => isa >= Isa::Avx512Bf16,
+        [Term::Dense(_) | Term::Bitmap(_)] => isa >= Isa::Avx512Bf16,
         _ => false,
     }
 }

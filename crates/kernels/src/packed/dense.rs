@@ -53,11 +53,7 @@ impl Dense {
 
     /// Whether all values are numbers.
     pub(super) fn is_finite(&self) -> bool {
-        match &self.values {
-            Values::F32(values) => values.iter().all(|v| v.is_finite()),
-            Values::F16(values) => values.iter().all(|v| v.is_finite()),
-            Values::Bf16(values) => values.iter().all(|v| v.is_finite()),
-        }
+        self.values.is_finite()
     }
 
     /// Columns.
@@ -67,11 +63,7 @@ impl Dense {
 
     /// Bytes read by a product.
     pub(super) fn bytes(&self) -> usize {
-        match &self.values {
-            Values::F32(values) => size_of_val(values.as_slice()),
-            Values::F16(values) => size_of_val(values.as_slice()),
-            Values::Bf16(values) => size_of_val(values.as_slice()),
-        }
+        self.values.bytes()
     }
 
     /// Adds the columns from `first` on of a strip.
@@ -113,6 +105,32 @@ impl Dense {
     }
 }
 
+impl Values {
+    /// Whether all are numbers.
+    pub(super) fn is_finite(&self) -> bool {
+        match self {
+            Self::F32(values) => values.iter().all(|v| v.is_finite()),
+            Self::F16(values) => values.iter().all(|v| v.is_finite()),
+            Self::Bf16(values) => values.iter().all(|v| v.is_finite()),
+        }
+    }
+
+    /// How many.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::F16(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Their size.
+    pub(super) fn bytes(&self) -> usize {
+        let each = if matches!(self, Self::F32(_)) { size_of::<f32>() } else { size_of::<u16>() };
+        self.len() * each
+    }
+}
+
 vectorized! {
     fn add_f32(values: &[f32], out: &mut [f32]) {
         out.iter_mut().zip(values).for_each(|(out, value)| *out += value);
@@ -132,7 +150,8 @@ vectorized! {
     }
 }
 
-fn narrow(values: Vec<f32>, precision: Precision) -> Values {
+/// The narrowest type that the precision allows.
+pub(super) fn narrow(values: Vec<f32>, precision: Precision) -> Values {
     let same = |a: f32, b: f32| a.to_bits() == b.to_bits();
     let bf16s = || Values::Bf16(values.iter().map(|v| bf16::from_f32(*v)).collect());
     let f16s = || Values::F16(values.iter().map(|v| f16::from_f32(*v)).collect());

@@ -62,6 +62,7 @@ pub(super) fn add_term(
     match term {
         Term::Grid(_) => {}
         Term::Dense(dense) => dense.add(isa, strip, tile, sums),
+        Term::Bitmap(bitmap) => bitmap.add(isa, strip, tile, sums),
         Term::Columns { columns: places, values } => {
             for (index, place) in places.iter().enumerate() {
                 let mut column = [[0.0; STRIP]];

@@ -13,6 +13,9 @@
 mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod bitmap;
+#[cfg(target_arch = "x86_64")]
+mod bitmap_avx512;
 mod brain;
 mod codes;
 mod dense;
@@ -38,6 +41,7 @@ use std::ops::Range;
 
 use crate::ggml::{self, BlockKind};
 use crate::isa::Isa;
+use bitmap::Bitmap;
 use dense::{Column, Dense};
 use grid::Grid;
 
@@ -49,6 +53,11 @@ const TILE: usize = 12;
 const BLOCK: usize = 32;
 /// Steps of four columns in a block.
 const STEPS: usize = BLOCK / 4;
+
+/// Shares of the elements that a sparse matrix may have: with fewer than the first, single values with
+/// their columns are faster; with more than the second, so are floats for all elements. Estimates from the
+/// bytes and instructions of each; the example `sparse` measures where they lie.
+const BITMAP: Range<f64> = 0.05..0.75;
 
 /// What a product may round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,6 +99,7 @@ pub struct Packed {
 enum Term {
     Grid(Grid),
     Dense(Dense),
+    Bitmap(Bitmap),
     Columns { columns: Vec<u32>, values: Dense },
     Sparse { row_starts: Vec<u32>, columns: Vec<u32>, values: Vec<f32> },
 }
@@ -114,11 +124,23 @@ impl Packed {
                     lefts.push((rank, left));
                     rights.extend_from_slice(right);
                 }
-                Source::Sparse { row_starts, columns, values } => packed.terms.push(Term::Sparse {
-                    row_starts: row_starts.to_vec(),
-                    columns: columns.to_vec(),
-                    values: values.to_vec(),
-                }),
+                Source::Sparse { row_starts, columns, values }
+                    if (values.len() as f64) < BITMAP.start * (rows * cols) as f64 =>
+                {
+                    packed.terms.push(Term::Sparse {
+                        row_starts: row_starts.to_vec(),
+                        columns: columns.to_vec(),
+                        values: values.to_vec(),
+                    });
+                }
+                Source::Sparse { values, .. }
+                    if values.len() as f64 <= BITMAP.end * (rows * cols) as f64 =>
+                {
+                    let row = |row: usize, out: &mut [f32]| source.add_row(row, out);
+                    let bitmap = Bitmap::new(rows, cols, precision, &row);
+                    check_finite(bitmap.is_finite(), rows, cols)?;
+                    packed.terms.push(Term::Bitmap(bitmap));
+                }
                 Source::Columns { columns, values } => {
                     let count = columns.len();
                     let row = |row: usize, out: &mut [f32]| {
@@ -136,10 +158,7 @@ impl Packed {
                     }
                     let row = |row: usize, out: &mut [f32]| source.add_row(row, out);
                     let dense = Dense::new(rows, cols, precision, &row);
-                    if !dense.is_finite() {
-                        let (part, need) = ("finite values", rows * cols);
-                        return Err(PackError { part, rows, cols, have: 0, need });
-                    }
+                    check_finite(dense.is_finite(), rows, cols)?;
                     packed.terms.push(Term::Dense(dense));
                 }
             }
@@ -177,6 +196,7 @@ impl Packed {
         let term = |term: &Term| match term {
             Term::Grid(grid) => grid.bytes(),
             Term::Dense(dense) => dense.bytes(),
+            Term::Bitmap(bitmap) => bitmap.bytes(),
             Term::Columns { columns, values } => size_of_val(columns.as_slice()) + values.bytes(),
             Term::Sparse { columns, .. } => 8 * columns.len() + 4 * (self.rows + 1),
         };
@@ -291,6 +311,7 @@ impl Packed {
             match term {
                 Term::Grid(grid) => grid.add_columns(isa, strip, first, out),
                 Term::Dense(dense) => dense.add_columns(isa, strip, first, out),
+                Term::Bitmap(bitmap) => bitmap.add_columns(isa, strip, first, out),
                 Term::Columns { columns: places, values } => {
                     let mut all = vec![[0.0; STRIP]; places.len()];
                     values.add_columns(isa, strip, 0, &mut all);
@@ -314,6 +335,12 @@ impl Packed {
             }
         }
     }
+}
+
+/// Refuses floats that the type they are stored in has no numbers for.
+fn check_finite(are_finite: bool, rows: usize, cols: usize) -> Result<(), PackError> {
+    let (part, need) = ("finite values", rows * cols);
+    if are_finite { Ok(()) } else { Err(PackError { part, rows, cols, have: 0, need }) }
 }
 
 impl Source<'_> {

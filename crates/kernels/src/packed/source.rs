@@ -35,7 +35,7 @@ pub enum Source<'a> {
         /// One a group; 1 where there are none.
         scales: Option<&'a [f32]>,
     },
-    /// A few values, in compressed rows.
+    /// Values at explicit places, in compressed rows.
     Sparse {
         /// `rows + 1` offsets.
         row_starts: &'a [u32],
