@@ -5,7 +5,7 @@
 //! grids span `±max|w|` in `(2^bits − 1) / 2` steps, as compressed-tensors does.
 
 use crate::block_grid::Fit;
-use crate::{BlockGrid, Encoded, GridParams, Method, MethodError, ParamError, Site, Tensorwise};
+use crate::{BlockGrid, Encoded, GridParams, Method, MethodError, Note, ParamError, Site, Tensorwise};
 use lapidary_weight::{FloatType, Grouping, Outline};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,10 @@ pub(crate) fn draft(grid: &GridParams) -> Box<dyn Tensorwise> {
 impl Tensorwise for Rtn {
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
         self.0.grid.outline(rows, cols, scales)
+    }
+
+    fn departure(&self, cols: usize) -> Option<Note> {
+        self.0.grid.blocks.departure(cols)
     }
 
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
