@@ -44,10 +44,12 @@ fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
             true => ("demo", &demo, 128),
             false => ("SmolLM2", &model, 512),
         };
-        // Three levels that span a block leave nothing of a model.
-        let method = if grid.starts_with("tq") { "omse" } else { "rtn" };
-        let step =
-            format!("steps: [{{method: {method}, targets: [Linear, Embedding], grid: {grid}}}]");
+        // Three levels a block leave nothing of a model: one layer has them.
+        let (method, targets) = match grid.starts_with("tq") {
+            true => ("omse", "'re:.*\\.7\\.mlp\\.down_proj'"),
+            false => ("rtn", "Linear, Embedding"),
+        };
+        let step = format!("steps: [{{method: {method}, targets: [{targets}], grid: {grid}}}]");
         let recipe = context.scratch(&format!("{grid}.yaml"));
         std::fs::write(&recipe, format!("{step}\nformat: gguf\n")).map_err(Error::at(&recipe))?;
         let options = ["--recipe".to_owned(), recipe.display().to_string()];

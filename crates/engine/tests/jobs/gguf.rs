@@ -255,9 +255,7 @@ fn an_importance_matrix_of_the_older_form_is_read() {
     let source = open(&demo());
     let mut bytes = 1_i32.to_le_bytes().to_vec();
     let name = b"blk.0.attn_q.weight";
-    for number in [name.len() as i32] {
-        bytes.extend(number.to_le_bytes());
-    }
+    bytes.extend((name.len() as i32).to_le_bytes());
     bytes.extend(name);
     bytes.extend([3_i32, 2].iter().flat_map(|number| number.to_le_bytes()));
     bytes.extend([1.5_f32, 6.0].iter().flat_map(|value| value.to_le_bytes()));
