@@ -40,6 +40,8 @@ pub(crate) enum Verb {
     Eval(EvalArguments),
     /// Check a folder: hashes, structure, values
     Verify(VerifyArguments),
+    /// An importance matrix for llama.cpp: what the layers of a model are given on a text
+    Imatrix(ImatrixArguments),
     /// The methods there are, with their papers and parameters
     Methods,
     /// The recipes in the binary
@@ -96,6 +98,10 @@ pub(crate) struct RecipeArguments {
     /// Calibration text: a file of text or JSONL, rows in safetensors, or builtin
     #[arg(long)]
     calibration: Option<String>,
+    /// An importance matrix in place of calibration, for methods that need no more
+    /// (`lapidary imatrix`)
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<String>,
     /// Calibration rows
     #[arg(long)]
     samples: Option<usize>,
@@ -160,6 +166,7 @@ impl RecipeArguments {
             sparsity: self.sparsity,
             pattern: self.pattern.clone(),
             text: self.calibration.clone(),
+            imatrix: self.imatrix.clone(),
             samples: self.samples,
             seq_len: self.seq_len,
             format: self.format.clone(),
@@ -174,9 +181,9 @@ impl RecipeArguments {
 pub(crate) struct PlanArguments {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
-    /// Largest file of weights
-    #[arg(long, default_value = "5GB", value_parser = parse_bytes)]
-    pub(crate) shard_size: u64,
+    /// Largest file of weights, for instance 2GB; 5GB by default, and a GGUF in one file
+    #[arg(long, value_parser = parse_bytes)]
+    pub(crate) shard_size: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -192,9 +199,9 @@ pub(crate) struct CompressArguments {
     /// Refuse every fallback instead of noting it
     #[arg(long)]
     pub(crate) strict: bool,
-    /// Largest file of weights
-    #[arg(long, default_value = "5GB", value_parser = parse_bytes)]
-    pub(crate) shard_size: u64,
+    /// Largest file of weights, for instance 2GB; 5GB by default, and a GGUF in one file
+    #[arg(long, value_parser = parse_bytes)]
+    pub(crate) shard_size: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -212,9 +219,30 @@ pub(crate) struct ConvertArguments {
     pub(crate) strict: bool,
     #[command(flatten)]
     pub(crate) target: TargetArguments,
-    /// Largest file of weights
-    #[arg(long, default_value = "5GB", value_parser = parse_bytes)]
-    pub(crate) shard_size: u64,
+    /// Largest file of weights, for instance 2GB; 5GB by default, and a GGUF in one file
+    #[arg(long, value_parser = parse_bytes)]
+    pub(crate) shard_size: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImatrixArguments {
+    /// A folder, a .gguf file, or org/name[@revision] from the Hugging Face cache
+    pub(crate) model: String,
+    /// The file to be written, for instance model.imatrix.gguf
+    #[arg(long, short)]
+    pub(crate) output: PathBuf,
+    /// Calibration text: a file of text or JSONL, rows in safetensors, or builtin
+    #[arg(long, default_value = "builtin")]
+    pub(crate) calibration: String,
+    /// Calibration rows
+    #[arg(long, default_value = "128")]
+    pub(crate) samples: NonZeroUsize,
+    /// Tokens of a calibration row
+    #[arg(long, default_value = "512")]
+    pub(crate) seq_len: NonZeroUsize,
+    /// Key of which rows of the calibration text are taken
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
 }
 
 #[derive(Debug, Args)]

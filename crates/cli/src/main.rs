@@ -49,6 +49,7 @@ fn run(cli: &Cli) -> Result<(), CliError> {
         Verb::Inspect(arguments) => verbs::inspect::run(arguments, &mut output),
         Verb::Eval(arguments) => verbs::eval::run(arguments, cli.quiet, &mut output),
         Verb::Verify(arguments) => verbs::verify::run(arguments, &mut output),
+        Verb::Imatrix(arguments) => verbs::imatrix::run(arguments, cli.quiet, &mut output),
         Verb::Methods => verbs::methods::run(&mut output),
         Verb::Presets(arguments) => verbs::presets::run(arguments, &mut output),
         Verb::Run(arguments) => verbs::run::run(arguments, cli.threads, cli.quiet, &mut output),

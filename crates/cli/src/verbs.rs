@@ -5,6 +5,7 @@ pub(crate) mod compress;
 pub(crate) mod convert;
 pub(crate) mod demo;
 pub(crate) mod eval;
+pub(crate) mod imatrix;
 pub(crate) mod inspect;
 pub(crate) mod methods;
 pub(crate) mod plan;

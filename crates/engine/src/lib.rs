@@ -8,6 +8,7 @@ mod calibration;
 mod card;
 mod cost;
 mod error;
+pub mod importance;
 mod manifest;
 pub mod plan;
 mod progress;

@@ -12,9 +12,11 @@ pub(crate) use prepare::prepared;
 
 use crate::EngineError;
 use crate::calibration;
-use crate::recipe::{Calibration, Recipe, Step};
+use crate::importance;
+use crate::recipe::{Calibration, Depth, Recipe, Step};
 use crate::target::{Finding, Stored as Loadable, Target};
 use chain::Chained;
+use lapidary_formats::gguf::Importance;
 use lapidary_formats::{
     Container, Format, Kept, Layout, LogicalTensor, ModuleKind, Pattern, Source, find,
 };
@@ -54,6 +56,8 @@ pub struct Plan {
     pub float_type: FloatType,
     /// The recipe's calibration; `None` when no method needs statistics.
     pub calibration: Option<Calibration>,
+    /// What stands in for calibration, where the recipe names it.
+    pub importance: Option<Importance>,
     /// What departs from the recipe, by site or for the whole (`""`).
     pub notes: Vec<(String, Note)>,
     /// Predicted memory.
@@ -89,6 +93,11 @@ impl SitePlan {
     pub fn needs(&self) -> Needs {
         let blockwise = self.blockwise.as_ref().map(|method| method.needs());
         self.method.needs().or(blockwise.unwrap_or_default())
+    }
+
+    /// Whether its steps want to know anything of its inputs.
+    pub(crate) fn wants_statistics(&self) -> bool {
+        self.needs() != Needs::default()
     }
 
     /// The same with the stand-in by which a search compares layers; `None` when there is none.
@@ -138,9 +147,11 @@ impl Plan {
         notes.extend(requantized(source, &sites));
         let as_read = |(site, what): (&str, &str)| (site.to_owned(), Note::fact(what));
         notes.extend(source.notes().map(as_read));
+        let read = |path: &String| importance::read(&**fs, source, path, &sites);
+        let importance = recipe.calibration.imatrix.as_ref().map(read).transpose()?;
         // A search measures every layer, whatever its method needs.
-        let calibrated =
-            recipe.budget.is_some() || sites.iter().any(|site| site.needs() != Needs::default());
+        let calibrated = recipe.budget.is_some()
+            || importance.is_none() && sites.iter().any(SitePlan::wants_statistics);
         if calibrated && spec.family == UNKNOWN {
             let what = "no family knows this model, so that it cannot be run: only methods without \
                         calibration go to it (rtn, omse, hqq, bcq)";
@@ -157,7 +168,8 @@ impl Plan {
             Some(calibration) => calibration::shape(fs, calibration, spec.context)?,
             None => (0, 1),
         };
-        let shapes = Shapes { source, spec: &spec, sites: &sites, rows };
+        let writing = container.writing_bytes(source);
+        let shapes = Shapes { source, spec: &spec, sites: &sites, rows, writing };
         let memory = shapes.plan(calibration.as_ref(), limits)?;
         let plain = plain_modules(&spec, source, &sites);
         accepts_together(format, &sites, &plain)?;
@@ -173,6 +185,7 @@ impl Plan {
             container,
             float_type,
             calibration,
+            importance,
             notes,
             memory,
             source_bytes: source.total_bytes(),
@@ -409,7 +422,9 @@ fn sites(
         let Fitted { method, outline, note: fitted } = fit(method, &matrix, scales, format)?;
         let Matrix { linear, place, tied, .. } = matrix;
         let note = |note| (linear.module.clone(), note);
-        notes.extend(kept.into_iter().chain(unweighted).chain(fitted).map(note));
+        let departure = method.departure(linear.in_features);
+        let all = kept.into_iter().chain(unweighted).chain(fitted).chain(departure);
+        notes.extend(all.map(note));
         let of_head = tied.is_some() && method.needs() != Needs::default();
         let stage = if of_head { Place::Head } else { place };
         let method = method.into();
@@ -499,14 +514,10 @@ fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, Vec<usize>)>, Eng
             }
         }
     }
-    let mut chosen = vec![];
+    let (mut chosen, depth) = (vec![], Depth::of(spec));
     for matrix in matrices {
-        let wants = |step: &Step| {
-            step.targets.iter().any(|pattern| matches(pattern, &matrix))
-                && !step.ignore.iter().any(|pattern| matches(pattern, &matrix))
-        };
-        let steps: Vec<usize> =
-            indices.iter().copied().filter(|index| wants(&recipe.steps[*index])).collect();
+        let wants = |index: &usize| recipe.steps[*index].goes_to(&matrix, depth);
+        let steps: Vec<usize> = indices.iter().copied().filter(wants).collect();
         if !steps.is_empty() {
             chosen.push((matrix, steps));
         }

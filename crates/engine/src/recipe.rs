@@ -5,6 +5,7 @@
 //!   - method: gptq          # any of `lapidary methods`, with its parameters beside it
 //!     targets: [Linear]     # the default: every linear layer of the blocks
 //!     ignore: ["re:.*down_proj"]
+//!     layers: not first 2   # of these, blocks by their place: first N, first 1/N, more-bits
 //!     bits: 4
 //!     group_size: 64
 //! calibration: {samples: 128, seq_len: 512}
@@ -17,19 +18,22 @@
 
 mod candidates;
 mod document;
+mod layers;
 mod overrides;
 mod preset;
 mod schema;
 
 pub use candidates::{Budget, parse_bytes};
 pub use document::{Content, Field, Node, Place};
+pub(crate) use layers::Depth;
+pub use layers::Layers;
 pub use overrides::Overrides;
 pub use preset::{Preset, preset, presets};
 pub use schema::schema;
 
 use lapidary_formats::Pattern;
 use lapidary_methods::{Entry, Method, find, method_ids};
-use lapidary_model::Precision;
+use lapidary_model::{Matrix, Precision};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -66,6 +70,8 @@ pub struct Step {
     pub targets: Vec<Pattern>,
     /// Layers among them that it does not go to.
     pub ignore: Vec<Pattern>,
+    /// Blocks whose layers it goes to; all when there is none.
+    pub layers: Option<Layers>,
     /// All parameters.
     pub params: Value,
 }
@@ -85,6 +91,9 @@ pub struct Calibration {
     pub seq_len: usize,
     /// How the factors of matrix products are rounded in the calibration's forward passes.
     pub precision: CalibrationPrecision,
+    /// An importance matrix of llama.cpp in place of all this, for methods that need no more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub imatrix: Option<String>,
 }
 
 /// Rounding of the factors of matrix products; sums are always in 32 bits.
@@ -119,6 +128,7 @@ impl Default for Calibration {
             samples: 128,
             seq_len: 512,
             precision: CalibrationPrecision::Bf16,
+            imatrix: None,
         }
     }
 }
@@ -140,7 +150,7 @@ impl RecipeError {
 }
 
 /// Keys of a step that are not its method's parameters.
-const STEP_KEYS: [&str; 4] = ["method", "name", "targets", "ignore"];
+const STEP_KEYS: [&str; 5] = ["method", "name", "targets", "ignore", "layers"];
 const RECIPE_KEYS: [&str; 6] =
     ["steps", "calibration", "format", "untie", "allow_unknown", "budget"];
 
@@ -216,6 +226,9 @@ impl Recipe {
         if self.calibration.text != BUILTIN_TEXT {
             calibration["text"] = json!("file");
         }
+        if self.calibration.imatrix.is_some() {
+            calibration["imatrix"] = json!("file");
+        }
         let filled_in = || self.steps.iter().map(Step::to_json).collect::<Value>();
         let steps = if self.candidates.is_empty() { filled_in() } else { self.asked.clone() };
         let mut json = json!({
@@ -254,6 +267,7 @@ impl Step {
             method,
             targets: patterns(node, "targets")?.unwrap_or_else(linear),
             ignore: patterns(node, "ignore")?.unwrap_or_default(),
+            layers: layers_of(node)?,
             params,
         };
         (method.build)(&step.params).map_err(|error| {
@@ -264,6 +278,18 @@ impl Step {
             RecipeError::new(place, format!("step {}: {error}", step.name))
         })?;
         Ok(step)
+    }
+
+    /// Whether it goes to a matrix of a model. What stands in no block is in none that `layers` could
+    /// name.
+    pub(crate) fn goes_to(&self, matrix: &Matrix, model: Depth) -> bool {
+        let names = |pattern: &Pattern| crate::plan::matches(pattern, matrix);
+        let in_layers = match (self.layers, matrix.place) {
+            (None, _) => true,
+            (Some(layers), lapidary_model::Place::Block(block)) => layers.holds(block, model),
+            (Some(_), _) => false,
+        };
+        in_layers && self.targets.iter().any(names) && !self.ignore.iter().any(names)
     }
 
     /// The method, ready to work.
@@ -285,6 +311,9 @@ impl Step {
         step.insert("name".to_owned(), json!(self.name));
         step.insert("targets".to_owned(), json!(texts(&self.targets)));
         step.insert("ignore".to_owned(), json!(texts(&self.ignore)));
+        if let Some(layers) = self.layers {
+            step.insert("layers".to_owned(), json!(layers.text()));
+        }
         if let Value::Object(params) = &self.params {
             step.extend(params.iter().map(|(key, value)| (key.clone(), value.clone())));
         }
@@ -346,6 +375,15 @@ fn patterns(step: &Node, key: &str) -> Result<Option<Vec<Pattern>>, RecipeError>
     nodes.iter().map(read).collect::<Result<_, _>>().map(Some)
 }
 
+fn layers_of(step: &Node) -> Result<Option<Layers>, RecipeError> {
+    let Some(text) = text_of(step, "layers")? else { return Ok(None) };
+    let wrong = || {
+        let what = format!("layers: {text:?} names no blocks; use {}", layers::RULES);
+        RecipeError::new(step.place_of("layers"), what)
+    };
+    Layers::parse(&text).map(Some).ok_or_else(wrong)
+}
+
 fn text_of(node: &Node, key: &str) -> Result<Option<String>, RecipeError> {
     match node.field(key).map(|field| &field.node) {
         None => Ok(None),
@@ -365,7 +403,7 @@ fn flag_of(node: &Node, key: &str) -> Result<Option<bool>, RecipeError> {
 fn calibration(document: &Node) -> Result<Calibration, RecipeError> {
     let Some(field) = document.field("calibration") else { return Ok(Calibration::default()) };
     let node = &field.node;
-    let known = ["text", "samples", "seq_len", "precision"];
+    let known = ["text", "samples", "seq_len", "precision", "imatrix"];
     for field in node.fields().unwrap_or_default() {
         check_known(field, "of calibration", &known)?;
     }

@@ -22,6 +22,8 @@ use lapidary_kernels::memory::return_freed;
 use lapidary_methods::{Needs, Note, NoteKind};
 use lapidary_model::{Executor, Fused, Place, Precision};
 use lapidary_store::Fs;
+use lapidary_store::fs::read;
+use lapidary_store::hash::sha256;
 use lapidary_weight::TermOutline;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -45,8 +47,8 @@ pub struct Job<'a> {
     pub limits: Limits,
     /// Refuse every fallback.
     pub strict: bool,
-    /// Largest shard of the result, in bytes.
-    pub shard_bytes: u64,
+    /// Most bytes of a file of weights; what the format's loaders are used to where nothing is asked.
+    pub shard_bytes: Option<u64>,
     /// Name that the model card gives the source.
     pub base_model: &'a str,
     /// Set from outside to stop at the next safe point.
@@ -287,11 +289,17 @@ fn identity(job: &Job<'_>, plan: &Plan, rows: Option<&Rows>) -> Result<Value, En
         .iter()
         .map(|file| json!({ "name": file.name, "bytes": file.bytes, "sha256": file.sha256 }))
         .collect();
+    let most = 1 << 30;
+    let hash = |path: &String| -> Result<String, EngineError> {
+        Ok(sha256(&read(&*job.fs, Path::new(path), "the importance matrix", most)?))
+    };
+    let imatrix = job.recipe.calibration.imatrix.as_ref().map(hash).transpose()?;
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),
         "inputs": inputs,
         "recipe": job.recipe.to_json(),
         "calibration_tokens": rows.map(Rows::sha256),
+        "imatrix": imatrix,
         "seed": job.seed,
         "shard_bytes": job.shard_bytes,
         "base_model": job.base_model,

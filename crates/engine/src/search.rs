@@ -18,7 +18,7 @@ pub use report::{FILE_NAME as SEARCH, RECIPE_NAME};
 
 use crate::EngineError;
 use crate::plan::{Limits, Plan};
-use crate::recipe::{Budget, Recipe, Step};
+use crate::recipe::{Budget, Depth, Recipe, Step};
 use lapidary_formats::Source;
 use lapidary_methods::allocate::{Allocation, Choice, allocate, frontier};
 use lapidary_methods::{Method, NoteKind};
@@ -35,7 +35,7 @@ pub struct Survey<'a> {
     recipe: &'a Recipe,
     budget: Budget,
     limits: Limits,
-    shard_bytes: u64,
+    shard_bytes: Option<u64>,
     /// The candidates that the model and the format allow.
     pub candidates: Vec<Candidate>,
     /// Candidates that they do not allow, with the reason.
@@ -151,7 +151,7 @@ impl<'a> Survey<'a> {
         source: &'a Source,
         recipe: &'a Recipe,
         limits: Limits,
-        shard_bytes: u64,
+        shard_bytes: Option<u64>,
     ) -> Result<Self, EngineError> {
         let survey = Self { limits, ..Self::within(fs, source, recipe, limits, shard_bytes)? };
         let Some(excess) = memory::excess(&survey) else { return survey.checked() };
@@ -177,7 +177,7 @@ impl<'a> Survey<'a> {
         source: &'a Source,
         recipe: &'a Recipe,
         limits: Limits,
-        shard_bytes: u64,
+        shard_bytes: Option<u64>,
     ) -> Result<Self, EngineError> {
         let none = || EngineError::Internal("a search without a budget".to_owned());
         let budget = recipe.budget.ok_or_else(none)?;
@@ -517,7 +517,8 @@ fn choices(recipe: &Recipe, candidates: &[Candidate], matrices: &[&Matrix]) -> V
         let of_unit = |module: &String| matrices.iter().any(|m| m.linear.module == *module);
         let sites: Vec<_> = plan.sites.iter().filter(|site| of_unit(&site.linear.module)).collect();
         let stored: Value = sites.iter().map(|site| json!(site.outline)).collect();
-        let mut does = merge::what_it_does(&recipe.candidates[candidate.index], matrices);
+        let depth = Depth::of(&plan.spec);
+        let mut does = merge::what_it_does(&recipe.candidates[candidate.index], matrices, depth);
         let bytes = sites.iter().map(|site| plan.site_bytes(site)).sum();
         let is_fallback =
             plan.notes.iter().any(|(site, note)| of_unit(site) && note.kind == NoteKind::Fallback);

@@ -49,7 +49,8 @@ pub trait Container: std::fmt::Debug + Send + Sync {
     /// What cannot, and why.
     fn settle(&self, source: &Source, tensors: &[TensorSpec]) -> Result<Settled, FormatError>;
 
-    /// Exact bytes of the weight files; `shard_bytes` is the most that one should have.
+    /// Exact bytes of the weight files; `shard_bytes` is the most that one should have, where that was
+    /// asked for.
     ///
     /// # Errors
     /// When the tensors cannot be written.
@@ -57,8 +58,14 @@ pub trait Container: std::fmt::Debug + Send + Sync {
         &self,
         source: &Source,
         tensors: &[TensorSpec],
-        shard_bytes: u64,
+        shard_bytes: Option<u64>,
     ) -> Result<u64, FormatError>;
+
+    /// Bytes of memory that writing takes beside the pieces that are handed over: what is made of the
+    /// source's other files, and tensors that wait until they are whole.
+    fn writing_bytes(&self, _source: &Source) -> u64 {
+        0
+    }
 
     /// Starts writing into a folder that exists.
     ///
@@ -70,7 +77,7 @@ pub trait Container: std::fmt::Debug + Send + Sync {
         folder: &Path,
         source: &Source,
         tensors: &[TensorSpec],
-        shard_bytes: u64,
+        shard_bytes: Option<u64>,
     ) -> Result<Box<dyn WeightFiles>, FormatError>;
 }
 
@@ -113,9 +120,10 @@ impl Container for Folder {
         &self,
         _source: &Source,
         tensors: &[TensorSpec],
-        shard_bytes: u64,
+        shard_bytes: Option<u64>,
     ) -> Result<u64, FormatError> {
-        let shards = safetensors::plan(tensors, shard_bytes)?.shards;
+        let shards =
+            safetensors::plan(tensors, shard_bytes.unwrap_or(safetensors::DEFAULT_SHARD))?.shards;
         let sizes = shards.iter().map(safetensors::Shard::file_bytes);
         Ok(sizes.sum::<Result<u64, _>>()?)
     }
@@ -126,9 +134,9 @@ impl Container for Folder {
         folder: &Path,
         _source: &Source,
         tensors: &[TensorSpec],
-        shard_bytes: u64,
+        shard_bytes: Option<u64>,
     ) -> Result<Box<dyn WeightFiles>, FormatError> {
-        let shards = safetensors::plan(tensors, shard_bytes)?;
+        let shards = safetensors::plan(tensors, shard_bytes.unwrap_or(safetensors::DEFAULT_SHARD))?;
         Ok(Box::new(ShardedWriter::create(fs, folder, shards, BTreeMap::new())?))
     }
 }

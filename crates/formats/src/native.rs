@@ -134,7 +134,8 @@ fn part_shapes(
         }
         TermOutline::Lookup { bits, grouping, book_per_row, books, scales } => {
             let count = if book_per_row { rows } else { 1 };
-            let mut parts = vec![("codes", Dtype::U32, words(cols, bits))];
+            let (symbols, symbol_bits) = books.symbols(bits, grouping, cols);
+            let mut parts = vec![("codes", Dtype::U32, words(symbols, symbol_bits))];
             if let BookType::Stored(float) = books {
                 parts.push(("books", float_dtype(float), vec![count, 1 << bits]));
             }

@@ -98,8 +98,20 @@ fn naive(kind: BlockKind, block: &[u8], i: usize) -> f32 {
             d * ((fraction * 3 / 256) as f32 - 1.0)
         }
         BlockKind::TQ2_0 => d * (f32::from(pair(0, i)) - 1.0),
+        other => panic!("{other:?} has a codebook"),
     }
 }
+
+/// Kinds whose values are points of codebooks: the files of golden values go through all of these.
+const WITH_CODEBOOKS: [BlockKind; 7] = [
+    BlockKind::IQ1_S,
+    BlockKind::IQ1_M,
+    BlockKind::IQ2_XXS,
+    BlockKind::IQ2_XS,
+    BlockKind::IQ2_S,
+    BlockKind::IQ3_XXS,
+    BlockKind::IQ3_S,
+];
 
 const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
@@ -123,6 +135,9 @@ proptest! {
         let mut out = vec![0.0; blocks * kind.elements()];
         dequantize(kind, bytes, &mut out).unwrap();
         for (block, out) in bytes.chunks(kind.bytes()).zip(out.chunks(kind.elements())) {
+            if WITH_CODEBOOKS.contains(&kind) {
+                continue;
+            }
             for (i, &value) in out.iter().enumerate() {
                 let expected = naive(kind, block, i);
                 prop_assert!(same(value, expected), "{kind:?} value {i}: {value} {expected}");
@@ -170,7 +185,8 @@ macro_rules! golden {
 golden! {
     F32 "f32", F16 "f16", BF16 "bf16", Q4_0 "q4_0", Q4_1 "q4_1", Q5_0 "q5_0", Q5_1 "q5_1",
     Q8_0 "q8_0", Q8_1 "q8_1", Q2_K "q2_k", Q3_K "q3_k", Q4_K "q4_k", Q5_K "q5_k", Q6_K "q6_k",
-    Q8_K "q8_k", IQ4_NL "iq4_nl", IQ4_XS "iq4_xs", TQ1_0 "tq1_0", TQ2_0 "tq2_0", MXFP4 "mxfp4",
+    Q8_K "q8_k", IQ1_S "iq1_s", IQ1_M "iq1_m", IQ2_XXS "iq2_xxs", IQ2_XS "iq2_xs", IQ2_S "iq2_s",
+    IQ3_XXS "iq3_xxs", IQ3_S "iq3_s", IQ4_NL "iq4_nl", IQ4_XS "iq4_xs", TQ1_0 "tq1_0", TQ2_0 "tq2_0", MXFP4 "mxfp4",
 }
 
 fn check_golden(kind: BlockKind, file: &[u8]) {

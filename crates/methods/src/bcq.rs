@@ -65,6 +65,10 @@ impl Tensorwise for Bcq {
         Needs { gram: self.0.weighted, ..Needs::default() }
     }
 
+    fn needs_only_diagonal(&self) -> bool {
+        true
+    }
+
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
         let term = TermOutline::Planes {
             planes: self.0.bits,

@@ -1,9 +1,11 @@
-//! The blocks of llama.cpp's files as grids: an affine term that one of them stores exactly, its
-//! scales chosen by the error of the values and not by their range alone.
+//! The blocks of llama.cpp's files as grids: a term that one of them stores exactly, its scales
+//! chosen by the error of the values and not by their range alone.
 //!
 //! A K-quant (Q2_K … Q6_K) is a super-block of 256 columns: a scale, and where the type has one a
 //! minimum, for each group of 16 or 32, in 4 to 8 bits under one f16. The older types (Q4_0 … Q8_0)
-//! have f16 for each 32 columns. For each group a scale (and minimum) of least weighted error is
+//! have f16 for each 32 columns. IQ4_NL and IQ4_XS look their codes up in one table of 16 levels, MXFP4
+//! in the numbers of E2M1, with a power of two for each 32 columns, TQ1_0 and TQ2_0 in −1, 0 and 1,
+//! with an f16 for 256. For each group a scale (and minimum) of least weighted error is
 //! sought over spans of the group, refined by least squares with the codes held fixed. Those of a
 //! super-block are then stored; from there the group's codes of scale and minimum move while the
 //! error falls, and the two f16 are refined by least squares in turn. All of it happens before any
@@ -11,13 +13,15 @@
 //!
 //! llama.cpp minimises the same error, weighted by squared inputs, and rounds to nearest.
 
+mod book;
 mod search;
 
 use crate::{Encoded, MethodError, Note, Site};
+use book::Book;
 use lapidary_kernels::grid::{Grid, Levels};
 use lapidary_weight::{
-    Affine, Dense, FloatType, GroupFloats, GroupType, Grouping, Outline, Runs, Term, TermOutline,
-    TwoLevel, Weight, WeightError, ZeroType, Zeros,
+    Affine, Dense, FloatType, GroupFloats, GroupType, Grouping, Lookup, Outline, Runs, SmallCodes,
+    SmallFloat, Term, TermOutline, TwoLevel, Weight, WeightError, ZeroType, Zeros,
 };
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -62,6 +66,21 @@ pub enum BlockGrid {
     /// 8 bits, groups of 32.
     #[serde(rename = "q8_0")]
     Q8_0,
+    /// 16 levels denser around zero, groups of 32.
+    #[serde(rename = "iq4_nl")]
+    IQ4_NL,
+    /// 16 levels denser around zero, groups of 32, 256 columns a block.
+    #[serde(rename = "iq4_xs")]
+    IQ4_XS,
+    /// −1, 0 and 1 in 1.6 bits, groups of 256.
+    #[serde(rename = "tq1_0")]
+    TQ1_0,
+    /// −1, 0 and 1 in 2 bits, groups of 256.
+    #[serde(rename = "tq2_0")]
+    TQ2_0,
+    /// 4-bit floats, a power of two for groups of 32.
+    #[serde(rename = "mxfp4")]
+    MXFP4,
 }
 
 /// What a block type is made of.
@@ -72,6 +91,10 @@ struct Layout {
     has_minima: bool,
     /// Bits of a scale's code and groups of a super-block; signed where there are no minima.
     levels: Option<(u8, usize)>,
+    /// What codes are looked up in, where they are no integers.
+    book: Option<&'static Book>,
+    /// Whether scales are powers of two.
+    has_powers: bool,
 }
 
 /// How hard a fit tries.
@@ -100,29 +123,49 @@ struct Stored {
     floats: Vec<f32>,
 }
 
-/// The grid of a group: `grid.value(code) − minimum`.
+/// The grid of a group: `grid.value(code) − minimum`, or `grid.scale · book[code]`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Steps {
     grid: Grid,
     minimum: f32,
+    book: Option<&'static Book>,
 }
 
 impl Steps {
     pub(crate) fn code(&self, value: f32) -> u8 {
-        match self.grid.scale {
-            0.0 => self.grid.zero,
-            _ => self.grid.code(value + self.minimum),
+        match (self.grid.scale, self.book) {
+            (0.0, None) => self.grid.zero,
+            (0.0, Some(book)) => book.code(0.0),
+            (scale, Some(book)) => book.code(value / scale),
+            (_, None) => self.grid.code(value + self.minimum),
         }
     }
 
     pub(crate) fn value(&self, code: u8) -> f32 {
-        self.grid.value(code) - self.minimum
+        match self.book {
+            Some(book) => self.grid.scale * book.levels[usize::from(code)],
+            None => self.grid.value(code) - self.minimum,
+        }
+    }
+
+    /// What a code stands for, in units of the scale, without the minimum.
+    fn level(&self, code: u8) -> f64 {
+        match self.book {
+            Some(book) => f64::from(book.levels[usize::from(code)]),
+            None => f64::from(code) - f64::from(self.grid.zero),
+        }
     }
 
     /// `Σ cost · (value − rounded)²`.
     fn error(&self, values: &[f32], costs: &[f32]) -> f32 {
         if self.grid.scale == 0.0 {
             let term = |(value, cost): (&f32, &f32)| cost * (value + self.minimum).powi(2);
+            return values.iter().zip(costs).map(term).sum();
+        }
+        if self.book.is_some() {
+            let term = |(value, cost): (&f32, &f32)| {
+                cost * (value - self.value(self.code(*value))).powi(2)
+            };
             return values.iter().zip(costs).map(term).sum();
         }
         if self.minimum == 0.0 {
@@ -133,13 +176,7 @@ impl Steps {
     }
 }
 
-/// Columns of a super-block.
-const SUPER: usize = 256;
-
-/// Columns of the least group that every type of 32 columns divides into.
-const BLOCK: usize = 32;
-
-/// f16 is what every type stores its floats in.
+/// f16 is what every type stores its floats in, but for powers of two.
 const FLOAT: FloatType = FloatType::F16;
 
 impl BlockGrid {
@@ -156,8 +193,19 @@ impl BlockGrid {
             Self::Q5_0 => (5, 32, false, None),
             Self::Q5_1 => (5, 32, true, None),
             Self::Q8_0 => (8, 32, false, None),
+            Self::IQ4_NL => (4, 32, false, None),
+            Self::IQ4_XS => (4, 32, false, Some((6, 8))),
+            Self::TQ1_0 | Self::TQ2_0 => (2, 256, false, None),
+            Self::MXFP4 => (4, 32, false, None),
         };
-        Some(Layout { bits, group, has_minima, levels })
+        let book = match self {
+            Self::IQ4_NL | Self::IQ4_XS => Some(book::iq4_nl()),
+            Self::TQ1_0 => Some(book::trits()),
+            Self::TQ2_0 => Some(book::ternary()),
+            Self::MXFP4 => Some(book::e2m1()),
+            _ => None,
+        };
+        Some(Layout { bits, group, has_minima, levels, book, has_powers: self == Self::MXFP4 })
     }
 
     /// The type that a matrix of `cols` columns gets: the one asked for where its blocks divide the
@@ -165,16 +213,16 @@ impl BlockGrid {
     /// divide them either.
     fn fitting(self, cols: usize) -> Option<Self> {
         let instead = match self {
-            Self::Q2_K | Self::Q3_K => Self::Q4_0,
+            Self::Q2_K | Self::Q3_K | Self::TQ1_0 | Self::TQ2_0 => Self::Q4_0,
+            Self::IQ4_XS => Self::IQ4_NL,
             Self::Q4_K => Self::Q5_0,
             Self::Q5_K => Self::Q5_1,
             Self::Q6_K => Self::Q8_0,
             other => other,
         };
-        if self.layout()?.levels.is_some() && cols.is_multiple_of(SUPER) {
-            return Some(self);
-        }
-        cols.is_multiple_of(BLOCK).then_some(instead)
+        let divides =
+            |kind: &Self| kind.layout().is_some_and(|layout| cols.is_multiple_of(layout.block()));
+        [self, instead].into_iter().find(divides)
     }
 
     fn name(self) -> String {
@@ -186,6 +234,13 @@ impl BlockGrid {
         let layout = self.fitting(cols).and_then(Self::layout);
         let term = match layout {
             None => TermOutline::Dense { values: FLOAT },
+            Some(Layout { book: Some(book), bits, .. }) => TermOutline::Lookup {
+                bits,
+                grouping: layout.map(|layout| layout.grouping()),
+                book_per_row: false,
+                books: book.kind,
+                scales: layout.map_or(GroupType::Plain(FLOAT), |layout| layout.stored()),
+            },
             Some(layout) => TermOutline::Affine {
                 bits: layout.bits,
                 grouping: layout.grouping(),
@@ -200,7 +255,10 @@ impl BlockGrid {
     }
 
     /// What is said of a matrix that does not get the type asked for.
-    pub(crate) fn note(self, cols: usize) -> Option<Note> {
+    pub(crate) fn departure(self, cols: usize) -> Option<Note> {
+        if self == Self::Plain {
+            return None;
+        }
         let what = match self.fitting(cols) {
             Some(kind) if kind == self => return None,
             Some(kind) => kind.name(),
@@ -266,7 +324,7 @@ impl BlockGrid {
                     .map(move |(column, value)| grids.steps(row, column).code(*value))
             })
             .collect();
-        grids.assemble(site, codes, self.note(site.cols).into_iter().collect())
+        grids.assemble(site, codes, vec![])
     }
 
     /// The matrix in 16-bit floats.
@@ -275,7 +333,7 @@ impl BlockGrid {
         let terms = vec![Term::Dense(Dense { values, dtype: FLOAT })];
         let weight =
             Weight::new(site.rows, site.cols, terms).map_err(|error| too_large(site, &error))?;
-        Ok(Encoded { weight, notes: self.note(site.cols).into_iter().collect() })
+        Ok(Encoded { weight, notes: vec![] })
     }
 }
 
@@ -295,6 +353,11 @@ impl BlockGrids {
         let layout = self.layout;
         let per_row = site.cols / layout.group;
         let floats = |stored: Stored| match layout.two_level() {
+            None if layout.has_powers => {
+                let float = SmallFloat::E8M0;
+                let codes = stored.floats.iter().map(|power| float.encode(*power)).collect();
+                GroupFloats::small(float, codes, None)
+            }
             None => Ok(GroupFloats::plain(stored.floats, FLOAT)),
             Some(kind) => GroupFloats::two_level(lapidary_weight::Levels {
                 kind,
@@ -305,6 +368,17 @@ impl BlockGrids {
             }),
         };
         let weight = || -> Result<Weight, WeightError> {
+            if let Some(book) = layout.book {
+                let lookup = Lookup {
+                    bits: layout.bits,
+                    codes,
+                    books: book.levels.clone(),
+                    book_per_row: false,
+                    scales: Some((layout.grouping(), floats(self.scales)?)),
+                    book_type: book.kind,
+                };
+                return Weight::new(site.rows, site.cols, vec![Term::Lookup(lookup)]);
+            }
             let affine = Affine {
                 bits: layout.bits,
                 grouping: layout.grouping(),
@@ -353,6 +427,9 @@ impl Layout {
     }
 
     fn stored(&self) -> GroupType {
+        if self.has_powers {
+            return GroupType::Small(SmallCodes { float: SmallFloat::E8M0, divided: false });
+        }
         self.two_level().map_or(GroupType::Plain(FLOAT), GroupType::TwoLevel)
     }
 
@@ -362,7 +439,7 @@ impl Layout {
     }
 
     fn steps(&self, scale: f32, minimum: f32) -> Steps {
-        Steps { grid: self.grid(scale), minimum }
+        Steps { grid: self.grid(scale), minimum, book: self.book }
     }
 
     /// What a scale's code of zero stands for.

@@ -55,6 +55,11 @@ impl Tensorwise for Chain {
         needs.fold(self.encoder.needs(), Needs::or)
     }
 
+    fn needs_only_diagonal(&self) -> bool {
+        let asks = |correction: &Arc<dyn Correction>| correction.needs() != Needs::default();
+        self.encoder.needs_only_diagonal() && !self.corrections.iter().any(asks)
+    }
+
     fn shares_range(&self) -> bool {
         self.encoder.shares_range()
     }
@@ -73,6 +78,10 @@ impl Tensorwise for Chain {
             outline.terms.extend(correction.terms(rows, cols, scales));
         }
         outline
+    }
+
+    fn departure(&self, cols: usize) -> Option<Note> {
+        self.encoder.departure(cols)
     }
 
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {

@@ -134,6 +134,10 @@ impl Tensorwise for Gptq {
         (self.0.grid.blocks == BlockGrid::Plain).then_some(self)
     }
 
+    fn departure(&self, cols: usize) -> Option<Note> {
+        self.0.grid.blocks.departure(cols)
+    }
+
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
         let gram = site.gram()?;
         site.check_finite()?;
@@ -256,6 +260,10 @@ impl Tensorwise for Rounding {
         self.0.grid.outline(rows, cols, scales)
     }
 
+    fn departure(&self, cols: usize) -> Option<Note> {
+        self.0.grid.blocks.departure(cols)
+    }
+
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
         round_to_nearest(&self.0, site)
     }
@@ -356,7 +364,7 @@ impl<'a> Job<'a> {
     }
 
     /// Sweeps on the grids of blocks, which are fitted beforehand.
-    fn run_blocks(&self, kind: BlockGrid, mut notes: Vec<Note>) -> Result<Encoded, MethodError> {
+    fn run_blocks(&self, kind: BlockGrid, notes: Vec<Note>) -> Result<Encoded, MethodError> {
         let costs = match self.scale {
             ScaleChoice::Weighted => Some(self.costs_by_column()),
             ScaleChoice::MinMax | ScaleChoice::Mse => None,
@@ -373,7 +381,6 @@ impl<'a> Job<'a> {
             .map(|(row, codes)| BlockRow { row, order: self.order, grids: &grids, codes })
             .collect();
         sweep(&mut working, self.factor, &block_bounds(cols, 1), &mut quantizers);
-        notes.extend(kind.note(cols));
         grids.assemble(self.site, codes, notes)
     }
 

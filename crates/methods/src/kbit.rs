@@ -120,6 +120,10 @@ impl Tensorwise for KBit {
         Needs { gram: self.has_inputs && self.params.outlier_share > 0.0, ..Needs::default() }
     }
 
+    fn needs_only_diagonal(&self) -> bool {
+        true
+    }
+
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
         let blocks = self.blocks(cols, scales);
         blocks.outline((rows, cols), self.params.bits, self.kept(cols), scales)

@@ -68,6 +68,12 @@ pub trait Tensorwise: Send + Sync {
         Needs::default()
     }
 
+    /// Whether of the Gram matrix it asks for it looks at nothing but the diagonal, so that
+    /// [`Statistics::gram`] may be that alone.
+    fn needs_only_diagonal(&self) -> bool {
+        false
+    }
+
     /// Whether [`Site::peak`] must be there: layers with a common input then share a number that
     /// follows from it.
     fn shares_range(&self) -> bool {
@@ -76,6 +82,11 @@ pub trait Tensorwise: Send + Sync {
 
     /// What `encode` will emit for a weight of this shape: the promise that plans are made on.
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline;
+
+    /// What it will do otherwise than it was asked to, with a matrix of this many columns.
+    fn departure(&self, _cols: usize) -> Option<Note> {
+        None
+    }
 
     /// Encodes one weight.
     ///

@@ -13,7 +13,9 @@ use crate::block_grid::Fit;
 use crate::blocks::lines;
 use crate::residual::{Fitter, Sum};
 use crate::pruning::without_pruned;
-use crate::{BlockGrid, Encoded, GridParams, Masked, Method, MethodError, ParamError, Site, Tensorwise};
+use crate::{
+    BlockGrid, Encoded, GridParams, Masked, Method, MethodError, Needs, Note, ParamError, Site, Tensorwise,
+};
 use lapidary_kernels::grid::{Grid, Search};
 use lapidary_weight::{FloatType, Grouping, Outline, Term, Weight};
 use schemars::JsonSchema;
@@ -35,11 +37,14 @@ pub struct Params {
     /// Grids that the weight is the sum of, 1 to 4, each of so many bits.
     #[schemars(range(min = 1, max = 4))]
     pub tensors: usize,
+    /// Weigh the error of each column by the sum of squares of its inputs, as llama.cpp does with an
+    /// importance matrix; for block types of GGUF files.
+    pub weighted: bool,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { grid: GridParams::default(), steps: 500, tensors: 1 }
+        Self { grid: GridParams::default(), steps: 500, tensors: 1, weighted: false }
     }
 }
 
@@ -54,6 +59,10 @@ pub(crate) fn build(params: Params) -> Result<Method, ParamError> {
     if params.tensors > 1 && params.grid.blocks != BlockGrid::Plain {
         return Err(ParamError::new("tensors", "blocks of GGUF files hold one grid each"));
     }
+    if params.weighted && params.grid.blocks == BlockGrid::Plain {
+        let what = "only grids that are blocks of GGUF files are fitted so; set grid, or use gptq";
+        return Err(ParamError::new("weighted", what));
+    }
     Ok(Method::Tensorwise(Box::new(Omse(params))))
 }
 
@@ -64,7 +73,7 @@ impl Omse {
     fn encode_sum(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
         use rayon::prelude::*;
         site.check_finite()?;
-        let Params { grid, steps, tensors } = &self.0;
+        let Params { grid, steps, tensors, .. } = &self.0;
         let (line, group, _) = lines(grid.grouping(site.cols), site.rows, site.cols);
         let fitter = Fitter {
             levels: grid.levels(),
@@ -90,15 +99,32 @@ impl Omse {
 }
 
 impl Tensorwise for Omse {
+    fn needs(&self) -> Needs {
+        Needs { gram: self.0.weighted, ..Needs::default() }
+    }
+
+    fn needs_only_diagonal(&self) -> bool {
+        true
+    }
+
+    fn without_statistics(&self) -> Option<Box<dyn Tensorwise>> {
+        Some(Box::new(Self(Params { weighted: false, ..self.0.clone() })))
+    }
+
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
         let mut outline = self.0.grid.outline(rows, cols, scales);
         outline.terms.resize(self.0.tensors, outline.terms[0].clone());
         outline
     }
 
+    fn departure(&self, cols: usize) -> Option<Note> {
+        self.0.grid.blocks.departure(cols)
+    }
+
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {
         if self.0.grid.blocks != BlockGrid::Plain {
-            return self.0.grid.blocks.encode(site, None, Fit::Search);
+            let costs = self.0.weighted.then(|| site.gram_diagonal()).transpose()?;
+            return self.0.grid.blocks.encode(site, costs.as_deref(), Fit::Search);
         }
         if self.0.tensors > 1 {
             return self.encode_sum(site);

@@ -6,7 +6,9 @@
 
 use crate::block_grid::Fit;
 use crate::pruning::without_pruned;
-use crate::{BlockGrid, Encoded, GridParams, Masked, Method, MethodError, ParamError, Site, Tensorwise};
+use crate::{
+    BlockGrid, Encoded, GridParams, Masked, Method, MethodError, Note, ParamError, Site, Tensorwise,
+};
 use lapidary_weight::{FloatType, Grouping, Outline};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,10 @@ pub(crate) fn draft(grid: &GridParams) -> Box<dyn Tensorwise> {
 impl Tensorwise for Rtn {
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
         self.0.grid.outline(rows, cols, scales)
+    }
+
+    fn departure(&self, cols: usize) -> Option<Note> {
+        self.0.grid.blocks.departure(cols)
     }
 
     fn encode(&self, site: &Site<'_>) -> Result<Encoded, MethodError> {

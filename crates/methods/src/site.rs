@@ -23,7 +23,8 @@ impl Needs {
 /// What was gathered about the inputs of a site.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
-    /// `Σ x xᵀ` over the calibration tokens, row-major `[cols, cols]`, symmetric.
+    /// `Σ x xᵀ` over the calibration tokens, row-major `[cols, cols]`, symmetric; or its diagonal,
+    /// `[cols]`, where no more is known.
     pub gram: Vec<f32>,
     /// `Σ (x̃ − x) xᵀ`, row-major `[cols, cols]`, where x̃ is the input that the uncompressed model
     /// has for the same token; `None` where nothing before the site is compressed.
@@ -78,11 +79,15 @@ impl Site<'_> {
             site: self.name.to_owned(),
             what: "the Gram matrix of its inputs",
         };
-        Ok(&self.statistics.ok_or_else(missing)?.gram)
+        let gram = &self.statistics.ok_or_else(missing)?.gram;
+        if gram.len() == self.cols * self.cols { Ok(gram) } else { Err(missing()) }
     }
 
     /// Its diagonal: the sum of squares of each input column, not negative.
     pub(crate) fn gram_diagonal(&self) -> Result<Vec<f32>, MethodError> {
+        if let Some(known) = self.statistics.filter(|known| known.gram.len() == self.cols) {
+            return Ok(known.gram.iter().map(|sum| sum.max(0.0)).collect());
+        }
         let gram = self.gram()?;
         Ok((0..self.cols).map(|i| gram[i * self.cols + i].max(0.0)).collect())
     }

@@ -81,6 +81,10 @@ impl Tensorwise for SqueezeLlm {
         Needs { gram: self.0.weighted, ..Needs::default() }
     }
 
+    fn needs_only_diagonal(&self) -> bool {
+        true
+    }
+
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {
         let mut terms = vec![TermOutline::Lookup {
             bits: self.0.bits,

@@ -7,7 +7,7 @@ mod common;
 use common::{Random, encode, gram, method, output_error, weight_error};
 use lapidary_kernels::ggml::{Block, BlockKind, PACKED, dequantize, pack};
 use lapidary_methods::{Encoded, NoteKind};
-use lapidary_weight::{FloatType, GroupFloats, Term, Zeros};
+use lapidary_weight::{Affine, FloatType, GroupFloats, Lookup, Term, Zeros};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -18,6 +18,7 @@ fn name(kind: BlockKind) -> String {
 /// Codes and floats of one block of an array.
 fn stored(array: &GroupFloats, block: usize) -> (Vec<u8>, f32) {
     match array.levels() {
+        None if array.small_codes().is_some() => (vec![array.small_codes().unwrap().0[block]], 0.0),
         None => (vec![], array[block]),
         Some(levels) => {
             let groups = levels.codes.len() / levels.coarse.len();
@@ -28,18 +29,22 @@ fn stored(array: &GroupFloats, block: usize) -> (Vec<u8>, f32) {
 
 /// The weight as ggml reads the bytes that its codes make.
 fn through_ggml(kind: BlockKind, encoded: &Encoded) -> Vec<f32> {
-    let [Term::Affine(affine)] = encoded.weight.terms() else { panic!("one affine term") };
+    let (codes, scales, minima) = match encoded.weight.terms() {
+        [Term::Affine(Affine { codes, scales, zeros: Zeros::Minima(minima), .. })] => {
+            (codes, scales, Some(minima))
+        }
+        [Term::Affine(Affine { codes, scales, .. })] => (codes, scales, None),
+        [Term::Lookup(Lookup { codes, scales: Some((_, scales)), .. })] => (codes, scales, None),
+        _ => panic!("one term of codes"),
+    };
     let mut bytes = vec![];
-    for (block, codes) in affine.codes.chunks_exact(kind.elements()).enumerate() {
-        let (scales, scale) = stored(&affine.scales, block);
-        let (minima, minimum) = match &affine.zeros {
-            Zeros::Minima(minima) => stored(minima, block),
-            _ => (vec![], 0.0),
-        };
+    for (block, codes) in codes.chunks_exact(kind.elements()).enumerate() {
+        let (scales, scale) = stored(scales, block);
+        let (minima, minimum) = minima.map_or((vec![], 0.0), |minima| stored(minima, block));
         let block = Block { codes, scales: &scales, minima: &minima, scale, minimum };
         pack(kind, &block, &mut bytes).unwrap();
     }
-    let mut values = vec![0.0; affine.codes.len()];
+    let mut values = vec![0.0; codes.len()];
     dequantize(kind, &bytes, &mut values).unwrap();
     values
 }
@@ -131,26 +136,31 @@ fn rounding_to_q4_0_is_that_of_the_reference() {
 #[test]
 fn columns_that_blocks_do_not_divide_get_what_llama_cpp_gives_them() {
     let mut random = Random::new(2);
-    for (asked, given) in
-        [("q2_k", "q4_0"), ("q3_k", "q4_0"), ("q4_k", "q5_0"), ("q5_k", "q5_1"), ("q6_k", "q8_0")]
-    {
+    for (asked, given) in [
+        ("q2_k", "q4_0"),
+        ("q3_k", "q4_0"),
+        ("q4_k", "q5_0"),
+        ("q5_k", "q5_1"),
+        ("q6_k", "q8_0"),
+        ("iq4_xs", "iq4_nl"),
+        ("tq1_0", "q4_0"),
+        ("tq2_0", "q4_0"),
+    ] {
         let weight = random.gaussians(2 * 576);
-        let [wanted, instead] = [asked, given]
-            .map(|grid| encode(&*method("omse", json!({"grid": grid})), &weight, 576, None));
+        let methods = [asked, given].map(|grid| method("omse", json!({"grid": grid})));
+        let [wanted, instead] =
+            [0, 1].map(|index: usize| encode(&*methods[index], &weight, 576, None));
         assert_eq!(wanted.weight, instead.weight, "{asked}");
-        assert_eq!((wanted.notes.len(), instead.notes.len()), (1, 0));
-        assert_eq!(wanted.notes[0].kind, NoteKind::Fallback);
-        assert!(wanted.notes[0].what.contains(given), "{}", wanted.notes[0].what);
+        let note = methods[0].departure(576).unwrap();
+        assert_eq!(note.kind, NoteKind::Fallback);
+        assert!(note.what.contains(given), "{}", note.what);
+        assert!(methods[1].departure(576).is_none() && methods[0].departure(512).is_none());
     }
     let weight = random.gaussians(3 * 40);
-    let encoded = encode(
-        &*method("gptq", json!({"grid": "q4_0"})),
-        &weight,
-        40,
-        Some(&gram(&random.gaussians(80 * 40), 40)),
-    );
+    let gptq = method("gptq", json!({"grid": "q4_0"}));
+    let encoded = encode(&*gptq, &weight, 40, Some(&gram(&random.gaussians(80 * 40), 40)));
     assert!(matches!(encoded.weight.terms(), [Term::Dense(_)]));
-    assert_eq!(encoded.notes[0].kind, NoteKind::Fallback);
+    assert_eq!(gptq.departure(40).unwrap().kind, NoteKind::Fallback);
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! Codes into a codebook: k-means, NF4, FP8 and FP4.
+//! Codes into a codebook: k-means, NF4, FP8 and FP4, the tables of llama.cpp's types.
 
 use crate::part::Parts;
 use crate::term::{check_codes, check_finite, check_length};
 use crate::{
-    FloatType, GroupFloats, GroupNames, GroupType, Grouping, Part, SmallFloat, TermOutline,
+    FloatType, GroupFloats, GroupNames, GroupType, Grouping, Part, SmallFloat, Table, TermOutline,
     WeightError,
 };
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,8 @@ pub enum BookType {
     Stored(FloatType),
     /// They are the numbers of this type, each under its own code; nothing is stored.
     Fixed(SmallFloat),
+    /// They are those of this table; nothing is stored.
+    Table(Table),
 }
 
 impl From<FloatType> for BookType {
@@ -32,12 +34,44 @@ impl From<SmallFloat> for BookType {
     }
 }
 
+impl From<Table> for BookType {
+    fn from(table: Table) -> Self {
+        Self::Table(table)
+    }
+}
+
 impl BookType {
+    /// The values, where they are not stored; zero in the place of a code that stands for none.
+    pub fn fixed(self) -> Option<Vec<f32>> {
+        match self {
+            Self::Stored(_) => None,
+            Self::Fixed(float) => Some(float.book()),
+            Self::Table(table) => Some(table.book()),
+        }
+    }
+
+    /// Whether a code of a fixed book stands for a number.
+    fn is_number(self, code: u8) -> bool {
+        match self {
+            Self::Stored(_) => true,
+            Self::Fixed(float) => float.is_number(code),
+            Self::Table(table) => usize::from(code) < table.levels().len(),
+        }
+    }
+
+    /// What is stored for a row of `cols` codes of so many bits: symbols, and the bits of each.
+    pub fn symbols(self, bits: u8, grouping: Option<Grouping>, cols: usize) -> (usize, u8) {
+        match self {
+            Self::Table(table) => table.symbols(grouping, cols),
+            Self::Stored(_) | Self::Fixed(_) => (cols, bits),
+        }
+    }
+
     /// Exact size of so many books of codes of so many bits.
     pub(crate) fn bits(self, books: usize, bits: u8) -> u64 {
         match self {
             Self::Stored(float) => ((books as u64) << bits) * float.bits(),
-            Self::Fixed(_) => 0,
+            Self::Fixed(_) | Self::Table(_) => 0,
         }
     }
 
@@ -45,19 +79,23 @@ impl BookType {
     pub(crate) fn float(self) -> FloatType {
         match self {
             Self::Stored(float) => float,
-            Self::Fixed(_) => FloatType::F32,
+            Self::Fixed(_) | Self::Table(_) => FloatType::F32,
         }
     }
 
     /// Refuses a fixed book that codes of so many bits do not look up.
     pub(crate) fn check(self, bits: u8, book_per_row: bool) -> Result<(), WeightError> {
-        let Self::Fixed(float) = self else { return Ok(()) };
-        let what = match (float, book_per_row) {
-            (SmallFloat::E8M0, _) => "e8m0 is a type of scales, not of weights".to_owned(),
-            (_, true) => format!("the numbers of {float:?} are one book, not one a row"),
-            _ if float.bits() != bits => {
-                format!("{bits} bits a code, where {float:?} has {}", float.bits())
+        let (name, width) = match self {
+            Self::Stored(_) => return Ok(()),
+            Self::Fixed(float) => (format!("{float:?}"), float.bits()),
+            Self::Table(table) => (format!("{table:?}"), table.bits()),
+        };
+        let what = match (self, book_per_row) {
+            (Self::Fixed(SmallFloat::E8M0), _) => {
+                "e8m0 is a type of scales, not of weights".to_owned()
             }
+            (_, true) => format!("the numbers of {name} are one book, not one a row"),
+            _ if width != bits => format!("{bits} bits a code, where {name} has {width}"),
             _ => return Ok(()),
         };
         Err(WeightError::Outline { term: TERM, what })
@@ -99,6 +137,18 @@ impl Lookup {
         }
     }
 
+    /// Codes of a table, in groups with a scale each.
+    pub fn of_table(table: Table, codes: Vec<u8>, grouping: Grouping, scales: GroupFloats) -> Self {
+        Self {
+            bits: table.bits(),
+            codes,
+            books: table.book(),
+            book_per_row: false,
+            scales: Some((grouping, scales)),
+            book_type: BookType::Table(table),
+        }
+    }
+
     pub(crate) fn outline(&self) -> TermOutline {
         TermOutline::Lookup {
             bits: self.bits,
@@ -118,8 +168,8 @@ impl Lookup {
         check_length(TERM, "books", self.books.len(), books << self.bits)?;
         check_finite(TERM, "books", &self.books)?;
         check_codes(TERM, "codes", &self.codes, self.bits)?;
-        if let BookType::Fixed(float) = self.book_type {
-            self.check_fixed(float)?;
+        if let Some(book) = self.book_type.fixed() {
+            self.check_fixed(&book)?;
         }
         if let Some((grouping, scales)) = &self.scales {
             scales.validate(TERM, GroupNames::SCALES, *grouping, rows, cols)?;
@@ -128,13 +178,12 @@ impl Lookup {
     }
 
     /// The book is that of the type, and every code stands for a number.
-    fn check_fixed(&self, float: SmallFloat) -> Result<(), WeightError> {
-        let book = float.book();
+    fn check_fixed(&self, book: &[f32]) -> Result<(), WeightError> {
         if let Some(code) = (0..book.len()).find(|code| self.books[*code] != book[*code]) {
-            let what = format!("code {code} of the book is not that of {float:?}");
+            let what = format!("code {code} of the book is not that of {:?}", self.book_type);
             return Err(WeightError::Outline { term: TERM, what });
         }
-        match self.codes.iter().position(|code| !float.is_number(*code)) {
+        match self.codes.iter().position(|code| !self.book_type.is_number(*code)) {
             Some(index) => Err(WeightError::NotFinite { term: TERM, part: "codes", index }),
             None => Ok(()),
         }
@@ -157,7 +206,14 @@ impl Lookup {
 
     pub(crate) fn parts(&self, rows: usize, cols: usize) -> Vec<Part> {
         let books = if self.book_per_row { rows } else { 1 };
-        let mut parts = vec![Part::codes("codes", &self.codes, cols, self.bits)];
+        let grouping = self.scales.as_ref().map(|(grouping, _)| *grouping);
+        let mut parts = vec![match self.book_type {
+            BookType::Table(table) => {
+                let (per_row, bits) = table.symbols(grouping, cols);
+                Part::codes("codes", &table.pack(grouping, cols, &self.codes), per_row, bits)
+            }
+            _ => Part::codes("codes", &self.codes, cols, self.bits),
+        }];
         if let BookType::Stored(float) = self.book_type {
             parts.push(Part::floats("books", float, vec![books, 1 << self.bits], &self.books));
         }
@@ -179,12 +235,18 @@ impl Lookup {
             let names = GroupNames::SCALES;
             GroupFloats::from_parts(scales, names, grouping, (rows, cols), parts)
         };
+        let (per_row, symbol_bits) = books.symbols(bits, grouping, cols);
+        let symbols = parts.codes("codes", per_row, symbol_bits)?;
         Ok(Self {
             bits,
-            codes: parts.codes("codes", cols, bits)?,
+            codes: match books {
+                BookType::Table(table) => table.unpack(grouping, cols, &symbols),
+                _ => symbols,
+            },
             books: match books {
                 BookType::Stored(float) => parts.floats("books", float)?,
                 BookType::Fixed(float) => float.book(),
+                BookType::Table(table) => table.book(),
             },
             book_per_row,
             scales: match grouping {

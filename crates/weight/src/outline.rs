@@ -61,7 +61,7 @@ pub enum TermOutline {
         grouping: Option<Grouping>,
         /// A codebook of its own for each row, or one for the matrix.
         book_per_row: bool,
-        /// Storage of the books: the type of their floats, or the small float whose numbers they are.
+        /// Storage of the books: the type of their floats, or what names their numbers.
         books: BookType,
         /// How the scales are stored; the type of the books when there are none.
         scales: GroupType,
@@ -145,7 +145,9 @@ impl TermOutline {
             Self::Lookup { bits, grouping, book_per_row, books, scales } => {
                 let scales = grouping.map_or(0, |grouping| scales.bits(grouping, rows, cols));
                 let count = if book_per_row { rows } else { 1 };
-                elements * u64::from(bits) + books.bits(count, bits) + scales
+                let (symbols, symbol_bits) = books.symbols(bits, grouping, cols);
+                let codes = as_bits(rows) * as_bits(symbols) * u64::from(symbol_bits);
+                codes + books.bits(count, bits) + scales
             }
             Self::Planes { planes, grouping, offsets, scales } => {
                 let floats = u64::from(planes) + u64::from(offsets);
@@ -297,6 +299,10 @@ fn describe(term: &TermOutline) -> String {
             if let BookType::Fixed(float) = books {
                 let float = format!("{float:?}").to_lowercase();
                 return format!("floats {float}, {shared}{}", levels(scales));
+            }
+            if let BookType::Table(table) = books {
+                let table = format!("{table:?}").to_lowercase();
+                return format!("lookup {table}, {shared}{}", levels(scales));
             }
             format!("lookup {bits} bits, {shared}{}", levels(scales))
         }

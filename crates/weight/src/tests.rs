@@ -252,6 +252,38 @@ proptest! {
     }
 
     #[test]
+    fn tables_are_their_formula(
+        rows in 1_usize..9, cols in 1_usize..30, which in 0_usize..3, grouping in grouping(),
+        kind in group_type(), seed: u64,
+    ) {
+        let table = [Table::Iq4Nl, Table::Ternary, Table::Trits][which];
+        let (scales, scale_bits) = group_floats(kind, grouping, (rows, cols), seed ^ 4);
+        let mut codes = codes(rows * cols, seed, table.bits());
+        codes.iter_mut().for_each(|code| *code %= table.levels().len() as u8);
+        let lookup = Lookup::of_table(table, codes.clone(), grouping, scales.clone());
+        let weight = Weight::new(rows, cols, vec![Term::Lookup(lookup.clone())]).unwrap();
+        for (index, value) in weight.decode().into_iter().enumerate() {
+            let scale = group_float(&scales, group_of(grouping, index / cols, index % cols, cols));
+            prop_assert_eq!(value, scale * table.levels()[usize::from(codes[index])]);
+        }
+        let bits_a_row = match table {
+            Table::Trits => {
+                let width = grouping.width(cols);
+                let starts = (0..cols).step_by(width);
+                starts.map(|at| 8 * width.min(cols - at).div_ceil(5)).sum::<usize>()
+            }
+            _ => cols * usize::from(table.bits()),
+        };
+        prop_assert_eq!(weight.bits(), (rows * bits_a_row) as u64 + scale_bits);
+        prop_assert_eq!(round_trip(&weight).unwrap(), weight);
+        if table != Table::Iq4Nl {
+            let codes = vec![3; rows * cols];
+            let wrong = Term::Lookup(Lookup { codes, ..lookup });
+            prop_assert!(Weight::new(rows, cols, vec![wrong]).is_err());
+        }
+    }
+
+    #[test]
     fn planes_are_their_formula(
         rows in 1_usize..5, cols in 1_usize..50, planes in 1_u8..=8, grouping in grouping(),
         offset: bool, seed: u64, dtype in 0_usize..3,
@@ -407,7 +439,7 @@ proptest! {
     #[test]
     fn parts_of_any_length_are_an_error_and_never_a_panic(
         rows in 0_usize..5, cols in 0_usize..9, bits in 0_u8..12,
-        lengths in prop::array::uniform4(0_usize..90), kind in 0_usize..14, group in group_type(),
+        lengths in prop::array::uniform4(0_usize..90), kind in 0_usize..15, group in group_type(),
         grouping in grouping(),
     ) {
         let (values, scales) = (FloatType::F16, group);
@@ -429,6 +461,10 @@ proptest! {
             TermOutline::Lookup {
                 bits, grouping: Some(grouping), book_per_row: bits % 2 == 1,
                 books: SmallFloat::E2M1.into(), scales,
+            },
+            TermOutline::Lookup {
+                bits: 4 >> (rows % 2), grouping: Some(grouping), book_per_row: false,
+                books: [Table::Iq4Nl, Table::Trits][rows % 2].into(), scales,
             },
             TermOutline::Planes { planes: bits, grouping, offsets: true, scales: values },
             TermOutline::Sparse { nonzeros: 3, values, places: Places::Listed },

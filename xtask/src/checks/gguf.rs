@@ -18,8 +18,17 @@ pub(crate) const CHECK: Check = Check {
 };
 
 /// The types that are written for llama.cpp.
-const GRIDS: [&str; 10] =
-    ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"];
+const GRIDS: [&str; 15] = [
+    "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "mxfp4", "q2_k", "q3_k", "q4_k", "q5_k",
+    "q6_k", "iq4_xs", "tq1_0", "tq2_0",
+];
+
+/// Those whose blocks have 32 columns.
+const SHORT: usize = 7;
+
+/// The presets.
+const PRESETS: [&str; 9] =
+    ["Q8_0", "Q2_K", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K", "Q4_0"];
 
 /// Most that llama.cpp's perplexity may be from ours: it rounds activations to 8 bits.
 const TOLERANCE: f64 = 0.01;
@@ -29,24 +38,28 @@ const RIVAL: f64 = 0.227;
 
 fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
     let (demo, model) = (context.root().join("assets/demo"), context.model("offgrid")?);
-    for grid in GRIDS {
+    for (index, grid) in GRIDS.into_iter().enumerate() {
         // Blocks of 256 columns divide no row of the demo's model; SmolLM2 has some.
-        let (name, source, window) = match grid.ends_with("_k") {
-            true => ("SmolLM2", &model, 512),
-            false => ("demo", &demo, 128),
+        let (name, source, window) = match index < SHORT {
+            true => ("demo", &demo, 128),
+            false => ("SmolLM2", &model, 512),
         };
-        // What rounding to the nearest of four levels leaves is no model to compare with.
-        let method = if grid == "q2_k" { "gptq" } else { "rtn" };
-        // SmolLM2's table is too narrow for these types as well.
-        let targets = if grid.ends_with("_k") { "[Linear]" } else { "[Linear, Embedding]" };
-        let step = format!("steps: [{{method: {method}, targets: {targets}, grid: {grid}}}]");
+        // Three levels a block leave nothing of a model: one layer has them. Nor do four, rounded to the
+        // nearest. SmolLM2's table is too narrow for the types of the other kind as well.
+        let (method, targets) = match grid {
+            "tq1_0" | "tq2_0" => ("omse", "'re:.*\\.7\\.mlp\\.down_proj'"),
+            "q2_k" => ("gptq", "Linear"),
+            _ if index < SHORT => ("rtn", "Linear, Embedding"),
+            _ => ("rtn", "Linear"),
+        };
+        let step = format!("steps: [{{method: {method}, targets: [{targets}], grid: {grid}}}]");
         let recipe = context.scratch(&format!("{grid}.yaml"));
         std::fs::write(&recipe, format!("{step}\nformat: gguf\n")).map_err(Error::at(&recipe))?;
         let options = ["--recipe".to_owned(), recipe.display().to_string()];
         let made = context.compressed(source, &options)?;
         agree(context, report, &format!("{name}, {grid}"), &made.folder, window)?;
     }
-    for preset in ["Q8_0", "Q4_K_M", "Q4_0"] {
+    for preset in PRESETS {
         let mut options = vec!["--recipe".to_owned(), preset.to_owned()];
         options.extend(context.rows(if preset == "Q8_0" { 1 } else { 128 }, 512));
         let made = context.compressed(&model, &options)?;

@@ -96,7 +96,7 @@ fn show(fs: &Arc<dyn Fs>, folder: &Path, quiet: bool) -> Result<Vec<Row>, CliErr
             seed: 0,
             limits: Limits::default(),
             strict: false,
-            shard_bytes: 1 << 32,
+            shard_bytes: None,
             base_model: "lapidary-demo",
             stop: &stop,
             progress: &Shown::new(quiet),

@@ -50,6 +50,8 @@ pub(super) struct Shapes<'a> {
     pub(super) sites: &'a [SitePlan],
     /// Calibration rows, and tokens of a row.
     pub(super) rows: (usize, usize),
+    /// What the container takes while the result is written.
+    pub(super) writing: u64,
 }
 
 impl Shapes<'_> {
@@ -60,7 +62,7 @@ impl Shapes<'_> {
         limits: Limits,
     ) -> Result<MemoryPlan, EngineError> {
         let Some(calibration) = calibration else {
-            let peak = BASE + self.tokenizer() + self.encoding(|_| true);
+            let peak = BASE + self.tokenizer() + self.encoding(|_| true).max(self.written());
             let plan = MemoryPlan {
                 peak,
                 activations: 0,
@@ -95,8 +97,9 @@ impl Shapes<'_> {
         // Tables are encoded before there are activations, and looked up in while those are made.
         let tables = always + self.encoding(|site| site.stage == Place::Embedding);
         let looking_up = always + self.stored_tables();
-        let peak =
-            |activations: u64| (fixed + activations).max(tables).max(looking_up + activations);
+        let writing = BASE + self.tokenizer() + self.written();
+        let ends = tables.max(writing);
+        let peak = |activations: u64| (fixed + activations).max(looking_up + activations).max(ends);
         let in_memory = limits.memory.is_none_or(|limit| peak(activations) <= limit);
         let plan = MemoryPlan {
             peak: peak(if in_memory { activations } else { 0 }),
@@ -107,6 +110,13 @@ impl Shapes<'_> {
             statistics,
         };
         within(plan, limits)
+    }
+
+    /// What is resident while the result is written: what the container makes, and the largest of the
+    /// tensors, which come one by one.
+    fn written(&self) -> u64 {
+        let bytes = |site: &SitePlan| site.outline.bits().div_ceil(8);
+        self.writing + 2 * self.sites.iter().map(bytes).max().unwrap_or(0)
     }
 
     /// The tokenizer that a GGUF source holds, as text and as the metadata it was made from.

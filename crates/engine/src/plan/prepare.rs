@@ -69,8 +69,8 @@ fn graphwise(recipe: &Recipe) -> Result<Option<Box<dyn Graphwise>>, EngineError>
             );
         }
         let goes_to_all = step.targets.iter().all(|pattern| pattern.text() == "Linear");
-        if !(goes_to_all && step.ignore.is_empty()) {
-            return refuse("it goes to the whole model; leave out targets and ignore");
+        if !(goes_to_all && step.ignore.is_empty() && step.layers.is_none()) {
+            return refuse("it goes to the whole model; leave out targets, ignore and layers");
         }
         found = Some(method);
     }

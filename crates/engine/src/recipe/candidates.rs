@@ -196,7 +196,7 @@ pub(super) fn open_bits(document: &mut Node) -> Result<(), RecipeError> {
     let place = field.place;
     let Content::List(steps) = &field.node.content else { return Ok(()) };
     let targets = |step: &Node| {
-        ["targets", "ignore"].map(|key| step.field(key).map(|field| field.node.to_json()))
+        ["targets", "ignore", "layers"].map(|key| step.field(key).map(|field| field.node.to_json()))
     };
     let has_bits = |step: &&Node| -> bool {
         let method = step.field("method").and_then(|field| method_named(&field.node).ok());

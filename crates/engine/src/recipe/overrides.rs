@@ -20,6 +20,8 @@ pub struct Overrides {
     pub pattern: Option<String>,
     /// Calibration text.
     pub text: Option<String>,
+    /// Importance matrix in place of it.
+    pub imatrix: Option<String>,
     /// Calibration rows.
     pub samples: Option<usize>,
     /// Tokens of a row.
@@ -62,6 +64,7 @@ impl Overrides {
         }
         let calibration = [
             ("text", self.text.as_ref().map(|text| json!(text))),
+            ("imatrix", self.imatrix.as_ref().map(|path| json!(path))),
             ("samples", self.samples.map(|samples| json!(samples))),
             ("seq_len", self.seq_len.map(|seq_len| json!(seq_len))),
         ];

@@ -50,7 +50,8 @@ const OWN: &[(&str, &str)] = recipes![
 ];
 
 /// Files of `recipes/` for llama.cpp, under the names of its own types.
-const GGUF: &[(&str, &str)] = recipes!["Q4_0", "Q8_0", "Q4_K_M"];
+const GGUF: &[(&str, &str)] =
+    recipes!["Q4_0", "Q8_0", "Q2_K", "Q3_K_M", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_M", "Q6_K",];
 
 /// All presets: those of a scheme of integers, each with its variants, those for llama.cpp, then the
 /// others.

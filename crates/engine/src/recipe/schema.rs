@@ -108,6 +108,8 @@ fn step(method: &Entry) -> Value {
     properties["targets"] =
         patterns("Modules it goes to: Linear, Embedding, a name, or re: and an expression.");
     properties["ignore"] = patterns("Modules among them that it does not go to.");
+    let what = format!("Blocks whose layers it goes to: {}.", super::layers::RULES);
+    properties["layers"] = json!({ "type": "string", "description": what });
     schema
 }
 

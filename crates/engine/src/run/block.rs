@@ -8,6 +8,7 @@ use super::{Job, next_block, stage_name};
 use crate::EngineError;
 use crate::calibration::Rows;
 use crate::cost::{Costs, Part};
+use crate::importance::statistics;
 use crate::manifest::SiteRecord;
 use crate::plan::{ActivationsIn, CHUNK_TOKENS, Plan, SitePlan};
 use lapidary_formats::{FormatError, Source};
@@ -190,7 +191,8 @@ impl BlockRunner<'_> {
     ) -> Result<Done, EngineError> {
         let graph = self.graph(stage)?;
         let Some(streams) = streams else {
-            return Ok(self.encode(graph, stage, &BTreeMap::new(), Rewritten::default())?.0);
+            let known = statistics(self.plan, graph);
+            return Ok(self.encode(graph, stage, &known, Rewritten::default())?.0);
         };
         let (source, backend) = (self.job.source, self.executor.backend());
         let mut weights = match last {
@@ -445,6 +447,10 @@ fn record(
     let relative = |error: f64, whole: f64| if whole > 0.0 { error / whole } else { 0.0 };
     let output_error = statistics.map(|statistics| {
         let cols = site.linear.in_features;
+        if statistics.gram.len() == cols {
+            let squares = |values: &[f32]| weighted_squares(values, &statistics.gram);
+            return relative(squares(&difference), squares(weight));
+        }
         let gram = PackedMatrix::new(&statistics.gram, cols, cols, Precision::F32);
         relative(energy(&difference, &gram), energy(weight, &gram))
     });
@@ -457,6 +463,15 @@ fn record(
         sparsity: pruned.map(|_| relative(zeros as f64, difference.len() as f64)),
         notes,
     })
+}
+
+/// Squares of `[rows, columns]`, each times the weight of its column.
+fn weighted_squares(values: &[f32], columns: &[f32]) -> f64 {
+    let rows = values.chunks_exact(columns.len().max(1));
+    let row = |row: &[f32]| -> f64 {
+        row.iter().zip(columns).map(|(v, weight)| f64::from(*v).powi(2) * f64::from(*weight)).sum()
+    };
+    rows.map(row).sum()
 }
 
 fn squares(values: &[f32]) -> f64 {

@@ -3,7 +3,7 @@
 use super::Survey;
 use crate::EngineError;
 use crate::plan::matches;
-use crate::recipe::{Recipe, Step};
+use crate::recipe::{Depth, Recipe, Step};
 use lapidary_formats::Pattern;
 use lapidary_model::Matrix;
 use serde_json::{Value, json};
@@ -23,12 +23,14 @@ impl Survey<'_> {
     pub(super) fn merged(&self, choices: &[usize]) -> Result<Recipe, EngineError> {
         let mut gathered: Vec<Gathered<'_>> = vec![];
         let matrices = self.plan().spec.matrices();
+        let depth = Depth::of(&self.plan().spec);
         for (unit, choice) in self.units.iter().zip(choices) {
             let candidate = &self.candidates[unit.choices[*choice].candidate];
             let steps = &self.recipe.candidates[candidate.index];
             for matrix in matrices.iter().filter(|m| unit.modules.contains(&m.linear.module)) {
                 let module = matrix.linear.module.as_str();
-                let steps = steps.iter().enumerate().filter(|(_, step)| goes_to(step, matrix));
+                let steps =
+                    steps.iter().enumerate().filter(|(_, step)| step.goes_to(matrix, depth));
                 for (position, step) in steps {
                     let does = parameters(step);
                     let same =
@@ -51,7 +53,7 @@ impl Survey<'_> {
             let texts = compact(&one.modules, &matrices);
             let patterns = texts.iter().map(|text| Pattern::new(text)).collect::<Result<_, _>>();
             let targets = patterns.map_err(|error| EngineError::Internal(error.to_string()))?;
-            steps.push(Step { targets, ignore: vec![], ..one.step.clone() });
+            steps.push(Step { targets, ignore: vec![], layers: None, ..one.step.clone() });
         }
         Ok(self.recipe.closed(steps))
     }
@@ -62,16 +64,10 @@ fn parameters(step: &Step) -> Value {
     json!({ "method": step.method.id, "params": step.params })
 }
 
-/// Whether a step goes to a matrix.
-fn goes_to(step: &Step, matrix: &Matrix) -> bool {
-    let names = |pattern: &Pattern| matches(pattern, matrix);
-    step.targets.iter().any(names) && !step.ignore.iter().any(names)
-}
-
 /// What the steps of a candidate do to each of some matrices.
-pub(super) fn what_it_does(steps: &[Step], matrices: &[&Matrix]) -> Value {
+pub(super) fn what_it_does(steps: &[Step], matrices: &[&Matrix], depth: Depth) -> Value {
     let to_matrix = |matrix: &&Matrix| -> Value {
-        steps.iter().filter(|step| goes_to(step, matrix)).map(parameters).collect()
+        steps.iter().filter(|step| step.goes_to(matrix, depth)).map(parameters).collect()
     };
     matrices.iter().map(to_matrix).collect()
 }

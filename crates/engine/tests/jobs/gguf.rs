@@ -1,14 +1,17 @@
 //! Results for llama.cpp: one file that is read back as the same model, or a refusal by name.
 
 use crate::support::{Setup, dies_anywhere, entries, model, real, scratch};
-use lapidary_engine::recipe::presets;
-use lapidary_engine::{EngineError, Failure, tokenizer};
+use lapidary_engine::importance::gather;
+use lapidary_engine::recipe::{Calibration, presets};
+use lapidary_engine::{EngineError, Failure, Silent, tokenizer};
 use lapidary_formats::Source;
+use lapidary_formats::gguf::Importance;
 use lapidary_model::{Spec, spec};
 use lapidary_store::gguf::{MetaValue, read_gguf};
 use lapidary_weight::Tensors;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 /// A model of `testdata/models` with a tokenizer of as many tokens as its table has rows.
 fn with_tokenizer(name: &str, folder: &Path) -> PathBuf {
@@ -140,7 +143,7 @@ fn every_family_comes_back_as_it_was() {
 
 #[test]
 fn every_preset_for_llama_cpp_runs_and_reads_the_same_tokens() {
-    let presets = presets().into_iter().filter(|preset| preset.name.starts_with('Q'));
+    let presets = presets().into_iter().filter(|preset| preset.name.starts_with(['Q', 'I']));
     let text = std::fs::read_to_string(demo().join("evaluation.txt")).unwrap();
     let text: String = text.chars().take(5000).collect();
     let wanted = tokenizer(&open(&demo())).unwrap().encode(&text, true).unwrap();
@@ -154,15 +157,137 @@ fn every_preset_for_llama_cpp_runs_and_reads_the_same_tokens() {
         setup.recipe = recipe.to_string();
         let output = scratch.path().join("out");
         let manifest = setup.run(&output).unwrap().manifest;
-        let bits = f64::from(preset.name.as_bytes()[1] - b'0');
+        let bits = f64::from(preset.name.trim_start_matches('I').as_bytes()[1] - b'0');
         let stored = manifest.bits_per_weight.unwrap();
-        assert!(stored > bits && stored < bits + 2.5, "{}: {stored}", preset.name);
+        assert!(stored > bits && stored < bits + 3.0, "{}: {stored}", preset.name);
+        // The demo's rows are no multiples of 256: what takes the place of such blocks is planned.
+        let instead = manifest.notes.iter().any(|note| note.note.what.contains("do not divide"));
+        assert_eq!(instead, !preset.name.ends_with("_0"), "{}", preset.name);
         let result = open(&output);
         assert_eq!(tokenizer(&result).unwrap().encode(&text, true).unwrap(), wanted);
         let notes = manifest.notes.iter().map(|note| note.note.what.as_str());
         let named = notes.filter(|what| what.contains("llama.cpp calls \"gpt-2\"")).count();
         assert_eq!(named, 1, "which rules were chosen is said");
     }
+}
+
+#[test]
+fn files_of_a_size_are_the_same_model_as_one() {
+    let scratch = scratch();
+    let model = with_tokenizer("llama-rope-llama3", scratch.path());
+    let (whole, split) = (scratch.path().join("whole"), scratch.path().join("split"));
+    setup(model.clone(), EIGHT, scratch.path()).run(&whole).unwrap();
+    let shard_bytes = 6_000;
+    Setup { shard_bytes, ..setup(model, EIGHT, scratch.path()) }.run(&split).unwrap();
+    let files: Vec<String> =
+        entries(&split).into_iter().filter(|name| name.ends_with(".gguf")).collect();
+    let count = files.len();
+    assert!(count > 1, "{files:?}");
+    for (number, name) in files.iter().enumerate() {
+        assert_eq!(*name, format!("model-{:05}-of-{count:05}.gguf", number + 1));
+        let gguf = read_gguf(&*real().open(&split.join(name)).unwrap()).unwrap();
+        assert_eq!(gguf.metadata.u64("split.no"), Some(number as u64));
+        assert_eq!(gguf.metadata.u64("split.count"), Some(count as u64));
+        assert_eq!(gguf.metadata.get("general.architecture").is_some(), number == 0);
+        let data: u64 = gguf.tensors.iter().map(|tensor| tensor.span.len()).sum();
+        assert!(data <= shard_bytes || gguf.tensors.len() == 1, "{name}: {data}");
+    }
+    let (one, several) = (open(&whole), open(&split.join(&files[0])));
+    assert_eq!(graphs(&one), graphs(&several));
+    for (tensor, _) in spec(one.config()).unwrap().tensors() {
+        assert_eq!(one.read(&tensor).unwrap(), several.read(&tensor).unwrap(), "{tensor}");
+    }
+    std::fs::remove_file(split.join(&files[1])).unwrap();
+    let error = Source::open(real(), &split).unwrap_err().to_string();
+    assert!(error.contains(&files[1]), "{error}");
+}
+
+#[test]
+fn an_importance_matrix_stands_in_for_calibration() {
+    let scratch = scratch();
+    let source = open(&demo());
+    let calibration = Calibration { samples: 4, seq_len: 64, ..Calibration::default() };
+    let (stop, path) = (AtomicBool::new(false), scratch.path().join("demo.imatrix.gguf"));
+    let found = gather(&real(), &source, &calibration, 0, &stop, &Silent).unwrap();
+    found.write(&real(), &path, source.config()).unwrap();
+    assert_eq!(Importance::read(&*real(), &path, source.config()).unwrap(), found);
+    // The sums are the diagonals of what calibration gathers, which llama.cpp's own names tell.
+    let gguf = read_gguf(&*real().open(&path).unwrap()).unwrap();
+    assert!(gguf.tensors.iter().any(|tensor| tensor.name == "blk.0.ffn_down.weight.in_sum2"));
+    assert!(found.layers.values().all(|inputs| inputs.tokens == 256.0));
+
+    let with = |step: &str, path: &Path| {
+        let mut setup = setup(demo(), step, scratch.path());
+        setup.recipe = json!({
+            "steps": [{ "method": "omse", "grid": "q4_0", "weighted": true }],
+            "calibration": { "imatrix": path }, "format": "gguf",
+        })
+        .to_string();
+        if step == "gptq" {
+            setup.recipe = setup.recipe.replace("omse", "gptq").replace(r#","weighted":true"#, "");
+        }
+        setup
+    };
+    let manifest = with(EIGHT, &path).run(&scratch.path().join("out")).unwrap().manifest;
+    // Weighted by the inputs, the outputs lose less than with every column alike.
+    let alike = setup(demo(), "method: omse, grid: q4_0", scratch.path());
+    let loss = |name: &str| found.layers[name].squares.clone();
+    let error = |folder: &Path| -> f64 {
+        let (before, after) = (open(&demo()), open(folder));
+        let layers = manifest.tensors.compressed.iter();
+        let of_layer = |name: &String| {
+            let (weight, other) = (before.read(name).unwrap(), after.read(name).unwrap());
+            let squares = loss(name);
+            let columns = squares.iter().cycle();
+            let terms = weight.iter().zip(&other).zip(columns);
+            terms.map(|((a, b), c)| f64::from((a - b).powi(2) * c)).sum::<f64>()
+        };
+        layers.map(of_layer).sum()
+    };
+    alike.run(&scratch.path().join("alike")).unwrap();
+    let (weighted, plain) =
+        (error(&scratch.path().join("out")), error(&scratch.path().join("alike")));
+    assert!(weighted < 0.97 * plain, "{weighted} {plain}");
+
+    let refused = |setup: Setup, words: &str| {
+        let error = setup.run(&scratch.path().join("refused")).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    refused(with("gptq", &path), "needs the whole Gram matrix");
+    let mut narrow = found.clone();
+    let (name, inputs) = narrow.layers.iter_mut().next().unwrap();
+    let module = name.strip_suffix(".weight").unwrap().to_owned();
+    inputs.squares.pop();
+    let other = scratch.path().join("narrow.gguf");
+    narrow.write(&real(), &other, source.config()).unwrap();
+    refused(with(EIGHT, &other), &format!("columns for {module}"));
+    narrow.layers.pop_first();
+    narrow.write(&real(), &other, source.config()).unwrap();
+    refused(with(EIGHT, &other), &format!("nothing of the inputs of {module}"));
+}
+
+#[test]
+fn an_importance_matrix_of_the_older_form_is_read() {
+    let scratch = scratch();
+    let source = open(&demo());
+    let mut bytes = 1_i32.to_le_bytes().to_vec();
+    let name = b"blk.0.attn_q.weight";
+    bytes.extend((name.len() as i32).to_le_bytes());
+    bytes.extend(name);
+    bytes.extend([3_i32, 2].iter().flat_map(|number| number.to_le_bytes()));
+    bytes.extend([1.5_f32, 6.0].iter().flat_map(|value| value.to_le_bytes()));
+    let path = scratch.path().join("old.dat");
+    let read = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        Importance::read(&*real(), &path, source.config())
+    };
+    let found = read(&bytes).unwrap();
+    let inputs = &found.layers["model.layers.0.self_attn.q_proj.weight"];
+    assert_eq!((inputs.squares.clone(), inputs.tokens), (vec![1.5, 6.0], 3.0));
+    for length in 0..bytes.len() {
+        assert!(read(&bytes[..length]).is_err(), "{length}");
+    }
+    assert!(read(&[0xff; 40]).is_err() && read(b"GGUFGGUFGGUF").is_err());
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn a_size_counts_the_whole_file_and_is_never_exceeded() {
     let source = Source::open(real(), &model("llama-tied")).unwrap();
     let recipe = Recipe::parse(&open.recipe).unwrap();
     let fs = real();
-    let survey = Survey::new(&fs, &source, &recipe, open.limits, 1 << 30).unwrap();
+    let survey = Survey::new(&fs, &source, &recipe, open.limits, None).unwrap();
     let (least, most) = survey.range_of_sizes().unwrap();
     for (index, part) in [0.0, 0.1, 0.37, 0.5, 0.83, 1.0, 1.2].into_iter().enumerate() {
         let size = least + (part * (most - least) as f64) as u64;
@@ -243,7 +243,7 @@ fn tight(job: &Setup) -> u64 {
     let fs = real();
     let mut limits = job.limits;
     loop {
-        let survey = Survey::new(&fs, &source, &recipe, limits, 1 << 30).unwrap();
+        let survey = Survey::new(&fs, &source, &recipe, limits, None).unwrap();
         if survey.plan().memory.activations_in == ActivationsIn::Disk {
             assert!(Some(survey.memory()) <= limits.memory);
             return survey.memory();

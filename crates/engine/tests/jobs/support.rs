@@ -82,7 +82,7 @@ impl Setup {
             seed: 0,
             limits: self.limits,
             strict: self.strict,
-            shard_bytes: self.shard_bytes,
+            shard_bytes: Some(self.shard_bytes),
             base_model: "tiny",
             stop,
             progress,

@@ -1,11 +1,13 @@
-//! Terms as ggml's blocks and back: the affine terms that a block type stores exactly, and floats.
+//! Terms as ggml's blocks and back: the affine terms and lookups that a block type stores exactly, and
+//! floats.
 
 use crate::FormatError;
 use lapidary_kernels::ggml::{Block, BlockKind, PACKED, pack, unpack};
 use lapidary_store::{Dtype, GgmlType};
 use lapidary_weight::{
-    Affine, Dense, FloatType, GroupFloats, GroupType, Grouping, Levels, Origin, Outline, Runs,
-    Term, TermOutline, TwoLevel, Weight, WeightError, ZeroType, Zeros,
+    Affine, BookType, Dense, FloatType, GroupFloats, GroupType, Grouping, Levels, Lookup, Origin,
+    Outline, Runs, SmallCodes, SmallFloat, Table, Term, TermOutline, TwoLevel, Weight, WeightError,
+    ZeroType, Zeros,
 };
 use std::num::NonZeroUsize;
 
@@ -16,7 +18,12 @@ struct Layout {
     has_minima: bool,
     /// Bits of the codes of scales and minima, and groups of a block.
     levels: Option<(u8, usize)>,
+    /// What codes are looked up in, where they are no integers.
+    book: Option<BookType>,
 }
+
+/// The one small float that scales are: `MXFP4`'s.
+const POWERS: SmallCodes = SmallCodes { float: SmallFloat::E8M0, divided: false };
 
 fn layout(kind: BlockKind) -> Option<Layout> {
     let (bits, group, has_minima, levels) = match kind {
@@ -30,9 +37,19 @@ fn layout(kind: BlockKind) -> Option<Layout> {
         BlockKind::Q4_K => (4, 32, true, Some((6, 8))),
         BlockKind::Q5_K => (5, 32, true, Some((6, 8))),
         BlockKind::Q6_K => (6, 16, false, Some((8, 16))),
+        BlockKind::IQ4_NL | BlockKind::MXFP4 => (4, 32, false, None),
+        BlockKind::IQ4_XS => (4, 32, false, Some((6, 8))),
+        BlockKind::TQ1_0 | BlockKind::TQ2_0 => (2, 256, false, None),
         _ => return None,
     };
-    Some(Layout { bits, group, has_minima, levels })
+    let book = match kind {
+        BlockKind::IQ4_NL | BlockKind::IQ4_XS => Some(Table::Iq4Nl.into()),
+        BlockKind::TQ1_0 => Some(Table::Trits.into()),
+        BlockKind::TQ2_0 => Some(Table::Ternary.into()),
+        BlockKind::MXFP4 => Some(SmallFloat::E2M1.into()),
+        _ => None,
+    };
+    Some(Layout { bits, group, has_minima, levels, book })
 }
 
 impl Layout {
@@ -42,6 +59,9 @@ impl Layout {
 
     /// How scales and minima are stored.
     fn floats(&self) -> GroupType {
+        if self.book == Some(SmallFloat::E2M1.into()) {
+            return GroupType::Small(POWERS);
+        }
         let two_level = |(bits, groups)| {
             let origin = if self.has_minima { Origin::Zero } else { Origin::Middle };
             let runs = Runs::Flat(NonZeroUsize::new(groups)?);
@@ -51,6 +71,15 @@ impl Layout {
     }
 
     fn outline(&self) -> TermOutline {
+        if let Some(books) = self.book {
+            return TermOutline::Lookup {
+                bits: self.bits,
+                grouping: Some(self.grouping()),
+                book_per_row: false,
+                books,
+                scales: self.floats(),
+            };
+        }
         TermOutline::Affine {
             bits: self.bits,
             grouping: self.grouping(),
@@ -73,7 +102,8 @@ impl Layout {
                 let offsets = vec![];
                 GroupFloats::two_level(Levels { kind, per_row, codes, coarse: floats, offsets })
             }
-            _ => Ok(GroupFloats::plain(floats, FloatType::F16)),
+            GroupType::Small(SmallCodes { float, .. }) => GroupFloats::small(float, codes, None),
+            GroupType::Plain(float) => Ok(GroupFloats::plain(floats, float)),
         }
     }
 }
@@ -130,18 +160,23 @@ pub(super) fn encode(weight: &Weight) -> Result<Vec<u8>, FormatError> {
     let kind = packed_kind(dtype_of(&outline).map_err(|_| unsupported())?);
     match (weight.terms(), kind) {
         ([Term::Dense(Dense { values, dtype })], None) => Ok(dtype.encode(values)),
-        ([Term::Affine(affine)], Some(kind)) => blocks(kind, affine).ok_or_else(unsupported),
+        ([Term::Affine(Affine { codes, scales, zeros, .. })], Some(kind)) => {
+            blocks(kind, codes, scales, zeros).ok_or_else(unsupported)
+        }
+        ([Term::Lookup(Lookup { codes, scales: Some((_, scales)), .. })], Some(kind)) => {
+            blocks(kind, codes, scales, &Zeros::Middle).ok_or_else(unsupported)
+        }
         _ => Err(unsupported()),
     }
 }
 
-fn blocks(kind: BlockKind, affine: &Affine) -> Option<Vec<u8>> {
-    let blocks = affine.codes.chunks_exact(kind.elements());
+fn blocks(kind: BlockKind, codes: &[u8], scales: &GroupFloats, zeros: &Zeros) -> Option<Vec<u8>> {
+    let blocks = codes.chunks_exact(kind.elements());
     let mut bytes = Vec::with_capacity(blocks.len() * kind.bytes());
     let none: (&[u8], f32) = (&[], 0.0);
     for (index, codes) in blocks.enumerate() {
-        let (scales, scale) = stored(&affine.scales, index)?;
-        let (minima, minimum) = match &affine.zeros {
+        let (scales, scale) = stored(scales, index)?;
+        let (minima, minimum) = match zeros {
             Zeros::Minima(minima) => stored(minima, index)?,
             _ => none,
         };
@@ -152,6 +187,9 @@ fn blocks(kind: BlockKind, affine: &Affine) -> Option<Vec<u8>> {
 
 /// Codes and float of one block of an array.
 fn stored(array: &GroupFloats, block: usize) -> Option<(&[u8], f32)> {
+    if let Some((codes, _)) = array.small_codes() {
+        return Some((codes.get(block..)?.get(..1)?, 0.0));
+    }
     let Some(levels) = array.levels() else { return Some((&[], *array.get(block)?)) };
     let groups = levels.codes.len().checked_div(levels.coarse.len())?;
     Some((levels.codes.get(block * groups..)?.get(..groups)?, *levels.coarse.get(block)?))
@@ -173,7 +211,7 @@ pub(crate) fn decode(module: &str, outline: &Outline, bytes: &[u8]) -> Result<We
                 let what = format!("{} bytes are not {rows} rows of {cols}", bytes.len());
                 return Err(FormatError::malformed(module, what));
             }
-            affine(kind, cols, bytes).map_err(wrong)?.ok_or_else(unsupported)?
+            term(kind, cols, bytes).map_err(wrong)?.ok_or_else(unsupported)?
         }
         (None, [TermOutline::Dense { values }]) => {
             Term::Dense(Dense { values: values.decode(bytes), dtype: *values })
@@ -184,7 +222,7 @@ pub(crate) fn decode(module: &str, outline: &Outline, bytes: &[u8]) -> Result<We
 }
 
 /// The term that blocks of a kind stand for.
-fn affine(kind: BlockKind, cols: usize, bytes: &[u8]) -> Result<Option<Term>, WeightError> {
+fn term(kind: BlockKind, cols: usize, bytes: &[u8]) -> Result<Option<Term>, WeightError> {
     let Some(layout) = layout(kind) else { return Ok(None) };
     let count = bytes.len() / kind.bytes();
     let mut codes = Vec::with_capacity(count * kind.elements());
@@ -198,6 +236,16 @@ fn affine(kind: BlockKind, cols: usize, bytes: &[u8]) -> Result<Option<Term>, We
         minima.1.push(block.minimum);
     }
     let per_row = cols / layout.group;
+    if let Some(book) = layout.book {
+        return Ok(Some(Term::Lookup(Lookup {
+            bits: layout.bits,
+            codes,
+            books: book.fixed().unwrap_or_default(),
+            book_per_row: false,
+            scales: Some((layout.grouping(), layout.array(per_row, scales.0, scales.1)?)),
+            book_type: book,
+        })));
+    }
     Ok(Some(Term::Affine(Affine {
         bits: layout.bits,
         grouping: layout.grouping(),
@@ -215,7 +263,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
-    use lapidary_kernels::ggml::dequantize;
+    use lapidary_kernels::ggml::{Unpacked, dequantize};
     use proptest::prelude::*;
 
     fn outline(kind: BlockKind, rows: usize, blocks: usize) -> Outline {
@@ -233,6 +281,10 @@ mod tests {
         let mut bytes: Vec<u8> = (0..count * kind.bytes()).map(|_| byte()).collect();
         let halves: &[usize] = match kind {
             BlockKind::Q4_0 | BlockKind::Q5_0 | BlockKind::Q8_0 => &[0],
+            BlockKind::IQ4_NL | BlockKind::IQ4_XS => &[0],
+            BlockKind::TQ1_0 => &[52],
+            BlockKind::TQ2_0 => &[64],
+            BlockKind::MXFP4 => &[],
             BlockKind::Q2_K => &[80, 82],
             BlockKind::Q3_K => &[108],
             BlockKind::Q6_K => &[208],
@@ -242,6 +294,24 @@ mod tests {
             for at in halves {
                 // An exponent below the largest.
                 block[at + 1] &= 0b1011_1111;
+            }
+            match kind {
+                // The exponent that is no number.
+                BlockKind::MXFP4 => block[0] = block[0].min(254),
+                // The code that stands for nothing.
+                BlockKind::TQ2_0 => {
+                    block[..64].iter_mut().for_each(|byte| *byte &= !(*byte >> 1 & 0x55));
+                }
+                // Bytes that are none of five digits.
+                BlockKind::TQ1_0 => {
+                    let Unpacked { codes, scale, .. } = unpack(kind, block).unwrap();
+                    let scaled =
+                        Block { codes: &codes, scales: &[], minima: &[], scale, minimum: 0.0 };
+                    let mut packed = vec![];
+                    pack(kind, &scaled, &mut packed).unwrap();
+                    block.copy_from_slice(&packed);
+                }
+                _ => {}
             }
         }
         bytes

@@ -1,8 +1,9 @@
-//! The format `gguf`: one file `model.gguf` with weights, configuration and tokenizer, as llama.cpp
-//! reads it.
+//! The format `gguf`: weights, configuration and tokenizer in one file `model.gguf`, or in several of
+//! a size that is asked for, as llama.cpp reads it.
 
 use super::metadata::{Model, mark};
 use super::names::{Change, ROPE_FACTORS, permute_rows};
+use super::parts::{PartsWriter, file_bytes, parts};
 use super::tokenizer::{Folder, entries};
 use super::{Architecture, Destination, GgufError, Names, blocks, config};
 use crate::container::{Container, Kept, Settled, WeightFiles};
@@ -19,8 +20,9 @@ use std::sync::Arc;
 /// Name of the format.
 pub(super) const ID: &str = "gguf";
 
-/// Name of the file.
-const FILE: &str = "model.gguf";
+/// Bytes of memory for each of `tokenizer.json` while it is made into metadata: the file, the document
+/// it is parsed into, the arrays made of that and the header they are written as.
+const TOKENIZER_FACTOR: u64 = 16;
 
 pub(crate) struct Gguf;
 
@@ -195,10 +197,22 @@ impl Container for GgufFile {
         &self,
         source: &Source,
         tensors: &[TensorSpec],
-        _shard_bytes: u64,
+        shard_bytes: Option<u64>,
     ) -> Result<u64, FormatError> {
         let in_file = self.in_file(tensors).map_err(wrong(source))?;
-        Ok(Writer::file_bytes(&self.metadata(source, tensors)?.0, &in_file)?)
+        file_bytes(&parts(self.metadata(source, tensors)?.0, in_file, shard_bytes)?)
+    }
+
+    fn writing_bytes(&self, source: &Source) -> u64 {
+        let json = source.files().iter().find(|file| file.name == "tokenizer.json");
+        let tokenizer = TOKENIZER_FACTOR * json.map_or(0, |file| file.bytes);
+        // Rows that change their places: their values in 32 bits at the most.
+        let is_paired = |tensor: &&LogicalTensor| {
+            self.place(&tensor.name).is_ok_and(|(_, change)| change != Change::Same)
+        };
+        let numbers = |tensor: &LogicalTensor| tensor.shape.iter().product::<usize>() as u64;
+        let paired = source.tensors().iter().filter(is_paired).map(numbers).max();
+        tokenizer + 2 * 4 * paired.unwrap_or(0)
     }
 
     fn create(
@@ -207,7 +221,7 @@ impl Container for GgufFile {
         folder: &Path,
         source: &Source,
         tensors: &[TensorSpec],
-        _shard_bytes: u64,
+        shard_bytes: Option<u64>,
     ) -> Result<Box<dyn WeightFiles>, FormatError> {
         let mut places = BTreeMap::new();
         for tensor in tensors {
@@ -226,7 +240,8 @@ impl Container for GgufFile {
         }
         let in_file = self.in_file(tensors).map_err(wrong(source))?;
         let (metadata, _) = self.metadata(source, tensors)?;
-        let mut writer = Writer::create(fs, &folder.join(FILE), &metadata, &in_file)?;
+        let files = parts(metadata, in_file, shard_bytes)?;
+        let mut writer = PartsWriter::create(fs, folder, files)?;
         if let Some(factors) = &self.model.rope_factors {
             writer.append(ROPE_FACTORS, &FloatType::F32.encode(factors))?;
         }
@@ -243,7 +258,7 @@ fn shifted(bytes: &[u8], by: f32) -> Vec<u8> {
 
 /// The file being written.
 struct GgufWriter {
-    writer: Writer,
+    writer: PartsWriter,
     order: Vec<String>,
     /// For each tensor its name in the file, and what waits until it can be changed.
     places: BTreeMap<String, (String, Option<Buffered>)>,
@@ -266,7 +281,7 @@ impl WeightFiles for GgufWriter {
         let place = self.places.get_mut(name);
         let (gguf, buffered) =
             place.ok_or_else(|| FormatError::malformed(name, "is not among the tensors"))?;
-        let Some(buffered) = buffered else { return Ok(self.writer.append(gguf, bytes)?) };
+        let Some(buffered) = buffered else { return self.writer.append(gguf, bytes) };
         buffered.bytes.extend_from_slice(bytes);
         if buffered.bytes.len() < buffered.whole {
             return Ok(());
@@ -280,11 +295,11 @@ impl WeightFiles for GgufWriter {
                     .map_err(|error| FormatError::malformed(name, error.to_string()))?
             }
         }
-        Ok(self.writer.append(gguf, &whole)?)
+        self.writer.append(gguf, &whole)
     }
 
     fn finish(self: Box<Self>) -> Result<u64, FormatError> {
-        Ok(self.writer.finish()?.bytes)
+        self.writer.finish()
     }
 }
 

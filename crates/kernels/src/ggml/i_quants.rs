@@ -30,10 +30,15 @@ pub(super) fn iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
 /// Scale `j` of a block of `IQ4_XS`.
 #[inline(always)]
 pub(super) fn iq4_xs_scale(block: &[u8; 136], j: usize) -> f32 {
+    f16_at(block, 0) * (f32::from(iq4_xs_scale_code(block, j)) - 32.0)
+}
+
+/// The six bits of scale `j` of a block of `IQ4_XS`.
+#[inline(always)]
+pub(super) fn iq4_xs_scale_code(block: &[u8; 136], j: usize) -> u8 {
     let high = u16::from_le_bytes(*field(block, 2));
     let low = u32::from_le_bytes(*field(block, 4));
-    let scale = low >> (4 * j) & 15 | u32::from(high >> (2 * j) & 3) << 4;
-    f16_at(block, 0) * (scale as f32 - 32.0)
+    (low >> (4 * j) & 15) as u8 | ((high >> (2 * j) & 3) as u8) << 4
 }
 
 /// The level of a code below 16.

@@ -4,7 +4,7 @@
 //! are whole blocks. The arithmetic is that of the `gguf` Python package (`quants.py`), operation
 //! for operation, so the results are the same bits. The layouts are documented at the functions,
 //! one file per family of formats: [`plain`] numbers, [`legacy`] blocks of 32 values, [`k_quants`]
-//! and [`i_quants`] of 256 with scales of scales, [`ternary`].
+//! and [`i_quants`] of 256 with scales of scales, [`vector`] codebooks, [`ternary`].
 //!
 //! Where a layout says "low nibbles first", a run of `n` bytes holds `2n` values: first the low
 //! nibbles of all bytes, then their high nibbles.
@@ -16,6 +16,7 @@ mod legacy;
 mod pack;
 mod plain;
 mod ternary;
+mod vector;
 
 pub(crate) use codes::{Grid as GridKind, Meaning, grid, read_row};
 pub use pack::{Block, PACKED, Unpacked, pack, unpack};
@@ -96,8 +97,20 @@ kinds! {
     Q6_K 14 256 210,
     /// 8 bits, an f32 scale for 256 values, with sums: an operand of dot products, not of files.
     Q8_K 15 256 292,
+    /// Points of a codebook of 256 for 8 values, signs beside them, 4-bit scales for 32 values.
+    IQ2_XXS 16 256 66,
+    /// Points of a codebook of 512 for 8 values, signs beside them, 4-bit scales for 16 values.
+    IQ2_XS 17 256 74,
+    /// Points of a codebook of 256 for 4 values, signs beside them, 4-bit scales for 32 values.
+    IQ3_XXS 18 256 98,
+    /// Points of a codebook of 2048 for 8 values, 3-bit scales and a shift for 32 values.
+    IQ1_S 19 256 50,
     /// 4-bit indices into a fixed table, an f16 scale for 32 values.
     IQ4_NL 20 32 18,
+    /// Points of a codebook of 512 for 4 values, signs beside them, 4-bit scales for 32 values.
+    IQ3_S 21 256 110,
+    /// Points of a codebook of 1024 for 8 values, signs beside them, 4-bit scales for 16 values.
+    IQ2_S 22 256 82,
     /// `IQ4_NL`'s table, 6-bit scales for 32 values.
     IQ4_XS 23 256 136,
     /// Signed integers of 8 bits.
@@ -110,6 +123,8 @@ kinds! {
     I64 27 1 8,
     /// Double precision.
     F64 28 1 8,
+    /// `IQ1_S`'s codebook, 3-bit scales for 16 values, a shift for 8.
+    IQ1_M 29 256 56,
     /// bfloat16.
     BF16 30 1 2,
     /// -1, 0 or 1, five values a byte, an f16 scale for 256 values.
@@ -174,6 +189,13 @@ pub fn dequantize(kind: BlockKind, bytes: &[u8], out: &mut [f32]) -> Result<(), 
         BlockKind::Q8_K => each(bytes, out, k_quants::q8_k),
         BlockKind::IQ4_NL => each(bytes, out, i_quants::iq4_nl),
         BlockKind::IQ4_XS => each(bytes, out, i_quants::iq4_xs),
+        BlockKind::IQ1_S => each(bytes, out, vector::iq1_s),
+        BlockKind::IQ1_M => each(bytes, out, vector::iq1_m),
+        BlockKind::IQ2_XXS => each(bytes, out, vector::iq2_xxs),
+        BlockKind::IQ2_XS => each(bytes, out, vector::iq2_xs),
+        BlockKind::IQ2_S => each(bytes, out, vector::iq2_s),
+        BlockKind::IQ3_XXS => each(bytes, out, vector::iq3_xxs),
+        BlockKind::IQ3_S => each(bytes, out, vector::iq3_s),
         BlockKind::TQ1_0 => each(bytes, out, ternary::tq1_0),
         BlockKind::TQ2_0 => each(bytes, out, ternary::tq2_0),
     }

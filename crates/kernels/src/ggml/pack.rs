@@ -2,17 +2,17 @@
 //! are chosen is no concern of it.
 
 use super::legacy::five_bits;
-use super::{BlockKind, f16_at, field, k_quants};
+use super::{BlockKind, f16_at, field, i_quants, k_quants, ternary};
 use half::f16;
 
 /// What one block stores. Codes and scale codes count from zero: a signed number is stored with
 /// half its range added (a value of `Q4_0` by 8, of `Q8_0` by 128, a scale of `Q6_K` by 128, of
-/// `Q3_K` by 32).
+/// `Q3_K` and `IQ4_XS` by 32, a ternary value by 1). Codes of other types are their indices.
 #[derive(Debug, Clone, Copy)]
 pub struct Block<'a> {
     /// A code for each value.
     pub codes: &'a [u8],
-    /// A code for each group's scale; none in blocks of 32 values.
+    /// A code for each group's scale: the exponent of `MXFP4`; none in other blocks of 32 values.
     pub scales: &'a [u8],
     /// A code for each group's minimum; none where the type has no minima.
     pub minima: &'a [u8],
@@ -24,7 +24,7 @@ pub struct Block<'a> {
 }
 
 /// Kinds of blocks that [`pack`] lays out.
-pub const PACKED: [BlockKind; 10] = [
+pub const PACKED: [BlockKind; 15] = [
     BlockKind::Q4_0,
     BlockKind::Q4_1,
     BlockKind::Q5_0,
@@ -35,6 +35,11 @@ pub const PACKED: [BlockKind; 10] = [
     BlockKind::Q4_K,
     BlockKind::Q5_K,
     BlockKind::Q6_K,
+    BlockKind::IQ4_NL,
+    BlockKind::IQ4_XS,
+    BlockKind::TQ1_0,
+    BlockKind::TQ2_0,
+    BlockKind::MXFP4,
 ];
 
 /// Appends the bytes of a block of `kind`, one of [`PACKED`]; `None` when `kind` is another, or the
@@ -44,6 +49,8 @@ pub fn pack(kind: BlockKind, block: &Block<'_>, out: &mut Vec<u8>) -> Option<()>
         BlockKind::Q2_K => (16, 16),
         BlockKind::Q3_K | BlockKind::Q6_K => (16, 0),
         BlockKind::Q4_K | BlockKind::Q5_K => (8, 8),
+        BlockKind::IQ4_XS => (8, 0),
+        BlockKind::MXFP4 => (1, 0),
         _ => (0, 0),
     };
     let counts = [block.codes.len(), block.scales.len(), block.minima.len()];
@@ -55,7 +62,19 @@ pub fn pack(kind: BlockKind, block: &Block<'_>, out: &mut Vec<u8>) -> Option<()>
     let (scale, minimum, least) = (half(block.scale), half(block.minimum), half(-block.minimum));
     let fifth = |k: usize, l: usize| codes[32 * k + l] >> 4 & 1;
     match kind {
-        BlockKind::Q4_0 => out.extend(scale.into_iter().chain(halves(codes, 32))),
+        BlockKind::Q4_0 | BlockKind::IQ4_NL => {
+            out.extend(scale.into_iter().chain(halves(codes, 32)));
+        }
+        BlockKind::MXFP4 => out.extend(block.scales.iter().copied().chain(halves(codes, 32))),
+        BlockKind::IQ4_XS => {
+            let (high, low) = eight_scales(block.scales);
+            out.extend(scale.into_iter().chain(high).chain(low).chain(halves(codes, 32)));
+        }
+        BlockKind::TQ1_0 => {
+            out.extend(trits(&codes[..160], 32).chain(trits(&codes[160..240], 16)));
+            out.extend(trits(&codes[240..], 4).chain(scale));
+        }
+        BlockKind::TQ2_0 => out.extend(pairs(codes, 0).chain(scale)),
         BlockKind::Q4_1 => {
             out.extend(scale.into_iter().chain(least).chain(halves(codes, 32)));
         }
@@ -142,6 +161,21 @@ fn eight_pairs(scales: &[u8], minima: &[u8]) -> [u8; 12] {
     packed
 }
 
+/// Eight codes of 6 bits as `IQ4_XS` has them: their upper two bits, their nibbles.
+fn eight_scales(scales: &[u8]) -> ([u8; 2], [u8; 4]) {
+    let high = (0..8).fold(0_u16, |bits, j| bits | u16::from(scales[j] >> 4 & 3) << (2 * j));
+    let low = std::array::from_fn(|j| scales[2 * j] & 15 | scales[2 * j + 1] << 4);
+    (high.to_le_bytes(), low)
+}
+
+/// Codes of 0 to 2 in `width` fractions: byte `m` has codes `m`, `m + width`, … as base-3 digits of
+/// `byte / 256`, five places, and is rounded up so that no digit is lost.
+fn trits(codes: &[u8], width: usize) -> impl Iterator<Item = u8> + '_ {
+    let digit = move |m: usize, n: usize| u16::from(*codes.get(width * n + m).unwrap_or(&0));
+    let number = move |m| (0..5).fold(0, |all, n| 3 * all + digit(m, n));
+    (0..width).map(move |m| ((number(m) * 256).div_ceil(243)) as u8)
+}
+
 /// What one block stores, as [`Block`] has it, owned.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Unpacked {
@@ -157,7 +191,9 @@ pub struct Unpacked {
     pub minimum: f32,
 }
 
-/// What the bytes of a block of `kind`, one of [`PACKED`], store: [`pack`] undone, bit for bit.
+/// What the bytes of a block of `kind`, one of [`PACKED`], store: [`pack`] undone, bit for bit. (Of
+/// `TQ1_0`, 13 of the 256 bytes are none that [`pack`] makes, and the fifth digit of four of its bytes
+/// is nothing.)
 /// `None` when `kind` is another, or there are not the bytes of one block.
 pub fn unpack(kind: BlockKind, bytes: &[u8]) -> Option<Unpacked> {
     if bytes.len() != kind.bytes() {
@@ -166,7 +202,26 @@ pub fn unpack(kind: BlockKind, bytes: &[u8]) -> Option<Unpacked> {
     let half = |at: usize| f16_at(bytes, at);
     let plain = |codes: &[u8]| Unpacked { codes: codes.to_vec(), ..Unpacked::default() };
     Some(match kind {
-        BlockKind::Q4_0 => Unpacked { scale: half(0), ..plain(&run_of_nibbles(&bytes[2..])) },
+        BlockKind::Q4_0 | BlockKind::IQ4_NL => {
+            Unpacked { scale: half(0), ..plain(&run_of_nibbles(&bytes[2..])) }
+        }
+        BlockKind::MXFP4 => {
+            Unpacked { scales: vec![bytes[0]], ..plain(&run_of_nibbles(&bytes[1..])) }
+        }
+        BlockKind::IQ4_XS => Unpacked {
+            codes: bytes[8..].chunks(16).flat_map(run_of_nibbles).collect(),
+            scales: (0..8).map(|j| i_quants::iq4_xs_scale_code(field(bytes, 0), j)).collect(),
+            scale: half(0),
+            ..Unpacked::default()
+        },
+        BlockKind::TQ1_0 => {
+            let mut codes = [0; 256];
+            ternary::tq1_0_codes(field(bytes, 0), &mut codes);
+            Unpacked { scale: half(52), ..plain(&codes) }
+        }
+        BlockKind::TQ2_0 => {
+            Unpacked { scale: half(64), ..plain(&k_quants::two_bits(field(bytes, 0))) }
+        }
         BlockKind::Q4_1 => {
             Unpacked { scale: half(0), minimum: -half(2), ..plain(&run_of_nibbles(&bytes[4..])) }
         }

@@ -2,8 +2,9 @@
 
 use super::{FLOAT, Fit, Fitted, Layout};
 
-/// Spans that are tried, relative to a group's own.
+/// Spans that are tried, relative to a group's own. The best of three levels are far from it.
 const SPANS: std::ops::RangeInclusive<u8> = 50..=115;
+const TERNARY_SPANS: std::ops::RangeInclusive<u8> = 15..=115;
 
 /// Hundredths between two spans.
 const STRIDE: usize = 5;
@@ -51,6 +52,7 @@ impl Layout {
         let mut best: Option<(f32, (f32, f32))> = None;
         let mut consider = |scale: f32, minimum: f32| {
             let pair = match self.levels {
+                None if self.has_powers => (power_of_two(scale), 0.0),
                 None => (FLOAT.round(scale), FLOAT.round(minimum)),
                 Some(_) => (scale, minimum),
             };
@@ -59,7 +61,11 @@ impl Layout {
                 best = Some((error, pair));
             }
         };
-        let spans = SPANS.step_by(STRIDE).filter(|span| fit == Fit::Search || *span == 100);
+        let spans = match self.book {
+            Some(book) if book.reach == 1.0 => TERNARY_SPANS,
+            _ => SPANS,
+        };
+        let spans = spans.step_by(STRIDE).filter(|span| fit == Fit::Search || *span == 100);
         for span in spans.map(|span| f32::from(span) / 100.0) {
             if self.has_minima {
                 let (scale, minimum) = self.spanning(values, span);
@@ -70,11 +76,15 @@ impl Layout {
                 }
                 continue;
             }
-            // The end of the codes that reaches one further is for the extreme value; or not.
+            // The end of the codes that reaches further is for the extreme value; or not.
             let extreme =
                 values.iter().fold(0.0_f32, |a, b| if b.abs() > a.abs() { *b } else { a });
-            let end = f32::from(1_u8 << (self.bits - 1));
-            for sign in [-1.0, 1.0] {
+            let (end, signs): (f32, &[f32]) = match self.book {
+                Some(book) if book.is_symmetric => (book.reach, &[extreme.signum()]),
+                Some(book) => (book.reach, &[-1.0, 1.0]),
+                None => (f32::from(1_u8 << (self.bits - 1)), &[-1.0, 1.0]),
+            };
+            for sign in signs {
                 let scale = sign * span * extreme / end;
                 consider(scale, 0.0);
                 if fit == Fit::Search {
@@ -101,10 +111,9 @@ impl Layout {
     /// Scale and minimum of least error for the codes that these give.
     fn least_squares(&self, values: &[f32], costs: &[f32], scale: f32, minimum: f32) -> (f32, f32) {
         let steps = self.steps(scale, minimum);
-        let zero = f64::from(steps.grid.zero);
         let mut sums = Sums::default();
         for (value, cost) in values.iter().zip(costs) {
-            let code = f64::from(steps.code(*value)) - zero;
+            let code = steps.level(steps.code(*value));
             let ones = if self.has_minima { 1.0 } else { 0.0 };
             sums.add(f64::from(*cost), code, ones, f64::from(*value));
         }
@@ -171,11 +180,10 @@ impl Layout {
         let mut sums = Sums::default();
         for (group, (values, costs)) in groups.enumerate() {
             let steps = fitted.steps(self, group);
-            let zero = f64::from(steps.grid.zero);
             let scale = f64::from(fitted.scales[group]) + f64::from(self.bottom());
             let minimum = fitted.minima.get(group).map_or(0.0, |code| f64::from(*code));
             for (value, cost) in values.iter().zip(costs) {
-                let code = f64::from(steps.code(*value)) - zero;
+                let code = steps.level(steps.code(*value));
                 sums.add(f64::from(*cost), scale * code, minimum, f64::from(*value));
             }
         }
@@ -190,6 +198,13 @@ impl Layout {
         }
         is_better
     }
+}
+
+/// The power of two for a scale: that of the reference where the scale makes the largest value 6,
+/// `floor(log₂ largest) − 2`, and of no fewer than −127.
+fn power_of_two(scale: f32) -> f32 {
+    let exponent = (1.5 * scale).log2().floor();
+    if exponent.is_nan() { 0.0 } else { exponent.clamp(-127.0, 127.0).exp2() }
 }
 
 /// The normal equations of `value ≈ scale · a − minimum · b`.

@@ -1,0 +1,203 @@
+//! Importance matrices of llama.cpp: for each layer the sum of squares of every input column.
+//!
+//! Written as GGUF: for the layer with the weight `NAME`, the tensors `NAME.in_sum2` (the sums, F32) and
+//! `NAME.counts` (tokens summed over), and as metadata `imatrix.datasets`, `imatrix.chunk_count` and
+//! `imatrix.chunk_size`. Read as that or as what it was before, a list of names and mean squares.
+
+use super::metadata::Model;
+use super::{Destination, Names};
+use crate::FormatError;
+use lapidary_store::fs::{ReadAt, read};
+use lapidary_store::gguf::{Gguf, MetaArray, MetaValue, Metadata, Writer, read_gguf};
+use lapidary_store::{Dtype, Fs, TensorSpec};
+use lapidary_weight::FloatType;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What is known of the inputs of a model's layers, by the Hugging Face names of their weights.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Importance {
+    /// One a layer.
+    pub layers: BTreeMap<String, Inputs>,
+    /// Names of the texts.
+    pub datasets: Vec<String>,
+    /// Rows of tokens.
+    pub rows: u32,
+    /// Tokens of a row.
+    pub row_tokens: u32,
+}
+
+/// The inputs of a layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inputs {
+    /// Sum of squares of each column.
+    pub squares: Vec<f32>,
+    /// Tokens summed over.
+    pub tokens: f32,
+}
+
+const SUMS: &str = ".in_sum2";
+const COUNTS: &str = ".counts";
+
+/// The most bytes a file of the older form may have.
+const MOST_BYTES: u64 = 1 << 30;
+
+impl Importance {
+    /// Writes a file for the model of this configuration.
+    ///
+    /// # Errors
+    /// When the model or one of the layers has no name in GGUF, or the disk refuses.
+    pub fn write(&self, fs: &Arc<dyn Fs>, path: &Path, config: &Value) -> Result<(), FormatError> {
+        let names = names(path, config)?;
+        let mut layers = BTreeMap::new();
+        for (name, inputs) in &self.layers {
+            let nameless = || FormatError::malformed(name, "has no name in llama.cpp");
+            layers.insert(names.to_gguf(name).ok_or_else(nameless)?, inputs);
+        }
+        let mut metadata = Metadata::default();
+        metadata.set("general.type", MetaValue::String("imatrix".to_owned()));
+        let datasets = MetaArray::String(self.datasets.clone());
+        metadata.set("imatrix.datasets", MetaValue::Array(datasets));
+        metadata.set("imatrix.chunk_count", MetaValue::U32(self.rows));
+        metadata.set("imatrix.chunk_size", MetaValue::U32(self.row_tokens));
+        let tensors = |(name, inputs): (&String, &&Inputs)| {
+            let columns = inputs.squares.len();
+            [(SUMS, columns), (COUNTS, 1)].map(|(what, length)| {
+                TensorSpec::new(format!("{name}{what}"), Dtype::F32, [length])
+            })
+        };
+        let specs: Vec<TensorSpec> = layers.iter().flat_map(tensors).collect();
+        let mut writer = Writer::create(fs, path, &metadata, &specs)?;
+        for (name, inputs) in layers {
+            let values = |values: &[f32]| FloatType::F32.encode(values);
+            writer.append(&format!("{name}{SUMS}"), &values(&inputs.squares))?;
+            writer.append(&format!("{name}{COUNTS}"), &values(&[inputs.tokens]))?;
+        }
+        writer.finish()?;
+        Ok(())
+    }
+
+    /// Reads a file made for the model of this configuration, in either form.
+    ///
+    /// # Errors
+    /// When the file is none, is damaged, names no layer of the model, or holds what is no sum of
+    /// squares.
+    pub fn read(fs: &dyn Fs, path: &Path, config: &Value) -> Result<Self, FormatError> {
+        let names = names(path, config)?;
+        let place = path.display().to_string();
+        let file = fs.open(path)?;
+        let mut magic = [0; 4];
+        let is_gguf = file.len()? >= 4 && {
+            file.read_exact_at(&mut magic, 0)?;
+            magic == *b"GGUF"
+        };
+        let found = match is_gguf {
+            true => from_gguf(&place, &*file)?,
+            false => from_list(&place, &read(fs, path, "the importance matrix", MOST_BYTES)?)?,
+        };
+        let mut layers = BTreeMap::new();
+        for (name, inputs) in found.layers {
+            let is_sum = |value: &f32| value.is_finite() && *value >= 0.0;
+            if !(inputs.squares.iter().all(is_sum) && is_sum(&inputs.tokens)) {
+                return Err(FormatError::malformed(place, format!("{name} is no sum of squares")));
+            }
+            // What is not of this model, or of no layer that we know of, is of no use.
+            if let Ok(Destination::Tensor { name, .. }) = names.to_hugging_face(&name) {
+                layers.insert(name, inputs);
+            }
+        }
+        match layers.is_empty() {
+            true => Err(FormatError::malformed(place, "names no layer of this model")),
+            false => Ok(Self { layers, ..found }),
+        }
+    }
+}
+
+fn names(path: &Path, config: &Value) -> Result<Names, FormatError> {
+    let model = Model::read(config)
+        .map_err(|error| FormatError::malformed(path.display().to_string(), error.to_string()))?;
+    Ok(Names::of(model.architecture, model.heads, model.kv_heads))
+}
+
+/// The newer form, its layers by their names in GGUF.
+fn from_gguf(place: &str, file: &dyn ReadAt) -> Result<Importance, FormatError> {
+    let Gguf { metadata, tensors, .. } = read_gguf(file)?;
+    let wrong = |what: String| FormatError::malformed(place, what);
+    let kind = metadata.get("general.type").and_then(MetaValue::as_str).unwrap_or("none");
+    if kind != "imatrix" {
+        return Err(wrong(format!("its general.type is {kind:?}, not \"imatrix\"")));
+    }
+    let values = |name: &str| -> Result<Option<Vec<f32>>, FormatError> {
+        let Some(info) = tensors.iter().find(|info| info.name == name) else { return Ok(None) };
+        if info.dtype != Dtype::F32 {
+            return Err(wrong(format!("{name} is of type {}, not F32", info.dtype)));
+        }
+        let mut bytes = vec![0; usize::try_from(info.span.len()).unwrap_or(0)];
+        file.read_exact_at(&mut bytes, info.span.start())?;
+        Ok(Some(FloatType::F32.decode(&bytes)))
+    };
+    let mut layers = BTreeMap::new();
+    for info in &tensors {
+        let Some(name) = info.name.strip_suffix(SUMS) else { continue };
+        let counts = values(&format!("{name}{COUNTS}"))?;
+        let missing = || wrong(format!("{name}{SUMS} has no {name}{COUNTS} beside it"));
+        let counts = counts.ok_or_else(missing)?;
+        let [tokens] = counts[..] else { continue };
+        layers.insert(
+            name.to_owned(),
+            Inputs { squares: values(&info.name)?.unwrap_or_default(), tokens },
+        );
+    }
+    let datasets = metadata.get("imatrix.datasets").and_then(MetaValue::as_strings);
+    let number = |key: &str| u32::try_from(metadata.u64(key).unwrap_or(0)).unwrap_or(u32::MAX);
+    Ok(Importance {
+        layers,
+        datasets: datasets.unwrap_or_default().to_vec(),
+        rows: number("imatrix.chunk_count"),
+        row_tokens: number("imatrix.chunk_size"),
+    })
+}
+
+/// The older form: a count of entries; for each its name's length, its name, calls, the number of
+/// values, and the values, mean squares times calls: sums, as if over as many tokens as calls.
+fn from_list(place: &str, bytes: &[u8]) -> Result<Importance, FormatError> {
+    let mut list = List { place, rest: bytes };
+    let mut layers = BTreeMap::new();
+    for _ in 0..list.number()? {
+        let length = list.number()?;
+        let name = std::str::from_utf8(list.take(length)?);
+        let name = name.map_err(|_| list.wrong("a name is not UTF-8"))?.to_owned();
+        let (calls, count) = (list.number()?, list.number()?);
+        let length = count.checked_mul(4).ok_or_else(|| list.wrong("an entry is too long"))?;
+        let squares = FloatType::F32.decode(list.take(length)?);
+        layers.insert(name, Inputs { squares, tokens: calls as f32 });
+    }
+    Ok(Importance { layers, ..Importance::default() })
+}
+
+/// The bytes of the older form that were not read yet.
+struct List<'a> {
+    place: &'a str,
+    rest: &'a [u8],
+}
+
+impl<'a> List<'a> {
+    fn wrong(&self, what: &str) -> FormatError {
+        FormatError::malformed(self.place, format!("{what}; it is no importance matrix"))
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'a [u8], FormatError> {
+        let taken = self.rest.split_at_checked(length);
+        let (taken, rest) = taken.ok_or_else(|| self.wrong("it ends too early"))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn number(&mut self) -> Result<usize, FormatError> {
+        let bytes = self.take(4)?.first_chunk().copied().unwrap_or_default();
+        let number = usize::try_from(i32::from_le_bytes(bytes));
+        number.map_err(|_| self.wrong("it has a negative count"))
+    }
+}
