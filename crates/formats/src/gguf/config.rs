@@ -284,7 +284,7 @@ fn fields(source: &Source<'_>, traits: &Traits) -> Result<Map<String, Value>, Gg
             Kind::Number => json!(keys::float(source.metadata, &key)?.or(field.default)),
             Kind::Flag => {
                 let flag = keys::boolean(source.metadata, &key)?;
-                json!(flag.unwrap_or(field.default == Some(1.0)))
+                json!(flag.unwrap_or_else(|| field.default == Some(1.0)))
             }
         };
         Ok((field.config.to_owned(), value))
