@@ -33,9 +33,21 @@ def load_model(path: str) -> torch.nn.Module:
     model = auto.from_pretrained(folder, dtype=torch.float32, **keywords).eval()
     narrow = [name for name, p in model.named_parameters() if p.is_floating_point()
               and p.dtype != torch.float32]
+    if narrow and decodes_to_bfloat16(config):
+        return model.float()
     if narrow:
         raise ValueError(f"{path}: {narrow[0]} and {len(narrow) - 1} more are not float32")
     return model
+
+
+def decodes_to_bfloat16(config) -> bool:
+    """Whether compressed-tensors makes bfloat16 of the layers whatever is asked for, which holds all
+    numbers of MXFP4 and MXFP8, and those of NVFP4 nearly."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return False
+    settings = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    return str(settings.get("format", "")).startswith(("mx", "nvfp4"))
 
 
 def is_encoder(config) -> bool:

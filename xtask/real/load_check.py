@@ -2,8 +2,8 @@
 
     python load_check.py FOLDER [--text TEXT]
 
-Loads configuration, tokenizer and model by the Auto classes, with no option of our own, and runs a
-sentence through them. Prints what was found as JSON; the exit status is 1 unless `ok` is true:
+Loads configuration, tokenizer and model by the Auto classes, with no option of our own (but the type
+that `verify --target transformers` asks for with NVFP4, MXFP4 and MXFP8), and runs a sentence through them. Prints what was found as JSON; the exit status is 1 unless `ok` is true:
 no missing, unexpected or mismatched tensor, no warning logged or raised, finite outputs.
 """
 import argparse
@@ -58,7 +58,8 @@ def load(folder: str, text: str) -> dict:
     config = AutoConfig.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     auto = AutoModel if checkpoint.is_encoder(config) else AutoModelForCausalLM
-    model, info = auto.from_pretrained(folder, output_loading_info=True)
+    options = {"dtype": torch.bfloat16} if checkpoint.decodes_to_bfloat16(config) else {}
+    model, info = auto.from_pretrained(folder, output_loading_info=True, **options)
     inputs = tokenizer(text, return_tensors="pt")
     output = model.eval()(**inputs)[0]
     return {

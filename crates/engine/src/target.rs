@@ -7,7 +7,7 @@
 use crate::Plan;
 use lapidary_formats::Source;
 use lapidary_model::{AttentionOp, Graph, Matrix, Op, Place, Spec};
-use lapidary_weight::{Grouping, Outline, TermOutline, ZeroType};
+use lapidary_weight::{FloatType, GroupType, Grouping, Outline, TermOutline, ZeroType};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -162,6 +162,8 @@ pub struct Stored<'a> {
     pub layers: BTreeMap<String, Outline>,
     /// Share of the compressed layers' weights that is pruned, where that is known.
     pub sparsity: Option<f64>,
+    /// The type of the floats that are not compressed.
+    pub floats: FloatType,
 }
 
 impl<'a> Stored<'a> {
@@ -173,14 +175,16 @@ impl<'a> Stored<'a> {
             (!is_plain(&outline)).then_some((matrix.linear.module, outline))
         };
         let layers = spec.matrices().into_iter().filter_map(layer).collect();
-        Self { spec, format: source.format(), layers, sparsity: None }
+        let floats = source.float_type();
+        Self { spec, format: source.format(), layers, sparsity: None, floats }
     }
 
     /// What a plan will write.
     pub fn in_plan(plan: &'a Plan) -> Self {
         let sites = plan.sites.iter();
         let layers = sites.map(|site| (site.linear.module.clone(), site.outline.clone())).collect();
-        Self { spec: &plan.spec, format: plan.format.id(), layers, sparsity: plan.sparsity() }
+        let (format, sparsity, floats) = (plan.format.id(), plan.sparsity(), plan.float_type);
+        Self { spec: &plan.spec, format, layers, sparsity, floats }
     }
 }
 
@@ -191,6 +195,7 @@ impl Target {
         let Some(rules) = RULES.iter().find(is_of) else { return vec![self.no_format(stored)] };
         let mut findings: Vec<Finding> = self.of_heads(stored.spec).into_iter().collect();
         findings.extend(self.of_zeros(stored));
+        findings.extend(self.of_floats(stored));
         for (module, outline) in &stored.layers {
             findings.extend(self.of_layer(rules, stored.spec, module, outline));
         }
@@ -216,6 +221,29 @@ impl Target {
                 self.engine
             ),
             cure: String::new(),
+            is_refused: false,
+        })
+    }
+
+    /// The package that decodes for transformers makes bfloat16 of weights with small floats as scales,
+    /// and then multiplies them by inputs of the model's type.
+    fn of_floats(&self, stored: &Stored<'_>) -> Option<Finding> {
+        let has_small_scales = |outline: &&Outline| {
+            let mut terms = outline.terms.iter();
+            terms.any(|t| matches!(t, TermOutline::Lookup { scales: GroupType::Small(_), .. }))
+        };
+        let is_other = self.engine == Engine::Transformers
+            && stored.format == "compressed-tensors"
+            && stored.floats != FloatType::Bf16;
+        let first = is_other.then(|| stored.layers.values().find(has_small_scales)).flatten();
+        first.map(|_| Finding {
+            module: String::new(),
+            rule: format!(
+                "transformers computes NVFP4, MXFP4 and MXFP8 in bfloat16, and this model's floats \
+                 are {:?}",
+                stored.floats
+            ),
+            cure: "load it with dtype=torch.bfloat16".to_owned(),
             is_refused: false,
         })
     }

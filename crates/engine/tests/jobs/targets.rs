@@ -35,7 +35,13 @@ fn findings(
     layers: BTreeMap<String, Outline>,
 ) -> Vec<Finding> {
     let tensor_parallel = NonZeroUsize::new(devices).unwrap();
-    Target { engine, tensor_parallel }.findings(&Stored { spec, format, layers, sparsity: None })
+    Target { engine, tensor_parallel }.findings(&Stored {
+        spec,
+        format,
+        layers,
+        sparsity: None,
+        floats: FloatType::F16,
+    })
 }
 
 #[test]
@@ -134,7 +140,13 @@ fn pruned_weights_load_and_gain_no_speed() {
         let target = Target { engine, tensor_parallel };
         let of = |sparsity| {
             let layers = BTreeMap::new();
-            target.findings(&Stored { spec: &spec, format: "dense", layers, sparsity })
+            target.findings(&Stored {
+                spec: &spec,
+                format: "dense",
+                layers,
+                sparsity,
+                floats: FloatType::F16,
+            })
         };
         let [found] = &of(Some(0.5))[..] else { panic!("one warning") };
         assert!(!found.is_refused && found.rule.contains(why), "{found}");
@@ -153,4 +165,36 @@ fn a_job_is_refused_before_it_begins() {
     assert!(error.contains("groups of 16, where vLLM takes 32, 64, 128"), "{error}");
     assert!(error.contains("more)") && !scratch.path().join("out").exists(), "{error}");
     assert!("vlm".parse::<Engine>().is_err());
+}
+
+#[test]
+fn weights_with_small_scales_are_computed_in_bfloat16_by_transformers() {
+    let spec = llama();
+    let step = |method: &str| -> Vec<Finding> {
+        let scratch = scratch();
+        let setup = Setup::new("llama-bf16", method, scratch.path(), "compressed-tensors");
+        let output = scratch.path().join("out");
+        setup.run(&output).unwrap();
+        let source = lapidary_formats::Source::open(crate::support::real(), &output).unwrap();
+        let spec = lapidary_model::spec(source.config()).unwrap();
+        let target = Target { engine: Engine::Transformers, tensor_parallel: NonZeroUsize::MIN };
+        let stored = Stored::in_source(&source, &spec);
+        assert!(target.findings(&stored).iter().all(|finding| !finding.rule.contains("MXFP")));
+        target.findings(&Stored { floats: FloatType::F16, ..stored })
+    };
+    let found = [step("method: mxfp8"), step("method: nvfp4")].concat();
+    assert_eq!(found.len(), 2);
+    let finding = found.iter().find(|finding| finding.rule.contains("bfloat16")).unwrap();
+    assert!(finding.cure.contains("torch.bfloat16") && !finding.is_refused);
+    assert!(step("method: fp8").iter().all(|finding| !finding.rule.contains("bfloat16")));
+    assert!(
+        findings(
+            Engine::Transformers,
+            1,
+            "compressed-tensors",
+            &spec,
+            layers(&spec, 4, 64, ZeroType::Middle)
+        )
+        .is_empty()
+    );
 }
