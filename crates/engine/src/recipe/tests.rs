@@ -98,7 +98,7 @@ fn every_preset_is_a_recipe_of_its_name() {
         others.into_iter().partition(|preset| preset.name.starts_with("best-"));
     let (floats, schemes): (Vec<Preset>, Vec<Preset>) =
         schemes.into_iter().partition(|preset| preset.name.contains("FP"));
-    assert_eq!((blocks.len(), best.len(), floats.len(), schemes.len()), (9, 4, 5, 24));
+    assert_eq!((blocks.len(), best.len(), floats.len(), schemes.len()), (9, 4, 5, 27));
     for preset in blocks {
         let recipe = preset.recipe().unwrap();
         let grid = recipe.steps[0].params["grid"].as_str().unwrap().to_uppercase();
