@@ -98,7 +98,13 @@ fn every_preset_is_a_recipe_of_its_name() {
         others.into_iter().partition(|preset| preset.name.starts_with("best-"));
     let (floats, schemes): (Vec<Preset>, Vec<Preset>) =
         schemes.into_iter().partition(|preset| preset.name.contains("FP"));
-    assert_eq!((blocks.len(), best.len(), floats.len(), schemes.len()), (9, 4, 5, 27));
+    let (pruned, schemes): (Vec<Preset>, Vec<Preset>) =
+        schemes.into_iter().partition(|preset| preset.name.starts_with("sparse-"));
+    let counts = [&blocks, &best, &floats, &pruned, &schemes].map(Vec::len);
+    assert_eq!(counts, [9, 4, 5, 3, 24]);
+    for preset in pruned {
+        assert_eq!(preset.recipe().unwrap().steps[0].method.id, "sparsegpt", "{}", preset.name);
+    }
     for preset in blocks {
         let recipe = preset.recipe().unwrap();
         let grid = recipe.steps[0].params["grid"].as_str().unwrap().to_uppercase();

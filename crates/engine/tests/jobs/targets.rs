@@ -1,8 +1,9 @@
 //! What engines that load a result ask of it.
 
-use crate::support::{Setup, scratch};
+use crate::support::{Setup, real, scratch};
 use lapidary_engine::plan::Limits;
 use lapidary_engine::target::{Engine, Finding, Stored, Target};
+use lapidary_formats::Source;
 use lapidary_model::{Spec, spec};
 use lapidary_weight::{FloatType, Grouping, Outline, TermOutline, ZeroType};
 use serde_json::json;
@@ -169,32 +170,22 @@ fn a_job_is_refused_before_it_begins() {
 
 #[test]
 fn weights_with_small_scales_are_computed_in_bfloat16_by_transformers() {
-    let spec = llama();
-    let step = |method: &str| -> Vec<Finding> {
+    let count = |method: &str, floats: FloatType| {
         let scratch = scratch();
-        let setup = Setup::new("llama-bf16", method, scratch.path(), "compressed-tensors");
+        let step = format!("method: {method}");
+        let setup = Setup::new("bert-model", &step, scratch.path(), "compressed-tensors");
         let output = scratch.path().join("out");
         setup.run(&output).unwrap();
-        let source = lapidary_formats::Source::open(crate::support::real(), &output).unwrap();
-        let spec = lapidary_model::spec(source.config()).unwrap();
+        let source = Source::open(real(), &output).unwrap();
+        let spec = spec(source.config()).unwrap();
+        let stored = Stored { floats, ..Stored::in_source(&source, &spec) };
         let target = Target { engine: Engine::Transformers, tensor_parallel: NonZeroUsize::MIN };
-        let stored = Stored::in_source(&source, &spec);
-        assert!(target.findings(&stored).iter().all(|finding| !finding.rule.contains("MXFP")));
-        target.findings(&Stored { floats: FloatType::F16, ..stored })
+        let findings = target.findings(&stored);
+        assert!(findings.iter().all(|found| found.cure.contains("bfloat16") && !found.is_refused));
+        findings.len()
     };
-    let found = [step("method: mxfp8"), step("method: nvfp4")].concat();
-    assert_eq!(found.len(), 2);
-    let finding = found.iter().find(|finding| finding.rule.contains("bfloat16")).unwrap();
-    assert!(finding.cure.contains("torch.bfloat16") && !finding.is_refused);
-    assert!(step("method: fp8").iter().all(|finding| !finding.rule.contains("bfloat16")));
-    assert!(
-        findings(
-            Engine::Transformers,
-            1,
-            "compressed-tensors",
-            &spec,
-            layers(&spec, 4, 64, ZeroType::Middle)
-        )
-        .is_empty()
-    );
+    assert_eq!(count("mxfp8", FloatType::F16), 1);
+    assert_eq!(count("nvfp4", FloatType::F32), 1);
+    assert_eq!(count("mxfp8", FloatType::Bf16), 0);
+    assert_eq!(count("fp8", FloatType::F16), 0);
 }
