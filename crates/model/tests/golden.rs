@@ -123,10 +123,10 @@ fn bf16_factors_move_outputs_a_little_and_only_a_little() {
         let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>();
         let error = square(&mut output.iter().zip(&golden.output).map(|(a, b)| a - b));
         let relative = (error / square(&mut golden.output.iter().copied())).sqrt();
-        // A rounding of 2^-9 through some twenty products; gains above one make it more.
+        // A rounding of 2^-9 through some seven products a block; gains above one make it more.
         // Where rounding sends a token to another expert, its row is another.
         let has_experts = spec.blocks.iter().any(|block| !block.routers().is_empty());
-        let most = if has_experts { 0.5 } else { 0.05 };
+        let most = if has_experts { 0.5 } else { 0.02 * spec.blocks.len().max(3) as f32 };
         if !(relative > 1e-6 && relative < most) {
             failures.push(format!("{}: {relative}", folder.display()));
         }
