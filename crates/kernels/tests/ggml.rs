@@ -88,18 +88,21 @@ fn naive(kind: BlockKind, block: &[u8], i: usize) -> f32 {
             let scale = (nibble_of_byte(block[4 + j / 2], j % 2) + 16 * high as u8) as i8 - 32;
             d * f32::from(scale) * f32::from(LEVELS[usize::from(nibble(8, 16, i))])
         }
-        BlockKind::TQ1_0 => {
-            let (byte, digit) = match i {
-                0..160 => (i % 32, i / 32),
-                160..240 => (32 + i % 16, (i - 160) / 16),
-                _ => (48 + i % 4, (i - 240) / 4),
-            };
-            let fraction = u64::from(block[byte]) * 3u64.pow(digit as u32) % 256;
-            d * ((fraction * 3 / 256) as f32 - 1.0)
-        }
+        BlockKind::TQ1_0 => d * trit(block, i),
         BlockKind::TQ2_0 => d * (f32::from(pair(0, i)) - 1.0),
         other => panic!("{other:?} has a codebook"),
     }
+}
+
+/// Value `i` of a block of TQ1_0 before its scale: five digits of base 3 to a byte.
+fn trit(block: &[u8], i: usize) -> f32 {
+    let (byte, digit) = match i {
+        0..160 => (i % 32, i / 32),
+        160..240 => (32 + i % 16, (i - 160) / 16),
+        _ => (48 + i % 4, (i - 240) / 4),
+    };
+    let fraction = u64::from(block[byte]) * 3u64.pow(digit as u32) % 256;
+    (fraction * 3 / 256) as f32 - 1.0
 }
 
 /// Kinds whose values are points of codebooks: the files of golden values go through all of these.
