@@ -74,6 +74,9 @@ pub(crate) struct RecipeArguments {
     /// Columns that share a scale: a number, row, or tensor
     #[arg(long, allow_hyphen_values = true)]
     group_size: Option<String>,
+    /// How the inputs of layers are rounded too when the model is run: int8, fp8 or none
+    #[arg(long, value_name = "NUMBERS")]
+    activations: Option<String>,
     /// Share of the weights that is pruned, for instance 0.5
     #[arg(long, value_name = "SHARE", conflicts_with = "pattern")]
     sparsity: Option<f64>,
@@ -163,6 +166,7 @@ impl RecipeArguments {
             bits: self.bits,
             group_size: self.group_size.clone(),
             symmetric,
+            activations: self.activations.clone(),
             sparsity: self.sparsity,
             pattern: self.pattern.clone(),
             text: self.calibration.clone(),

@@ -1,5 +1,7 @@
 //! Plain text tables and numbers for people.
 
+use lapidary_weight::InputRounding;
+
 /// Rows under a header, columns as wide as they need; all but the first are aligned to the right.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let columns = header.len();
@@ -40,4 +42,9 @@ pub(crate) fn stored_bits(layers: Option<f64>, tables: Option<f64>) -> String {
         (None, Some(tables)) => format!("{tables:.3} bits a weight of tables and head"),
         (None, None) => "nothing compressed".to_owned(),
     }
+}
+
+/// How the inputs of a layer are rounded when the model is run, after what its weight is stored as.
+pub(crate) fn with_inputs(inputs: Option<InputRounding>) -> String {
+    inputs.map_or_else(String::new, |inputs| format!(", inputs {inputs}"))
 }

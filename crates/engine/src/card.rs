@@ -75,7 +75,7 @@ fn scheme(site: &crate::SitePlan) -> String {
             TermOutline::Affine { bits, .. }
             | TermOutline::Lookup { bits, .. }
             | TermOutline::Planes { planes: bits, .. },
-        ) => format!("w{bits}a16"),
+        ) => format!("w{bits}a{}", site.inputs.map_or(16, |inputs| inputs.numbers.bits())),
         _ => "mixed".to_owned(),
     }
 }
@@ -84,7 +84,10 @@ fn title(plan: &Plan) -> String {
     let mut kinds: Vec<String> = plan
         .sites
         .iter()
-        .map(|site| format!("{} {}", site.method_id, site.outline.describe()))
+        .map(|site| {
+            let inputs = site.inputs.map_or_else(String::new, |i| format!(", inputs {i}"));
+            format!("{} {}{inputs}", site.method_id, site.outline.describe())
+        })
         .collect();
     kinds.sort();
     kinds.dedup();

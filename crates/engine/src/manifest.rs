@@ -4,7 +4,7 @@ use crate::EngineError;
 use lapidary_methods::{Note, NoteKind};
 use lapidary_store::fs::{Kind, read};
 use lapidary_store::{Fs, hash, json};
-use lapidary_weight::Outline;
+use lapidary_weight::{InputRounding, Outline};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
@@ -77,6 +77,9 @@ pub struct SiteRecord {
     pub method: String,
     /// What it is stored as.
     pub outline: Outline,
+    /// How its inputs are rounded when the model is run.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub inputs: Option<InputRounding>,
     /// `‖W − Ŵ‖² / ‖W‖²`.
     pub weight_error: f64,
     /// `‖W X − Ŵ X‖² / ‖W X‖²` on the calibration tokens, where they were run.

@@ -1,6 +1,7 @@
 //! The plan: what a recipe would do to a model, everything checked and predicted before any work.
 
 mod chain;
+mod fit;
 mod memory;
 mod prepare;
 mod rescale;
@@ -16,6 +17,7 @@ use crate::importance;
 use crate::recipe::{Calibration, Depth, Recipe, Step};
 use crate::target::{Finding, Stored as Loadable, Target};
 use chain::Chained;
+use fit::{Fitted, fit, inputs_of, no_longer_rounded};
 use lapidary_formats::gguf::Importance;
 use lapidary_formats::{
     Container, Format, Kept, Layout, LogicalTensor, ModuleKind, Pattern, Source, find,
@@ -23,11 +25,10 @@ use lapidary_formats::{
 use lapidary_methods::{Blockwise, Method, Needs, Note, Tensorwise};
 use lapidary_model::{LinearOp, Matrix, Place, Spec, UNKNOWN, spec};
 use lapidary_store::{Dtype, Fs, TensorSpec};
-use lapidary_weight::{FloatType, Grouping, Outline, Tensors, TermOutline};
+use lapidary_weight::{FloatType, InputRounding, Outline, Tensors, TermOutline};
 use memory::Shapes;
 use prepare::{by_shapes, made_apart, spec_of};
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use stored::Binding;
 
@@ -86,6 +87,10 @@ pub struct SitePlan {
     pub method: Arc<dyn Tensorwise>,
     /// What it will be.
     pub outline: Outline,
+    /// How its inputs are rounded when the model is run.
+    pub inputs: Option<InputRounding>,
+    /// The format that it is stored in: the plan's, or one of its kin.
+    pub format: &'static dyn Format,
 }
 
 impl SitePlan {
@@ -145,6 +150,7 @@ impl Plan {
         notes.extend(by_shapes(&spec));
         notes.extend(made_apart(source, &spec));
         notes.extend(requantized(source, &sites));
+        notes.extend(no_longer_rounded(source, &sites));
         let as_read = |(site, what): (&str, &str)| (site.to_owned(), Note::fact(what));
         notes.extend(source.notes().map(as_read));
         let read = |path: &String| importance::read(&**fs, source, path, &sites);
@@ -237,6 +243,12 @@ impl Plan {
         self.rewritten.iter().filter(of_stage).map(|(name, _)| name.as_str())
     }
 
+    /// How the inputs of compressed layers are rounded, by module.
+    pub(crate) fn inputs(&self) -> Vec<(String, InputRounding)> {
+        let rounded = |site: &SitePlan| Some((site.linear.module.clone(), site.inputs?));
+        self.sites.iter().filter_map(rounded).collect()
+    }
+
     /// The site of a tensor.
     pub fn site_of(&self, tensor: &str) -> Option<&SitePlan> {
         self.sites.iter().find(|site| site.linear.weight == tensor)
@@ -275,7 +287,7 @@ impl Plan {
 
     /// Bytes of the tensors of a site.
     pub(crate) fn site_bytes(&self, site: &SitePlan) -> u64 {
-        let tensors = self.format.tensors(&site.linear.module, &site.outline, self.float_type);
+        let tensors = site.format.tensors(&site.linear.module, &site.outline, self.float_type);
         tensors.iter().map(|tensor| tensor.byte_len().unwrap_or(0)).sum()
     }
 
@@ -326,7 +338,7 @@ impl Plan {
             match self.site_of(&tensor.name) {
                 Some(site) => {
                     let module = &site.linear.module;
-                    let tensors = self.format.tensors(module, &site.outline, self.float_type);
+                    let tensors = site.format.tensors(module, &site.outline, self.float_type);
                     self.tensors.extend(tensors);
                 }
                 None => {
@@ -407,9 +419,10 @@ fn sites(
                 chained.step, matrix.linear.module
             )));
         }
+        let inputs = inputs_of(&chained, &matrix, source, format)?;
         let (chained, kept) = match chained.method.keeps_stored() {
             false => (chained, None),
-            true => match stored::bind(chained, &matrix, source, scales, format)? {
+            true => match stored::bind(chained, &matrix, source, scales, format, inputs)? {
                 Binding::To(chained, note) => (chained, note),
                 Binding::Plain(note) => {
                     notes.extend(note.map(|note| (matrix.linear.module, note)));
@@ -418,8 +431,9 @@ fn sites(
             },
         };
         let (chained, unweighted) = with_statistics_there_are(chained, &matrix)?;
-        let Chained { step, method_id, blockwise, method } = chained;
-        let Fitted { method, outline, note: fitted } = fit(method, &matrix, scales, format)?;
+        let Chained { step, method_id, blockwise, method, .. } = chained;
+        let Fitted { method, outline, format, note: fitted } =
+            fit(method, &matrix, scales, format, inputs)?;
         let Matrix { linear, place, tied, .. } = matrix;
         let note = |note| (linear.module.clone(), note);
         let departure = method.departure(linear.in_features);
@@ -428,8 +442,18 @@ fn sites(
         let of_head = tied.is_some() && method.needs() != Needs::default();
         let stage = if of_head { Place::Head } else { place };
         let method = method.into();
-        let site = SitePlan { linear, place, stage, step, method_id, blockwise, method, outline };
-        sites.push(site);
+        sites.push(SitePlan {
+            linear,
+            place,
+            stage,
+            step,
+            method_id,
+            blockwise,
+            method,
+            outline,
+            inputs,
+            format,
+        });
     }
     if sites.is_empty() && !holds_plain_models(format) {
         return Err(EngineError::Refused(format!(
@@ -573,66 +597,6 @@ fn kind(module: &str) -> &str {
     module.rsplit('.').next().unwrap_or(module)
 }
 
-/// A method that a format can hold the output of.
-struct Fitted {
-    method: Box<dyn Tensorwise>,
-    outline: Outline,
-    /// What departs from the recipe.
-    note: Option<Note>,
-}
-
-/// The method as asked for where the format can hold its output, else with the widest smaller
-/// groups that it can, else with a scale a row; the change is noted.
-fn fit(
-    method: Box<dyn Tensorwise>,
-    matrix: &Matrix,
-    scales: FloatType,
-    format: &'static dyn Format,
-) -> Result<Fitted, EngineError> {
-    let linear = &matrix.linear;
-    let (rows, cols) = (linear.out_features, linear.in_features);
-    method
-        .check_shape(rows, cols)
-        .map_err(|what| EngineError::Refused(format!("{}: {what}", linear.module)))?;
-    let accepts = |outline: &Outline| match matrix.place {
-        Place::Embedding => format.accepts_table(outline),
-        _ => format.accepts(outline),
-    };
-    let outline = method.outline(rows, cols, scales);
-    let Err(reason) = accepts(&outline) else {
-        return Ok(Fitted { method, outline, note: None });
-    };
-    let asked = outline.terms.iter().find_map(|term| match term {
-        TermOutline::Affine { grouping: Grouping::Columns(width), .. } => Some(width.get()),
-        _ => None,
-    });
-    // Engines want groups of a power of two; 32 is the least that any takes.
-    let widths = [256, 128, 64, 32];
-    let smaller = widths.into_iter().filter(|width| asked.is_some_and(|asked| *width < asked));
-    let columns = smaller.filter_map(NonZeroUsize::new).map(Grouping::Columns);
-    for grouping in columns.chain(asked.map(|_| Grouping::Row)) {
-        let Some(other) = method.regroup(grouping) else { continue };
-        let outline = other.outline(rows, cols, scales);
-        if accepts(&outline).is_ok() {
-            let what = format!("{}: {reason}; used {} instead", format.id(), outline.describe());
-            let note = Some(Note::fallback(what));
-            return Ok(Fitted { method: other, outline, note });
-        }
-    }
-    let advice = match &matrix.tied {
-        Some(head) => {
-            format!("it is the weight of {head} too, which has one of its own with untie: true")
-        }
-        _ if method.keeps_floats() => {
-            "add --format native, or dense for zeros among plain floats".to_owned()
-        }
-        _ => "add --format native, which holds any sum of terms".to_owned(),
-    };
-    let what =
-        format!("{}: format {} cannot hold it: {reason}; {advice}", linear.module, format.id());
-    Err(EngineError::Refused(what))
-}
-
 /// Refuses layers that a format can hold, but not in one folder.
 fn accepts_together(
     format: &'static dyn Format,
@@ -641,7 +605,7 @@ fn accepts_together(
 ) -> Result<(), EngineError> {
     let compressed: Vec<(String, Outline)> =
         sites.iter().map(|site| (site.linear.module.clone(), site.outline.clone())).collect();
-    let reason = format.accepts_together(&Layout { compressed: &compressed, plain });
+    let reason = format.accepts_together(&Layout { compressed: &compressed, plain, inputs: &[] });
     reason.map_err(|reason| {
         EngineError::Refused(format!(
             "format {} cannot hold these layers in one folder: {reason}; or add --format native",
@@ -654,7 +618,7 @@ fn accepts_together(
 fn holds_plain_models(format: &'static dyn Format) -> bool {
     let term = TermOutline::Dense { values: FloatType::F16 };
     let layer = Outline { rows: 1, cols: 1, terms: vec![term] };
-    let empty = Layout { compressed: &[], plain: &[] };
+    let empty = Layout { compressed: &[], plain: &[], inputs: &[] };
     format.accepts(&layer).is_ok() && format.config(&empty).is_none()
 }
 

@@ -8,6 +8,7 @@
 //!     layers: not first 2   # of these, blocks by their place: first N, first 1/N, more-bits
 //!     bits: 4
 //!     group_size: 64
+//!     activations: int8     # of a step that encodes: inputs rounded too when the model is run
 //! calibration: {samples: 128, seq_len: 512}
 //! format: compressed-tensors
 //! allow_unknown: true       # layers found by their shapes where no family knows the model
@@ -16,6 +17,7 @@
 //!
 //! Keys that no one knows are refused with their line and column.
 
+mod activations;
 mod candidates;
 mod document;
 mod layers;
@@ -23,6 +25,7 @@ mod overrides;
 mod preset;
 mod schema;
 
+pub use activations::Activations;
 pub use candidates::{Budget, parse_bytes};
 pub use document::{Content, Field, Node, Place};
 pub(crate) use layers::Depth;
@@ -72,6 +75,8 @@ pub struct Step {
     pub ignore: Vec<Pattern>,
     /// Blocks whose layers it goes to; all when there is none.
     pub layers: Option<Layers>,
+    /// How the inputs of its layers are rounded when the model is run, where it says so.
+    pub activations: Option<Activations>,
     /// All parameters.
     pub params: Value,
 }
@@ -150,7 +155,9 @@ impl RecipeError {
 }
 
 /// Keys of a step that are not its method's parameters.
-const STEP_KEYS: [&str; 5] = ["method", "name", "targets", "ignore", "layers"];
+const STEP_KEYS: [&str; 6] = ["method", "name", "targets", "ignore", "layers", ACTIVATIONS];
+/// The one of them that only steps that encode have.
+const ACTIVATIONS: &str = "activations";
 const RECIPE_KEYS: [&str; 6] =
     ["steps", "calibration", "format", "untie", "allow_unknown", "budget"];
 
@@ -268,6 +275,7 @@ impl Step {
             targets: patterns(node, "targets")?.unwrap_or_else(linear),
             ignore: patterns(node, "ignore")?.unwrap_or_default(),
             layers: layers_of(node)?,
+            activations: Activations::read(node)?,
             params,
         };
         (method.build)(&step.params).map_err(|error| {
@@ -314,6 +322,9 @@ impl Step {
         if let Some(layers) = self.layers {
             step.insert("layers".to_owned(), json!(layers.text()));
         }
+        if let Some(activations) = self.activations {
+            step.insert(ACTIVATIONS.to_owned(), activations.to_json());
+        }
         if let Value::Object(params) = &self.params {
             step.extend(params.iter().map(|(key, value)| (key.clone(), value.clone())));
         }
@@ -340,7 +351,8 @@ pub(crate) fn known_keys(method: &Entry) -> Vec<String> {
     let schema = (method.schema)();
     let properties = schema.get("properties").and_then(Value::as_object);
     let parameters = properties.into_iter().flat_map(|properties| properties.keys().cloned());
-    STEP_KEYS.iter().map(|key| (*key).to_owned()).chain(parameters).collect()
+    let has = |key: &&str| *key != ACTIVATIONS || activations::has_activations(method);
+    STEP_KEYS.into_iter().filter(has).map(str::to_owned).chain(parameters).collect()
 }
 
 fn method_named(node: &Node) -> Result<&'static Entry, RecipeError> {

@@ -4,10 +4,14 @@
 //! A rule that is broken names the layer, the rule, and the change of the recipe that cures it. What
 //! only some of an engine's kernels ask is a warning.
 
+mod inputs;
+
 use crate::Plan;
 use lapidary_formats::Source;
-use lapidary_model::{AttentionOp, Graph, Matrix, Op, Place, Spec};
-use lapidary_weight::{FloatType, GroupType, Grouping, Outline, TermOutline, ZeroType};
+use lapidary_model::{AttentionOp, Graph, LinearOp, Matrix, Op, Place, Spec};
+use lapidary_weight::{
+    FloatType, GroupType, Grouping, InputRounding, Outline, Tensors, TermOutline, ZeroType,
+};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -51,6 +55,8 @@ struct Rules {
     tiles: Option<(usize, usize)>,
 }
 
+/// The format of integers in bytes.
+const BYTES: &str = "int-quantized";
 const ANY_BITS: &[u8] = &[1, 2, 3, 4, 5, 6, 7, 8];
 const MARLIN_GROUPS: Option<&[usize]> = Some(&[32, 64, 128]);
 
@@ -80,13 +86,14 @@ const fn marlin(format: &'static str, bits: &'static [u8]) -> Rules {
 const RULES: &[Rules] = &[
     free(Engine::Vllm, "dense"),
     marlin("compressed-tensors", &[4, 8]),
+    Rules { fused: true, ..free(Engine::Vllm, BYTES) },
     marlin("gptq", &[4, 8]),
     Rules { other_bits: false, ..marlin("awq", &[4]) },
     Rules { bits: &[2, 3, 4, 8], fused: true, ..free(Engine::Vllm, "gptq-v2") },
     Rules { fused: true, ..free(Engine::Vllm, "bitsandbytes") },
     free(Engine::Transformers, "dense"),
     free(Engine::Transformers, "compressed-tensors"),
-    free(Engine::Transformers, "int-quantized"),
+    free(Engine::Transformers, BYTES),
     Rules { bits: &[2, 3, 4, 8], other_bits: false, ..free(Engine::Transformers, "gptq") },
     Rules { bits: &[2, 3, 4, 8], other_bits: false, ..free(Engine::Transformers, "gptq-v2") },
     Rules { bits: &[4], other_bits: false, ..free(Engine::Transformers, "awq") },
@@ -160,6 +167,8 @@ pub struct Stored<'a> {
     pub format: &'a str,
     /// The compressed layers and tables, by module.
     pub layers: BTreeMap<String, Outline>,
+    /// How the inputs of some of them are rounded when the model is run.
+    pub inputs: BTreeMap<String, InputRounding>,
     /// Share of the compressed layers' weights that is pruned, where that is known.
     pub sparsity: Option<f64>,
     /// The type of the floats that are not compressed.
@@ -175,8 +184,12 @@ impl<'a> Stored<'a> {
             (!is_plain(&outline)).then_some((matrix.linear.module, outline))
         };
         let layers = spec.matrices().into_iter().filter_map(layer).collect();
+        let rounded = |linear: &LinearOp| {
+            Some((linear.module.clone(), source.input_rounding(&linear.weight)?))
+        };
+        let inputs = spec.linears().filter_map(rounded).collect();
         let floats = source.float_type();
-        Self { spec, format: source.format(), layers, sparsity: None, floats }
+        Self { spec, format: source.format(), layers, inputs, sparsity: None, floats }
     }
 
     /// What a plan will write.
@@ -184,7 +197,8 @@ impl<'a> Stored<'a> {
         let sites = plan.sites.iter();
         let layers = sites.map(|site| (site.linear.module.clone(), site.outline.clone())).collect();
         let (format, sparsity, floats) = (plan.format.id(), plan.sparsity(), plan.float_type);
-        Self { spec: &plan.spec, format, layers, sparsity, floats }
+        let inputs = plan.inputs().into_iter().collect();
+        Self { spec: &plan.spec, format, layers, inputs, sparsity, floats }
     }
 }
 
@@ -197,7 +211,11 @@ impl Target {
         findings.extend(self.of_zeros(stored));
         findings.extend(self.of_floats(stored));
         for (module, outline) in &stored.layers {
-            findings.extend(self.of_layer(rules, stored.spec, module, outline));
+            let inputs = stored.inputs.get(module).copied();
+            findings.extend(
+                inputs.and_then(|inputs| inputs::finding(self.engine, module, outline, inputs)),
+            );
+            findings.extend(self.of_layer(rules, stored.spec, module, outline, inputs.is_some()));
         }
         if rules.fused {
             let blocks = stored.spec.blocks.iter();
@@ -282,6 +300,7 @@ impl Target {
         spec: &Spec,
         module: &str,
         outline: &Outline,
+        has_inputs: bool,
     ) -> Vec<Finding> {
         let mut findings = vec![];
         let mut add = |is_refused, rule: String, cure: String| {
@@ -299,6 +318,24 @@ impl Target {
         let [TermOutline::Affine { bits, grouping, zeros, .. }] = outline.terms[..] else {
             return findings;
         };
+        let (rows, cols) = self.part(spec, module, outline);
+        if let Grouping::Columns(width) = grouping
+            && !cols.is_multiple_of(width.get())
+        {
+            let devices = self.tensor_parallel;
+            let rule = format!(
+                "groups of {width} do not divide the {cols} columns that each of {devices} devices has"
+            );
+            add(true, rule, "use a smaller --group-size, or fewer devices".to_owned());
+        }
+        // What follows is of kernels that multiply by floats.
+        if has_inputs {
+            return findings;
+        }
+        if engine == Engine::Vllm && rules.format == BYTES {
+            let rule = format!("{engine} loads integers in bytes with rounded inputs only");
+            add(true, rule, "use --format compressed-tensors, or --activations int8".to_owned());
+        }
         let numbers =
             |list: &[u8]| list.iter().map(u8::to_string).collect::<Vec<_>>().join(" and ");
         if !rules.bits.contains(&bits) {
@@ -318,7 +355,6 @@ impl Target {
                 "zero points in format gptq are taken by vLLM's slow kernels only".to_owned();
             add(false, rule, "use --symmetric, or --format compressed-tensors".to_owned());
         }
-        let (rows, cols) = self.part(spec, module, outline);
         if let Some((row_tile, col_tile)) = rules.tiles
             && (!rows.is_multiple_of(row_tile) || !cols.is_multiple_of(col_tile))
         {
@@ -327,15 +363,6 @@ impl Target {
                  of {row_tile} and {col_tile}, and slower kernels take its place"
             );
             add(false, rule, String::new());
-        }
-        if let Grouping::Columns(width) = grouping
-            && !cols.is_multiple_of(width.get())
-        {
-            let devices = self.tensor_parallel;
-            let rule = format!(
-                "groups of {width} do not divide the {cols} columns that each of {devices} devices has"
-            );
-            add(true, rule, "use a smaller --group-size, or fewer devices".to_owned());
         }
         findings
     }
@@ -368,7 +395,10 @@ impl Target {
     fn of_siblings(&self, block: &Graph, stored: &Stored<'_>) -> Vec<Finding> {
         let mut findings = vec![];
         for group in block.shared_inputs() {
-            let terms = |module: &str| stored.layers.get(module).map(|outline| &outline.terms);
+            let terms = |module: &str| {
+                let terms = stored.layers.get(module).map(|outline| &outline.terms);
+                (terms, stored.inputs.get(module))
+            };
             let Some((first, others)) = group.linears.split_first() else { continue };
             for other in others {
                 if terms(&other.module) == terms(&first.module) {

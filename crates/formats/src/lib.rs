@@ -25,7 +25,7 @@ pub use pattern::{ModuleKind, Pattern, PatternError};
 pub use source::{Blocks, LogicalTensor, Source, SourceFile};
 
 use lapidary_store::{Category, Dtype, StoreError, TensorSpec};
-use lapidary_weight::{FloatType, Outline, Weight, WeightError};
+use lapidary_weight::{FloatType, InputRounding, Outline, Weight, WeightError};
 use serde_json::Value;
 
 /// A way to store the weights of linear layers and tables.
@@ -59,6 +59,20 @@ pub trait Format: Sync {
     /// The reason why not, as it is shown to the user.
     fn accepts_together(&self, _layout: &Layout<'_>) -> Result<(), String> {
         Ok(())
+    }
+
+    /// The format in which a layer of this folder stands whose inputs are rounded when the model is
+    /// run: this one, or one of its kin.
+    ///
+    /// # Errors
+    /// The reason why there is none, as it is shown to the user; by default, that a format says
+    /// nothing of inputs.
+    fn with_inputs(
+        &self,
+        _outline: &Outline,
+        _inputs: InputRounding,
+    ) -> Result<&'static dyn Format, String> {
+        Err("it has no place for how the inputs of a layer are rounded".to_owned())
     }
 
     /// The tensors that a weight of this outline becomes, in the order [`encode`](Self::encode)
@@ -122,6 +136,9 @@ pub struct Layout<'a> {
     pub compressed: &'a [(String, Outline)],
     /// Linear modules left as they were.
     pub plain: &'a [String],
+    /// How the inputs of compressed modules are rounded when the model is run; those that are not
+    /// named stay as they are.
+    pub inputs: &'a [(String, InputRounding)],
 }
 
 /// Reads the weights of one compressed folder.
@@ -157,15 +174,25 @@ pub struct Module {
     pub tensors: Vec<String>,
     /// Type that its scales are stored in, where the outline does not say: it is of what is read.
     pub floats: Option<FloatType>,
+    /// How its inputs are rounded when the model is run.
+    pub inputs: Option<InputRounding>,
     /// What was not read as it is stored, and why.
     pub note: Option<String>,
+}
+
+impl Layout<'_> {
+    /// How the inputs of a module are rounded.
+    pub fn inputs_of(&self, module: &str) -> Option<InputRounding> {
+        let found = self.inputs.iter().find(|(name, _)| name == module);
+        found.map(|(_, rounding)| *rounding)
+    }
 }
 
 impl Module {
     /// A module that is read as it is stored.
     pub fn new(name: &str, outline: Outline, tensors: impl IntoIterator<Item = String>) -> Self {
         let tensors = tensors.into_iter().collect();
-        Self { name: name.to_owned(), outline, tensors, floats: None, note: None }
+        Self { name: name.to_owned(), outline, tensors, floats: None, inputs: None, note: None }
     }
 }
 

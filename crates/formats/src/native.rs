@@ -1,13 +1,13 @@
 //! Lapidary's own format: any sum of terms, each stored as its parts.
 //!
 //! The weight of module `m` becomes tensors `m.terms.0.codes`, `m.terms.0.scales`, …; the outlines
-//! stand in `config.json`.
+//! stand in `config.json`, and how the inputs of layers are rounded when the model is run.
 
 use crate::{Format, FormatError, Layout, Module, ReadTensor, Reader, TensorIndex, float_dtype};
 use lapidary_store::{Dtype, TensorSpec};
 use lapidary_weight::{
-    BookType, FloatType, GroupNames, GroupType, Grouping, Outline, Part, PartType, Term,
-    TermOutline, Weight, ZeroType,
+    BookType, FloatType, GroupNames, GroupType, Grouping, InputRounding, Outline, Part, PartType,
+    Term, TermOutline, Weight, ZeroType,
 };
 use serde_json::{Map, Value, json};
 
@@ -30,6 +30,14 @@ impl Format for Native {
 
     fn accepts(&self, _outline: &Outline) -> Result<(), String> {
         Ok(())
+    }
+
+    fn with_inputs(
+        &self,
+        _outline: &Outline,
+        _inputs: InputRounding,
+    ) -> Result<&'static dyn Format, String> {
+        Ok(&Self)
     }
 
     fn tensors(&self, module: &str, outline: &Outline, _dtype: FloatType) -> Vec<TensorSpec> {
@@ -75,7 +83,13 @@ impl Format for Native {
         let outline = |outline: &Outline| serde_json::to_value(outline).unwrap_or(Value::Null);
         let sites: Map<String, Value> =
             layout.compressed.iter().map(|(name, o)| (name.clone(), outline(o))).collect();
-        Some(json!({ "quant_method": METHOD, "format": "native", "version": 1, "sites": sites }))
+        let mut config =
+            json!({ "quant_method": METHOD, "format": "native", "version": 1, "sites": sites });
+        if !layout.inputs.is_empty() {
+            let inputs = layout.inputs.iter().map(|(name, inputs)| (name.clone(), json!(inputs)));
+            config["inputs"] = inputs.collect::<Map<_, _>>().into();
+        }
+        Some(config)
     }
 
     fn reader(&self, config: &Value) -> Option<Result<Box<dyn Reader>, FormatError>> {
@@ -191,7 +205,13 @@ impl NativeReader {
             outline.check().map_err(|error| FormatError::Weight { module: name.clone(), error })?;
             let tensors = Native.tensors(name, &outline, FloatType::F32);
             let tensors = tensors.into_iter().map(|tensor| tensor.name);
-            Ok(Module::new(name, outline, tensors))
+            let inputs = config.get("inputs").and_then(|inputs| inputs.get(name));
+            let inputs = inputs.map(|inputs| serde_json::from_value(inputs.clone())).transpose();
+            let inputs = inputs.map_err(|error| {
+                let place = format!("config.json: quantization_config.inputs.{name}");
+                FormatError::malformed(place, error.to_string())
+            })?;
+            Ok(Module { inputs, ..Module::new(name, outline, tensors) })
         };
         Ok(Self { modules: sites.iter().map(module).collect::<Result<_, FormatError>>()? })
     }

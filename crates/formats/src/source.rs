@@ -21,7 +21,8 @@ use lapidary_store::checkpoint::FileHash;
 use lapidary_store::gguf::Metadata;
 use lapidary_store::{Checkpoint, Dtype, Fs, TensorInfo};
 use lapidary_weight::{
-    Dense, Edits, FloatType, Outline, TensorError, Tensors, Term, TermOutline, Weight,
+    Dense, Edits, FloatType, InputRounding, Outline, TensorError, Tensors, Term, TermOutline,
+    Weight,
 };
 use logical::{Storage, float_type, module_float, most_of};
 use serde_json::Value;
@@ -609,6 +610,13 @@ impl Tensors for Source {
 
     fn read_rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, TensorError> {
         self.rows(name, rows).map_err(|error| TensorError(Box::new(error)))
+    }
+
+    fn input_rounding(&self, weight: &str) -> Option<InputRounding> {
+        match &self.get(weight)?.storage {
+            Storage::Compressed(module, _) => module.inputs,
+            _ => None,
+        }
     }
 }
 

@@ -20,6 +20,7 @@ pub mod pool;
 pub mod process;
 pub mod random;
 pub mod rope;
+pub mod rounding;
 pub mod rows;
 pub mod softmax;
 pub mod sweep;

@@ -190,7 +190,15 @@ impl<B: Backend> Executor<B> {
                 Some(types) => types.to_vec(),
                 None => vec![0; tokens.ids.len()],
             }),
-            Op::Linear(linear) => backend.linear(next()?, weights.linear(&linear.module)?),
+            Op::Linear(linear) => {
+                let x = match weights.input_rounding(&linear.module) {
+                    Some(rounding) => {
+                        Operand::Last(backend.round(next()?, rounding, linear.in_features)?)
+                    }
+                    None => next()?,
+                };
+                backend.linear(x, weights.linear(&linear.module)?)
+            }
             Op::RmsNorm { gain, width, eps, .. } => {
                 backend.rms_norm(next()?, weights.vector(gain)?, *width, *eps)
             }

@@ -12,6 +12,7 @@ use lapidary_model::{
     Backend, Batch, Composed, Executor, Fused, GraphWeights, Precision, Spec, Tokens, spec,
 };
 use lapidary_store::{Checkpoint, RealFs};
+use lapidary_weight::{TensorError, Tensors};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -60,7 +61,7 @@ fn golden(folder: &Path) -> Golden {
 fn forward<B: Backend>(
     backend: B,
     spec: &Spec,
-    source: &Source,
+    source: &dyn Tensors,
     golden: &Golden,
 ) -> (Vec<f32>, Vec<Vec<f32>>) {
     let executor = Executor::new(backend);
@@ -132,4 +133,56 @@ fn bf16_factors_move_outputs_a_little_and_only_a_little() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// A source whose layers get their inputs as they are.
+struct Floats<'a>(&'a Source);
+
+impl Tensors for Floats<'_> {
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.shape(name)
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<f32>, TensorError> {
+        self.0.read(name)
+    }
+
+    fn read_rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, TensorError> {
+        self.0.read_rows(name, rows)
+    }
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt()
+}
+
+/// Folders of compressed-tensors whose layers round their inputs when the model is run. The last bit
+/// of an input may decide which of two numbers it is rounded to, so that outputs differ by more than
+/// elsewhere; by far less than where inputs are not rounded.
+#[test]
+fn models_with_rounded_inputs_are_those_of_transformers() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root.join("../../testdata/golden/compressed_tensors/activations");
+    for name in ["W8A8", "W4A8", "FP8_DYNAMIC", "FP8"] {
+        let folder = root.join(name);
+        let golden = golden(&folder);
+        let source = Source::open(Arc::new(RealFs), &folder).unwrap();
+        let spec = spec(source.config()).unwrap();
+        let fused = || Fused { precision: Precision::F32 };
+        let (rounded, _) = forward(fused(), &spec, &source, &golden);
+        let composed = Composed { device: candle_core::Device::Cpu };
+        let (composed, _) = forward(composed, &spec, &source, &golden);
+        let (floats, _) = forward(fused(), &spec, &Floats(&source), &golden);
+        let effect = distance(&floats, &golden.output);
+        assert!(effect > 0.1, "{name}: {effect}");
+        for output in [rounded, composed] {
+            let difference = distance(&output, &golden.output);
+            eprintln!(
+                "{name} {difference} {effect} {}",
+                largest_difference(&output, &golden.output)
+            );
+            assert!(difference < 0.2 * effect, "{name}: {difference} where {effect} is the effect");
+        }
+    }
 }

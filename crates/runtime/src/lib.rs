@@ -25,4 +25,5 @@ pub use decoder::{Decoder, LogitRow, Logits, Options, Piece, Want};
 pub use error::RuntimeError;
 pub use lapidary_kernels::attention::CacheType;
 pub use lapidary_kernels::packed::Precision;
+pub use linear::other_rounding;
 pub use measure::{Rate, Timing};

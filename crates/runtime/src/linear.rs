@@ -7,7 +7,23 @@
 use crate::RuntimeError;
 use lapidary_formats::Source;
 use lapidary_kernels::packed::{self, PackError, Packed, Precision};
-use lapidary_weight::{Grouping, Planes, Term, Weight, Zeros};
+use lapidary_weight::{Grouping, Planes, Tensors, Term, Weight, Zeros};
+
+/// What is said of a model whose layers round their inputs when it is run: the packed products round
+/// them in their own way.
+pub fn other_rounding(source: &Source, precision: Precision) -> Option<String> {
+    let mut inputs = source.tensors().iter().filter_map(|t| source.input_rounding(&t.name));
+    let asked = inputs.next()?;
+    let here = match precision {
+        Precision::Float => "are not rounded",
+        Precision::Int8 => "are rounded to 8 bits in blocks of 32, or to bfloat16",
+    };
+    Some(format!(
+        "the inputs of {} layers are to be rounded to {asked}; here they {here} (`eval` rounds \
+         them as asked)",
+        1 + inputs.count()
+    ))
+}
 
 /// Packs a matrix of a checkpoint as it is stored.
 ///

@@ -1,6 +1,6 @@
 //! Linear edits of tensors, applied as they are read: how a model is rewritten without a copy of it.
 
-use crate::{TensorError, Tensors};
+use crate::{InputRounding, TensorError, Tensors};
 use lapidary_kernels::hadamard::Rotation;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -145,6 +145,10 @@ impl<'a> Edited<'a> {
 }
 
 impl Tensors for Edited<'_> {
+    fn input_rounding(&self, weight: &str) -> Option<InputRounding> {
+        self.tensors.input_rounding(weight)
+    }
+
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.tensors.shape(name)
     }

@@ -12,6 +12,7 @@ mod edit;
 mod float;
 mod group_floats;
 mod grouping;
+mod inputs;
 mod lookup;
 mod low_rank;
 mod outline;
@@ -34,6 +35,7 @@ pub use group_floats::{
     GroupFloats, GroupNames, GroupType, Levels, Origin, Runs, SmallCodes, TwoLevel,
 };
 pub use grouping::Grouping;
+pub use inputs::{InputNumbers, InputRounding, InputScales};
 pub use lookup::{BookType, Lookup};
 pub use low_rank::LowRank;
 pub use outline::{Outline, TermOutline, ZeroType};

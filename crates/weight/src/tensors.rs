@@ -1,5 +1,6 @@
 //! Where the numbers of a model come from, seen by those who compute with them.
 
+use crate::InputRounding;
 use std::error::Error;
 
 /// Why a tensor could not be read: the error of whoever holds the bytes.
@@ -26,4 +27,10 @@ pub trait Tensors: Sync {
     /// # Errors
     /// As [`read`](Self::read), and when a row is outside the matrix.
     fn read_rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, TensorError>;
+
+    /// How the inputs of the linear layer with this weight are rounded when the model is run; `None`
+    /// where they are not.
+    fn input_rounding(&self, _weight: &str) -> Option<InputRounding> {
+        None
+    }
 }

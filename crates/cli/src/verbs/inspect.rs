@@ -4,11 +4,11 @@ use super::{disk, open};
 use crate::arguments::InspectArguments;
 use crate::error::CliError;
 use crate::output::Output;
-use crate::table::{megabytes, table};
+use crate::table::{megabytes, table, with_inputs};
 use lapidary_eval::size;
 use lapidary_formats::Source;
 use lapidary_model::{LinearOp, Matrix, Spec, spec};
-use lapidary_weight::Outline;
+use lapidary_weight::{Outline, Tensors};
 use serde_json::{Value, json};
 
 pub(crate) fn run(arguments: &InspectArguments, output: &mut Output) -> Result<(), CliError> {
@@ -54,6 +54,7 @@ fn site_json(source: &Source, (matrix, outline): &(Matrix, Outline)) -> Value {
         "name": linear.module,
         "shape": [linear.out_features, linear.in_features],
         "terms": outline.terms,
+        "inputs": source.input_rounding(&linear.weight),
         "bits": stored_bits(source, linear),
     })
 }
@@ -73,7 +74,7 @@ fn describe(source: &Source, spec: &Spec, sites: &[(Matrix, Outline)]) -> String
             vec![
                 linear.module.clone(),
                 format!("{} x {}", linear.out_features, linear.in_features),
-                outline.describe(),
+                outline.describe() + &with_inputs(source.input_rounding(&linear.weight)),
                 format!("{:.3}", stored_bits(source, linear)),
             ]
         })

@@ -4,7 +4,7 @@ use super::{disk, open, recipe};
 use crate::arguments::PlanArguments;
 use crate::error::CliError;
 use crate::output::Output;
-use crate::table::{megabytes, stored_bits, table};
+use crate::table::{megabytes, stored_bits, table, with_inputs};
 use lapidary_engine::plan::ActivationsIn;
 use lapidary_engine::search::Candidate;
 use lapidary_engine::{Plan, Survey};
@@ -40,6 +40,7 @@ fn to_json(plan: &Plan) -> Value {
                 "step": site.step,
                 "method": site.method_id,
                 "terms": site.outline.terms,
+                "inputs": site.inputs,
             })
         })
         .collect();
@@ -136,7 +137,7 @@ fn describe(plan: &Plan) -> String {
     for site in &plan.sites {
         let kind = site.linear.module.rsplit('.').next().unwrap_or_default();
         let shape = format!("{} x {}", site.outline.rows, site.outline.cols);
-        let how = format!("{}: {}", site.step, site.outline.describe());
+        let how = format!("{}: {}{}", site.step, site.outline.describe(), with_inputs(site.inputs));
         *kinds.entry((kind.to_owned(), shape, how)).or_default() += 1;
     }
     let rows: Vec<Vec<String>> = kinds

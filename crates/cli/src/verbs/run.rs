@@ -9,7 +9,7 @@ use lapidary_runtime::chat::Chat;
 use lapidary_runtime::generate::{Event, Finish, Job, Request, Scheduler};
 use lapidary_runtime::sampling::Sampling;
 use lapidary_runtime::text::Vocabulary;
-use lapidary_runtime::{Decoder, RuntimeError};
+use lapidary_runtime::{Decoder, RuntimeError, other_rounding};
 use serde_json::{Value, json};
 use std::io::{BufRead, IsTerminal, Read, stdin};
 use std::num::NonZeroUsize;
@@ -49,7 +49,11 @@ pub(crate) fn run(
     let source = open(&disk(), &arguments.model)?;
     let template = chat_template(&arguments.chat_template)?;
     let vocabulary = Arc::new(Vocabulary::open(&source, template)?);
-    let decoder = Decoder::from_source(&source, &arguments.running.options(threads, 1))?;
+    let options = arguments.running.options(threads, 1);
+    let decoder = Decoder::from_source(&source, &options)?;
+    if let Some(note) = other_rounding(&source, options.precision).filter(|_| !quiet) {
+        tell(&format!("note: {note}"));
+    }
     drop(source);
     let scheduler = Scheduler::new(decoder, Arc::clone(&vocabulary));
     let mut session = Session { arguments, scheduler, vocabulary, stop };

@@ -5,8 +5,8 @@ use crate::arguments::ServeArguments;
 use crate::error::CliError;
 use crate::output::{Output, tell};
 use crate::signal::stop_flag;
-use lapidary_runtime::Decoder;
 use lapidary_runtime::text::Vocabulary;
+use lapidary_runtime::{Decoder, other_rounding};
 use lapidary_serve::{Limits, Options, Server};
 use serde_json::json;
 use std::net::SocketAddr;
@@ -25,6 +25,9 @@ pub(crate) fn run(
     let vocabulary = Vocabulary::open(&source, chat_template(&arguments.chat_template)?)?;
     let running = arguments.running.options(threads, arguments.sequences.get());
     let decoder = Decoder::from_source(&source, &running)?;
+    if let Some(note) = other_rounding(&source, running.precision) {
+        tell(&format!("note: {note}"));
+    }
     drop(source);
     let context = decoder.context();
     let path = locate(&*fs, &arguments.model)?;

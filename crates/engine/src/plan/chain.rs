@@ -1,7 +1,7 @@
 //! The chain of steps that go to one layer: what may follow what, and the one method they make.
 
 use crate::EngineError;
-use crate::recipe::{Recipe, Step};
+use crate::recipe::{Activations, Recipe, Step};
 use lapidary_methods::{Blockwise, Chain, Correction, Method, Pruned, Pruner, Tensorwise};
 use std::sync::Arc;
 
@@ -15,6 +15,8 @@ pub(super) struct Chained {
     pub(super) blockwise: Option<Arc<dyn Blockwise>>,
     /// What encodes and corrects it.
     pub(super) method: Box<dyn Tensorwise>,
+    /// What the step that encodes says of the layer's inputs.
+    pub(super) activations: Option<Activations>,
 }
 
 /// The steps so far.
@@ -120,6 +122,7 @@ pub(super) fn link(recipe: &Recipe, steps: &[usize], module: &str) -> Result<Cha
         step: names,
         method_id: joined(steps.iter().map(|step| step.method.id).collect()),
         blockwise: links.blockwise,
+        activations: steps.iter().find_map(|step| step.activations),
         method: Chain::of(encoder, links.corrections),
     })
 }

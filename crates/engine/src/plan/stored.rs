@@ -1,11 +1,12 @@
 //! Layers that are kept as the source holds them, in terms that the format has.
 
 use super::chain::Chained;
+use super::fit::holder;
 use crate::EngineError;
 use lapidary_formats::{Format, Source};
 use lapidary_methods::{Note, Stored};
-use lapidary_model::{Matrix, Place};
-use lapidary_weight::{FloatType, Outline, TermOutline};
+use lapidary_model::Matrix;
+use lapidary_weight::{FloatType, InputRounding, Outline, TermOutline};
 
 /// What becomes of a layer that is to be kept.
 pub(super) enum Binding {
@@ -25,6 +26,7 @@ pub(super) fn bind(
     source: &Source,
     scales: FloatType,
     format: &'static dyn Format,
+    inputs: Option<InputRounding>,
 ) -> Result<Binding, EngineError> {
     let name = &matrix.linear.weight;
     let missing = || lapidary_model::ModelError::MissingTensor { name: name.clone() };
@@ -33,10 +35,7 @@ pub(super) fn bind(
         Some(outline) if !matches!(outline.terms[..], [TermOutline::Dense { .. }]) => outline,
         _ => return Ok(Binding::Plain(None)),
     };
-    let accepts = |outline: &Outline| match matrix.place {
-        Place::Embedding => format.accepts_table(outline),
-        _ => format.accepts(outline),
-    };
+    let accepts = |outline: &Outline| holder(format, matrix, outline, inputs).map(|_| ());
     match chained.method.for_stored(&stored, scales, &accepts) {
         Some(Stored { method, note }) => Ok(Binding::To(Chained { method, ..chained }, note)),
         None => {

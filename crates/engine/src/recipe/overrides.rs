@@ -2,7 +2,7 @@
 //! `step.key=value` for everything else.
 
 use super::document::{Content, Node, Place};
-use super::{Budget, RecipeError, known_keys, method_named, parse_document};
+use super::{ACTIVATIONS, Budget, RecipeError, known_keys, method_named, parse_document};
 use serde_json::{Value, json};
 
 /// Changes to a recipe, applied before it is read, so that they are checked like the recipe itself.
@@ -14,6 +14,8 @@ pub struct Overrides {
     pub group_size: Option<String>,
     /// Symmetric grids or not.
     pub symmetric: Option<bool>,
+    /// How inputs are rounded when the model is run, as it is written in a recipe.
+    pub activations: Option<String>,
     /// Share of the weights that is pruned; takes the place of a pattern.
     pub sparsity: Option<f64>,
     /// Pattern `N:M` of pruning; takes the place of a sparsity.
@@ -47,6 +49,7 @@ impl Overrides {
             ("bits", self.bits.map(number)),
             ("group_size", self.group_size.as_deref().map(scalar)),
             ("symmetric", self.symmetric.map(|symmetric| json!(symmetric))),
+            (ACTIVATIONS, self.activations.as_ref().map(|activations| json!(activations))),
         ];
         for (key, value) in given {
             if let Some(value) = value {

@@ -32,10 +32,13 @@ const RECIPES: &[(&str, &str)] = recipes![
     "W2A16-rtn",
 ];
 
-/// Files of `recipes/` that settle their grid themselves, under their own names: floats, then the
-/// best there are.
+/// Files of `recipes/` that settle their grid themselves, under their own names: integers on both
+/// sides, floats, then the best there are.
 const OWN: &[(&str, &str)] = recipes![
+    "W8A8",
+    "W4A8",
     "FP8",
+    "FP8_DYNAMIC",
     "FP8_BLOCK",
     "MXFP8A16",
     "NVFP4A16",

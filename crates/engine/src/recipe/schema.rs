@@ -109,6 +109,9 @@ fn step(method: &Entry) -> Value {
         patterns("Modules it goes to: Linear, Embedding, a name, or re: and an expression.");
     properties["ignore"] = patterns("Modules among them that it does not go to.");
     let what = format!("Blocks whose layers it goes to: {}.", super::layers::RULES);
+    if super::activations::has_activations(method) {
+        properties[super::ACTIVATIONS] = super::activations::schema();
+    }
     properties["layers"] = json!({ "type": "string", "description": what });
     schema
 }

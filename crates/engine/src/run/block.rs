@@ -18,7 +18,7 @@ use lapidary_kernels::memory::return_freed;
 use lapidary_methods::{Encoded, Note, Site, Statistics};
 use lapidary_model::{Batch, Executor, Graph, GraphWeights, InputGroup, Place};
 use lapidary_store::TensorSpec;
-use lapidary_weight::{Edit, Edited, Edits, TensorError, Tensors, Weight};
+use lapidary_weight::{Edit, Edited, Edits, InputRounding, TensorError, Tensors, Weight};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -110,6 +110,7 @@ impl BlockRunner<'_> {
                 let weight = work.read_site(index, site, self.plan)?;
                 weights.replace(&site.linear, &weight.decode(), self.executor.backend())?;
             }
+            self.round_inputs(graph, &mut weights);
             let path = work.activations_path(index + 1);
             self.advance(graph, &weights, &mut activations, &path, *stage)?;
         }
@@ -219,11 +220,20 @@ impl BlockRunner<'_> {
         for (site, weight) in self.plan.sites_in(stage).zip(&stored) {
             weights.replace(&site.linear, &weight.decode(), backend)?;
         }
+        self.round_inputs(graph, &mut weights);
         drop((statistics, stored));
         return_freed();
         let path = work.activations_path(index + 1);
         self.advance(graph, &weights, &mut streams.compressed, &path, stage)?;
         Ok(done)
+    }
+
+    /// Rounds the inputs of layers as those of the result are when it is run.
+    fn round_inputs(&self, graph: &Graph, weights: &mut GraphWeights) {
+        for linear in graph.linears() {
+            let site = self.plan.site_of(&linear.weight);
+            weights.round_inputs(linear, site.and_then(|site| site.inputs));
+        }
     }
 
     /// Encodes each site and reads back what was stored: later blocks see that, not what the method
@@ -290,8 +300,8 @@ impl BlockRunner<'_> {
                 format!("{} is not what {} promised", encoded.outline().describe(), site.method_id);
             return Err(EngineError::Internal(format!("{}: {what}", linear.module)));
         }
-        let specs = plan.format.tensors(&linear.module, &site.outline, plan.float_type);
-        let bytes = plan.format.encode(&encoded, plan.float_type)?;
+        let specs = site.format.tensors(&linear.module, &site.outline, plan.float_type);
+        let bytes = site.format.encode(&encoded, plan.float_type)?;
         let tensors: Vec<StoredTensor> = specs.into_iter().zip(bytes).collect();
         let stored = read_back(site, plan, &tensors)?;
         let record = self
@@ -387,6 +397,10 @@ pub(super) struct Stored<'a> {
 }
 
 impl Tensors for Stored<'_> {
+    fn input_rounding(&self, weight: &str) -> Option<InputRounding> {
+        self.source.input_rounding(weight)
+    }
+
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.source.shape(name)
     }
@@ -425,7 +439,7 @@ fn read_back(
             Err(FormatError::Malformed { place: name.to_owned(), what: "is missing".to_owned() })
         }
     };
-    Ok(plan.format.decode(&site.linear.module, &site.outline, plan.float_type, &read)?)
+    Ok(site.format.decode(&site.linear.module, &site.outline, plan.float_type, &read)?)
 }
 
 /// The errors of a layer, and what happened to it.
@@ -458,6 +472,7 @@ fn record(
         name: site.linear.module.clone(),
         method: site.method_id.clone(),
         outline: site.outline.clone(),
+        inputs: site.inputs,
         weight_error: relative(squares(&difference), squares(weight)),
         output_error,
         sparsity: pruned.map(|_| relative(zeros as f64, difference.len() as f64)),

@@ -114,7 +114,7 @@ fn split(rows: &Rows) -> (Rows, Rows) {
 }
 
 /// The layers of a unit with what is stored of them.
-type Changes<'a> = Vec<(&'a LinearOp, Weight)>;
+type Changes<'a> = Vec<(&'a SitePlan, Weight)>;
 
 /// One pass over the model.
 struct Pass<'a> {
@@ -237,14 +237,16 @@ impl<'a> Pass<'a> {
         for unit in self.survey.units.iter().filter(|unit| unit.place == stage) {
             let (measured, probes) = self.errors(unit, Some(graph), statistics)?;
             for changes in probes {
-                for (linear, weight) in &changes {
-                    weights.replace(linear, &weight.decode(), backend)?;
+                for (site, weight) in &changes {
+                    weights.replace(&site.linear, &weight.decode(), backend)?;
+                    weights.round_inputs(&site.linear, site.inputs);
                 }
                 streams.push(self.forward(graph, weights, stream.to_vec())?);
-                for (linear, _) in changes {
+                for (SitePlan { linear, .. }, _) in changes {
                     let original = self.job.source.read(&linear.weight);
                     let original = original.map_err(lapidary_model::ModelError::from)?;
                     weights.replace(linear, &original, backend)?;
+                    weights.round_inputs(linear, self.job.source.input_rounding(&linear.weight));
                 }
             }
             all.push(measured);
@@ -293,19 +295,20 @@ impl<'a> Pass<'a> {
         let backend = self.executor.backend();
         let graph = self.survey.plan().spec.head.as_ref();
         let mut head = None;
-        for (linear, weight) in &changes {
+        for (site, weight) in &changes {
             let mut of_head = graph.into_iter().flat_map(Graph::linears);
-            let of_head = of_head.find(|other| other.weight == linear.weight);
+            let of_head = of_head.find(|other| other.weight == site.linear.weight);
             if let (Some(graph), Some(linear)) = (graph, of_head) {
                 let mut weights = GraphWeights::load(graph, self.job.source, backend)?;
                 weights.replace(linear, &weight.decode(), backend)?;
+                weights.round_inputs(linear, site.inputs);
                 head = Some(weights);
             }
         }
         let mut streams = vec![];
         if unit.place == Place::Embedding {
             let tables =
-                changes.into_iter().map(|(linear, weight)| (linear.weight.clone(), weight));
+                changes.into_iter().map(|(site, weight)| (site.linear.weight.clone(), weight));
             streams.push(self.embed(probes, tables.collect())?);
             self.run_from(0, &mut streams)?;
         }
@@ -343,7 +346,7 @@ impl<'a> Pass<'a> {
                 let peak = peaks.of(plan, quick, group, source)?;
                 let (record, _, weight) = runner.encode_site(quick, source, statistics, peak)?;
                 sum += record.output_error.unwrap_or(record.weight_error);
-                stored.push((&site.linear, weight));
+                stored.push((site, weight));
             }
             errors.push(sum / unit.modules.len().max(1) as f64);
             nearest.push((index, stored));

@@ -15,6 +15,7 @@ use lapidary_formats::{Layout, QUANTIZATION_KEYS, Source, WeightFiles};
 use lapidary_store::atomic::{publish_dir, write};
 use lapidary_store::hash::{Sha256, sha256};
 use lapidary_store::{Checkpoint, Dtype};
+use lapidary_weight::Tensors;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
@@ -68,7 +69,7 @@ fn write_tensors(
     let mut stage_of: HashMap<String, usize> = HashMap::new();
     for (index, stage) in stages(plan).into_iter().enumerate() {
         for site in plan.sites_in(stage) {
-            let tensors = plan.format.tensors(&site.linear.module, &site.outline, plan.float_type);
+            let tensors = site.format.tensors(&site.linear.module, &site.outline, plan.float_type);
             stage_of.extend(tensors.into_iter().map(|tensor| (tensor.name, index)));
         }
         stage_of.extend(plan.rewritten_in(stage).map(|name| (name.to_owned(), index)));
@@ -145,7 +146,8 @@ fn write_config(job: &Job<'_>, plan: &Plan, staging: &Path) -> Result<(), Engine
     let mut config = job.source.config().clone();
     let compressed: Vec<_> =
         plan.sites.iter().map(|site| (site.linear.module.clone(), site.outline.clone())).collect();
-    let layout = Layout { compressed: &compressed, plain: &plan.plain };
+    let inputs = plan.inputs();
+    let layout = Layout { compressed: &compressed, plain: &plan.plain, inputs: &inputs };
     let quantization = plan.format.config(&layout);
     if let Some(fields) = config.as_object_mut() {
         QUANTIZATION_KEYS.iter().for_each(|key| drop(fields.shift_remove(*key)));
@@ -224,6 +226,9 @@ fn check(
             // A plain folder has no terms; its values must agree.
             if weight != committed && weight.decode() != committed.decode() {
                 return Err(differs(&site.linear.module));
+            }
+            if written.input_rounding(&site.linear.weight) != site.inputs {
+                return Err(differs(&format!("the rounding of inputs of {}", site.linear.module)));
             }
         }
         for name in plan.rewritten_in(stage) {

@@ -284,7 +284,7 @@ impl Work {
         let file = self.open_stage(stage)?;
         let read =
             |name: &str| -> Result<Vec<u8>, FormatError> { Ok(file.read(file.require(name)?)?) };
-        Ok(plan.format.decode(&site.linear.module, &site.outline, plan.float_type, &read)?)
+        Ok(site.format.decode(&site.linear.module, &site.outline, plan.float_type, &read)?)
     }
 
     /// The bytes of a tensor that a committed stage has changed.

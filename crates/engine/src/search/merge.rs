@@ -3,7 +3,7 @@
 use super::Survey;
 use crate::EngineError;
 use crate::plan::matches;
-use crate::recipe::{Depth, Recipe, Step};
+use crate::recipe::{Activations, Depth, Recipe, Step};
 use lapidary_formats::Pattern;
 use lapidary_model::Matrix;
 use serde_json::{Value, json};
@@ -61,7 +61,8 @@ impl Survey<'_> {
 
 /// The method of a step with its parameters, whatever it goes to and is called.
 fn parameters(step: &Step) -> Value {
-    json!({ "method": step.method.id, "params": step.params })
+    let activations = step.activations.map(Activations::to_json);
+    json!({ "method": step.method.id, "params": step.params, "activations": activations })
 }
 
 /// What the steps of a candidate do to each of some matrices.

@@ -5,7 +5,10 @@ use lapidary_engine::plan::Limits;
 use lapidary_engine::target::{Engine, Finding, Stored, Target};
 use lapidary_formats::Source;
 use lapidary_model::{Spec, spec};
-use lapidary_weight::{FloatType, Grouping, Outline, TermOutline, ZeroType};
+use lapidary_weight::{
+    FloatType, Grouping, InputNumbers, InputRounding, InputScales, Outline, SmallFloat,
+    TermOutline, ZeroType,
+};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -40,6 +43,7 @@ fn findings(
         spec,
         format,
         layers,
+        inputs: BTreeMap::new(),
         sparsity: None,
         floats: FloatType::F16,
     })
@@ -145,6 +149,7 @@ fn pruned_weights_load_and_gain_no_speed() {
                 spec: &spec,
                 format: "dense",
                 layers,
+                inputs: BTreeMap::new(),
                 sparsity,
                 floats: FloatType::F16,
             })
@@ -188,4 +193,82 @@ fn weights_with_small_scales_are_computed_in_bfloat16_by_transformers() {
     assert_eq!(count("nvfp4", FloatType::F32), 1);
     assert_eq!(count("mxfp8", FloatType::Bf16), 0);
     assert_eq!(count("fp8", FloatType::F16), 0);
+}
+
+/// A layer of these terms with these inputs, as vLLM sees it.
+fn of_inputs(term: TermOutline, inputs: InputRounding) -> Vec<Finding> {
+    let (spec, module) = (llama(), "model.layers.0.mlp.down_proj".to_owned());
+    let outline = Outline { rows: 512, cols: 1536, terms: vec![term] };
+    let one = NonZeroUsize::new(1).unwrap();
+    Target { engine: Engine::Vllm, tensor_parallel: one }.findings(&Stored {
+        spec: &spec,
+        format: "compressed-tensors",
+        layers: BTreeMap::from([(module.clone(), outline)]),
+        inputs: BTreeMap::from([(module, inputs)]),
+        sparsity: None,
+        floats: FloatType::F16,
+    })
+}
+
+#[test]
+fn vllm_has_schemes_for_some_pairs_of_weights_and_inputs() {
+    let columns = |width| Grouping::Columns(NonZeroUsize::new(width).unwrap());
+    let int = |bits, grouping, zeros| TermOutline::Affine {
+        bits,
+        grouping,
+        zeros,
+        scales: FloatType::F16.into(),
+    };
+    let fp8 = |grouping| TermOutline::Lookup {
+        bits: 8,
+        grouping: Some(grouping),
+        book_per_row: false,
+        books: SmallFloat::E4M3.into(),
+        scales: FloatType::F16.into(),
+    };
+    let (row, middle) = (Grouping::Row, ZeroType::Middle);
+    let (int8, of_fp8) = (InputRounding::INT8, InputRounding::FP8);
+    let side = NonZeroUsize::new(128).unwrap();
+    let of_128 = InputRounding { scales: InputScales::Channels(side), ..of_fp8 };
+    let blocks = Grouping::Blocks { rows: side, columns: side };
+    for (term, inputs) in [(int(8, row, middle), int8), (fp8(row), of_fp8), (fp8(blocks), of_128)] {
+        assert_eq!(of_inputs(term, inputs), []);
+    }
+    for (inputs, which) in [(int8, "Arm processors"), (of_fp8, "GPUs from Hopper on")] {
+        let found = of_inputs(int(4, columns(128), middle), inputs);
+        assert!(found.len() == 1 && !found[0].is_refused, "{found:?}");
+        assert!(found[0].rule.contains(which), "{found:?}");
+    }
+    let int4 = InputRounding { numbers: InputNumbers::Integers(4), ..int8 };
+    for (term, inputs) in [
+        (int(8, columns(128), middle), int8),
+        (int(8, row, ZeroType::Codes), int8),
+        (int(8, row, middle), of_fp8),
+        (int(4, row, middle), int4),
+        (int(3, row, middle), int8),
+        (fp8(row), int8),
+        (fp8(row), of_128),
+    ] {
+        let found = of_inputs(term, inputs);
+        assert!(found.len() == 1 && found[0].is_refused, "{found:?}");
+        assert!(found[0].to_string().contains("use the recipe W8A8"), "{found:?}");
+    }
+}
+
+/// Of one-byte integers vLLM loads those with rounded inputs.
+#[test]
+fn plans_for_vllm_are_told_of_the_inputs() {
+    let scratch = scratch();
+    let one = NonZeroUsize::new(1).unwrap();
+    let target = Some(Target { engine: Engine::Vllm, tensor_parallel: one });
+    let run = |activations: &str, format: &str| {
+        let step = format!("method: rtn, bits: 8, group_size: row, activations: {activations}");
+        let mut setup = Setup::new("llama-untied", &step, scratch.path(), format);
+        setup.limits = Limits { target, ..Limits::default() };
+        setup.run(&scratch.path().join(format!("{activations}-{format}")))
+    };
+    run("int8", "compressed-tensors").unwrap();
+    run("int8", "int-quantized").unwrap();
+    let refused = run("none", "int-quantized").unwrap_err().to_string();
+    assert!(refused.contains("--activations int8"), "{refused}");
 }

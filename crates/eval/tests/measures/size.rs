@@ -133,7 +133,8 @@ fn write(
     let folder = tempfile::tempdir().unwrap();
     let mut config = source.config().clone();
     let plain = ["lm_head".to_owned()];
-    config["quantization_config"] = format.config(&Layout { compressed, plain: &plain }).unwrap();
+    config["quantization_config"] =
+        format.config(&Layout { compressed, plain: &plain, inputs: &[] }).unwrap();
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let fs: Arc<dyn Fs> = Arc::new(RealFs);
     let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();

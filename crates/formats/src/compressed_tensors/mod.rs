@@ -12,7 +12,8 @@
 //! | `mxfp4-pack-quantized` | `weight_packed` U8: E2M1, two a byte; `weight_scale` U8 as above |
 //! | `nvfp4-pack-quantized` | the same of 16 columns with E4M3, over `weight_global_scale` F32 |
 //!
-//! Scales are `[1]`, `[rows, 1]`, `[rows, groups]`, or one for each rectangle of rows and columns.
+//! A group's `input_activations` say how the inputs of its layers are rounded when the model is run;
+//! integers stand in bytes then, and FP8 is called `float-quantized`. Scales are `[1]`, `[rows, 1]`, `[rows, groups]`, or one for each rectangle of rows and columns.
 
 pub(crate) mod floats;
 mod integers;
@@ -21,7 +22,7 @@ mod scheme;
 
 use crate::{Format, FormatError, Layout, ReadTensor, Reader};
 use lapidary_store::TensorSpec;
-use lapidary_weight::{FloatType, Outline, Weight};
+use lapidary_weight::{FloatType, InputNumbers, InputRounding, InputScales, Outline, Weight};
 use scheme::Scheme;
 use serde_json::{Map, Value, json};
 
@@ -43,6 +44,21 @@ impl CompressedTensors {
                 Err(format!("it holds integers, not {}", outline.describe()))
             }
             _ => Ok(scheme),
+        }
+    }
+
+    /// Where a layer with rounded inputs stands: engines multiply integers by integers from bytes, and
+    /// FP8 by integers (vLLM's `W4A8`) from words.
+    fn beside(&self, outline: &Outline, inputs: InputRounding) -> Result<&'static Self, String> {
+        if let InputScales::Fixed(_) = inputs.scales {
+            let what = "it is written with scales of inputs that follow from the inputs, not with a \
+                        fixed one";
+            return Err(what.to_owned());
+        }
+        match (self.scheme(outline)?, inputs.numbers) {
+            (Scheme::Integers(_), InputNumbers::Integers(_)) => Ok(&Self::Bytes),
+            _ if matches!(self, Self::Bytes) => Ok(&Self::Bytes),
+            _ => Ok(&Self::Packed),
         }
     }
 }
@@ -78,6 +94,14 @@ impl Format for CompressedTensors {
         Err("vLLM and transformers load embedding tables as plain floats only".to_owned())
     }
 
+    fn with_inputs(
+        &self,
+        outline: &Outline,
+        inputs: InputRounding,
+    ) -> Result<&'static dyn Format, String> {
+        Ok(self.beside(outline, inputs)?)
+    }
+
     fn tensors(&self, module: &str, outline: &Outline, _dtype: FloatType) -> Vec<TensorSpec> {
         let shape = (outline.rows, outline.cols);
         match self.scheme(outline) {
@@ -110,31 +134,32 @@ impl Format for CompressedTensors {
     }
 
     fn config(&self, layout: &Layout<'_>) -> Option<Value> {
-        // Modules by scheme, in order of appearance.
+        // Modules by what is said of them, in order of appearance.
         let mut groups: Vec<(&str, Value, Vec<&str>)> = vec![];
         for (module, outline) in layout.compressed {
-            let scheme = self.scheme(outline).ok()?;
-            let (format, weights) = (scheme.format(), scheme.arguments());
-            let is_it = |(name, known, _): &&mut (&str, Value, Vec<&str>)| {
-                *name == format && *known == weights
-            };
-            match groups.iter_mut().find(is_it) {
+            let inputs = layout.inputs_of(module);
+            let beside = inputs.map_or(Ok(self), |inputs| self.beside(outline, inputs)).ok()?;
+            let scheme = beside.scheme(outline).ok()?;
+            let format = scheme.format(inputs.is_some());
+            let group = json!({
+                "targets": ["Linear"],
+                "format": format,
+                "weights": scheme.arguments(),
+                "input_activations": inputs.map(scheme::input_arguments),
+                "output_activations": null,
+            });
+            match groups.iter_mut().find(|(_, known, _)| *known == group) {
                 Some((_, _, modules)) => modules.push(module),
-                None => groups.push((format, weights, vec![module])),
+                None => groups.push((format, group, vec![module])),
             }
         }
         let first = groups.first().map_or(integers::PACKED, |(format, _, _)| format);
         let is_mixed = groups.iter().any(|(format, _, _)| *format != first);
         let alone = groups.len() == 1;
-        let group = |(index, (format, weights, modules)): (usize, (&str, Value, Vec<&str>))| {
-            let targets = if alone { json!(["Linear"]) } else { json!(modules) };
-            let group = json!({
-                "targets": targets,
-                "format": format,
-                "weights": weights,
-                "input_activations": null,
-                "output_activations": null,
-            });
+        let group = |(index, (_, mut group, modules)): (usize, (&str, Value, Vec<&str>))| {
+            if !alone {
+                group["targets"] = json!(modules);
+            }
             (format!("group_{index}"), group)
         };
         let format = if is_mixed { "mixed-precision" } else { first };

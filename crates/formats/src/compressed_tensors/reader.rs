@@ -6,7 +6,9 @@ use super::integers::{self, Integers, PACKED};
 use super::scheme::Scheme;
 use crate::{FormatError, Module, ModuleKind, Pattern, ReadTensor, Reader, TensorIndex};
 use lapidary_store::Dtype;
-use lapidary_weight::{FloatType, Grouping, SmallFloat, Weight};
+use lapidary_weight::{
+    FloatType, Grouping, InputNumbers, InputRounding, InputScales, SmallFloat, Weight,
+};
 use serde_json::Value;
 use std::num::NonZeroUsize;
 
@@ -25,8 +27,20 @@ struct Group {
     codes: Codes,
     /// Rows and columns of a rectangle with one scale.
     block: Option<[NonZeroUsize; 2]>,
-    /// What it says of activations, when it does.
-    activations: Option<String>,
+    inputs: Inputs,
+}
+
+/// What a group says of the inputs of its layers.
+#[derive(Debug)]
+enum Inputs {
+    /// They stay floats.
+    Floats,
+    /// They are rounded under scales that follow from them.
+    Dynamic(InputRounding),
+    /// They are rounded under the scale that stands beside each layer.
+    Static(InputNumbers),
+    /// They are rounded in a way that is not read.
+    Unread(String),
 }
 
 /// What a group's layers are made of.
@@ -78,16 +92,11 @@ impl Group {
         let targets = group.get("targets").and_then(Value::as_array);
         let targets = targets.into_iter().flatten().filter_map(Value::as_str).map(pattern);
         let inputs = group.get("input_activations").filter(|inputs| inputs.is_object());
-        let activations = inputs.map(|inputs| {
-            let bits = inputs.get("num_bits").and_then(Value::as_u64).unwrap_or(0);
-            let kind = inputs.get("type").and_then(Value::as_str).unwrap_or("int");
-            format!("{kind} activations of {bits} bits: they stay floats here")
-        });
         Ok(Self {
             targets: targets.collect::<Result<_, _>>()?,
             codes,
             block: block(&place, weights)?,
-            activations,
+            inputs: inputs.map_or(Inputs::Floats, Inputs::new),
             place,
         })
     }
@@ -138,6 +147,73 @@ impl Codes {
     }
 }
 
+impl Inputs {
+    fn new(arguments: &Value) -> Self {
+        let text = |key: &str| arguments.get(key).and_then(Value::as_str);
+        let bits = arguments.get("num_bits").and_then(Value::as_u64).unwrap_or(8);
+        let kind = text("type").unwrap_or("int");
+        let group = arguments.get("group_size").and_then(Value::as_u64);
+        let strategy = text("strategy").or_else(|| group.map(|_| "group")).unwrap_or("tensor");
+        let unread =
+            || Self::Unread(format!("{kind} activations of {bits} bits: they stay floats here"));
+        if arguments.get("symmetric").and_then(Value::as_bool) == Some(false) {
+            return unread();
+        }
+        let numbers = match (kind, u8::try_from(bits)) {
+            ("int", Ok(bits @ 2..=8)) => InputNumbers::Integers(bits),
+            ("float", Ok(8)) => InputNumbers::E4M3,
+            _ => return unread(),
+        };
+        let group = group.and_then(|width| NonZeroUsize::new(usize::try_from(width).ok()?));
+        match (arguments.get("dynamic"), strategy, group) {
+            (Some(Value::Bool(true)), "token", _) => {
+                Self::Dynamic(InputRounding { numbers, scales: InputScales::Token })
+            }
+            (Some(Value::Bool(true)), "group", Some(width)) => {
+                Self::Dynamic(InputRounding { numbers, scales: InputScales::Channels(width) })
+            }
+            (None | Some(Value::Bool(false)), "tensor", _) => Self::Static(numbers),
+            _ => unread(),
+        }
+    }
+
+    /// The rounding of a layer's inputs, and the tensor that it needs.
+    fn of_module(
+        &self,
+        name: &str,
+        tensors: &dyn TensorIndex,
+    ) -> Result<(Option<InputRounding>, Option<String>), FormatError> {
+        let numbers = match self {
+            Self::Floats | Self::Unread(_) => return Ok((None, None)),
+            Self::Dynamic(rounding) => return Ok((Some(*rounding), None)),
+            Self::Static(numbers) => *numbers,
+        };
+        let place = format!("{name}.{INPUT_SCALE}");
+        let wrong = |what: &str| FormatError::malformed(&place, what);
+        let (dtype, _) = tensors.spec(&place).ok_or_else(|| wrong("is missing"))?;
+        let float = float_of(dtype).ok_or_else(|| wrong("is not of floats"))?;
+        match float.decode(&tensors.read(&place)?)[..] {
+            [scale] if scale.is_normal() && scale > 0.0 => {
+                let scales = InputScales::Fixed(scale);
+                Ok((Some(InputRounding { numbers, scales }), Some(place)))
+            }
+            _ => Err(wrong("is not one number above 0")),
+        }
+    }
+}
+
+/// The name of a scale of inputs.
+const INPUT_SCALE: &str = "input_scale";
+
+fn float_of(dtype: Dtype) -> Option<FloatType> {
+    match dtype {
+        Dtype::F32 => Some(FloatType::F32),
+        Dtype::F16 => Some(FloatType::F16),
+        Dtype::BF16 => Some(FloatType::Bf16),
+        _ => None,
+    }
+}
+
 /// The rectangle that the strategy `block` has.
 fn block(place: &str, weights: &Value) -> Result<Option<[NonZeroUsize; 2]>, FormatError> {
     if weights.get("strategy").and_then(Value::as_str) != Some("block") {
@@ -178,8 +254,12 @@ impl Reader for FolderReader {
 
     fn unused(&self, tensors: &dyn TensorIndex) -> Vec<(String, String)> {
         let of_activations = |name: &String| {
-            let part = name.rsplit('.').next().unwrap_or(name);
-            let parts = ["input_scale", "input_zero_point", "input_global_scale", "output_scale"];
+            let (module, part) = name.rsplit_once('.').unwrap_or(("", name));
+            let is_read = |group: &Group| matches!(group.inputs, Inputs::Static(_));
+            if part == INPUT_SCALE && self.group_of(module, part).is_ok_and(is_read) {
+                return None;
+            }
+            let parts = [INPUT_SCALE, "input_zero_point", "input_global_scale", "output_scale"];
             let caches = ["k_scale", "v_scale", "q_scale"];
             let reason = match part {
                 _ if parts.contains(&part) => "activations stay floats here",
@@ -188,8 +268,11 @@ impl Reader for FolderReader {
             };
             Some((name.clone(), reason.to_owned()))
         };
-        let declared = self.groups.iter().filter_map(|group| {
-            Some((format!("{}.input_activations", group.place), group.activations.clone()?))
+        let declared = self.groups.iter().filter_map(|group| match &group.inputs {
+            Inputs::Unread(what) => {
+                Some((format!("{}.input_activations", group.place), what.clone()))
+            }
+            _ => None,
         });
         declared.chain(tensors.names().iter().filter_map(of_activations)).collect()
     }
@@ -238,7 +321,9 @@ impl FolderReader {
                 return Err(FormatError::malformed(&need.name, what));
             }
         }
-        Ok(Module::new(name, outline, needed.into_iter().map(|tensor| tensor.name)))
+        let (inputs, scale) = group.inputs.of_module(name, tensors)?;
+        let tensors = needed.into_iter().map(|tensor| tensor.name).chain(scale);
+        Ok(Module { inputs, ..Module::new(name, outline, tensors) })
     }
 }
 
@@ -308,14 +393,11 @@ impl Group {
         let place = format!("{name}.weight_scale");
         let missing = || FormatError::malformed(&place, "is missing");
         let (dtype, shape) = tensors.spec(&place).ok_or_else(missing)?;
-        let float = || match dtype {
-            Dtype::F32 => Ok(FloatType::F32),
-            Dtype::F16 => Ok(FloatType::F16),
-            Dtype::BF16 => Ok(FloatType::Bf16),
-            other => {
-                let what = format!("is {other:?}, where F16, BF16 or F32 is needed");
-                Err(FormatError::malformed(&place, what))
-            }
+        let float = || {
+            float_of(dtype).ok_or_else(|| {
+                let what = format!("is {dtype:?}, where F16, BF16 or F32 is needed");
+                FormatError::malformed(&place, what)
+            })
         };
         let grouping = || match self.block {
             Some([rows, columns]) => Ok(Grouping::Blocks { rows, columns }),

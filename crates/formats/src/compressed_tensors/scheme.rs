@@ -4,7 +4,8 @@ use super::floats::{Floats, Scales};
 use super::integers::{self, Integers};
 use crate::{FormatError, ReadTensor};
 use lapidary_weight::{
-    BookType, GroupType, Grouping, Outline, SmallCodes, SmallFloat, TermOutline, Weight, ZeroType,
+    BookType, GroupType, Grouping, InputNumbers, InputRounding, InputScales, Outline, SmallCodes,
+    SmallFloat, TermOutline, Weight, ZeroType,
 };
 use serde_json::{Value, json};
 
@@ -75,12 +76,13 @@ impl Scheme {
         }
     }
 
-    /// Name of the format.
-    pub(super) fn format(&self) -> &'static str {
+    /// Name of the format, which for FP8 depends on whether inputs are rounded too.
+    pub(super) fn format(&self, with_inputs: bool) -> &'static str {
         match self {
             Self::Integers(Integers { packed: true, .. }) => integers::PACKED,
             Self::Integers(_) => "int-quantized",
             Self::Floats(floats) => match floats.scales {
+                Scales::Plain(_) if with_inputs => "float-quantized",
                 Scales::Plain(_) => "naive-quantized",
                 Scales::PowersOfTwo if floats.float == SmallFloat::E4M3 => "mxfp8-quantized",
                 Scales::PowersOfTwo => "mxfp4-pack-quantized",
@@ -166,6 +168,26 @@ impl Scheme {
         };
         Outline { rows, cols, terms: vec![term] }
     }
+}
+
+/// `QuantizationArgs` of inputs whose scales follow from them.
+pub(super) fn input_arguments(inputs: InputRounding) -> Value {
+    let (bits, kind) = match inputs.numbers {
+        InputNumbers::Integers(bits) => (bits, "int"),
+        InputNumbers::E4M3 => (8, "float"),
+    };
+    let mut arguments = json!({
+        "num_bits": bits,
+        "type": kind,
+        "symmetric": true,
+        "strategy": "token",
+        "dynamic": true,
+    });
+    if let InputScales::Channels(width) = inputs.scales {
+        arguments["strategy"] = json!("group");
+        arguments["group_size"] = json!(width);
+    }
+    arguments
 }
 
 impl From<Scales> for GroupType {

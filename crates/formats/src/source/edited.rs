@@ -2,7 +2,7 @@
 
 use super::{LogicalTensor, Source, check_finite};
 use crate::FormatError;
-use lapidary_weight::{Edit, Edits, TensorError, Tensors, edit, edit_rows};
+use lapidary_weight::{Edit, Edits, InputRounding, TensorError, Tensors, edit, edit_rows};
 use std::sync::Arc;
 
 impl Source {
@@ -63,6 +63,10 @@ fn refused(logical: &LogicalTensor) -> impl Fn(TensorError) -> FormatError {
 struct Unedited<'a>(&'a Source);
 
 impl Tensors for Unedited<'_> {
+    fn input_rounding(&self, weight: &str) -> Option<InputRounding> {
+        self.0.input_rounding(weight)
+    }
+
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.0.shape(name)
     }

@@ -186,7 +186,7 @@ proptest! {
         let compressed: Vec<(String, Outline)> =
             weights.iter().map(|(name, weight)| (name.clone(), weight.outline())).collect();
         let plain = ["lm_head".to_owned()];
-        let layout = Layout { compressed: &compressed, plain: &plain };
+        let layout = Layout { compressed: &compressed, plain: &plain, inputs: &[] };
         if ours.accepts_together(&layout).is_err() {
             prop_assert_eq!(id, "awq");
             return Ok(());
@@ -394,7 +394,7 @@ fn layers_that_differ_stand_in_the_configuration_or_are_refused() {
     assert_eq!(config["quantization_config"]["lm_head"], false);
     let layers: Vec<(String, Outline)> =
         [64, 32].map(|width| (width.to_string(), grid(4, width).outline())).into();
-    let layout = Layout { compressed: &layers, plain: &[] };
+    let layout = Layout { compressed: &layers, plain: &[], inputs: &[] };
     let why = format("awq").accepts_together(&layout).unwrap_err();
     assert!(why.contains("not 64 and 32"), "{why}");
     let layers = [random.affine((4, 64), 8, Grouping::Row, true, FloatType::F32), {
@@ -402,6 +402,6 @@ fn layers_that_differ_stand_in_the_configuration_or_are_refused() {
         random.lookup((4, 64), 64, book)
     }];
     let layers = layers.map(|weight| ("m".to_owned(), weight.outline()));
-    let layout = Layout { compressed: &layers, plain: &[] };
+    let layout = Layout { compressed: &layers, plain: &[], inputs: &[] };
     assert!(format("bitsandbytes").accepts_together(&layout).unwrap_err().contains("4 bits"));
 }

@@ -291,7 +291,7 @@ pub(crate) fn encode(
         compressed.push((module.clone(), outline));
     }
     let plain = ["lm_head".to_owned()];
-    let layout = Layout { compressed: &compressed, plain: &plain };
+    let layout = Layout { compressed: &compressed, plain: &plain, inputs: &[] };
     let mut config = json!({"model_type": "test"});
     if let Some(quantization) = format.config(&layout) {
         config["quantization_config"] = quantization;

@@ -3,6 +3,7 @@
 use super::{Batch, RotaryTables};
 use crate::ModelError;
 use crate::spec::{Activation, AttentionOp, LinearOp, RopeOp, RouteOp, SliceOp};
+use lapidary_weight::InputRounding;
 use std::fmt::Debug;
 
 /// An operand: given up by its last reader, shared with the others.
@@ -81,6 +82,17 @@ pub trait Backend: Debug {
     /// # Errors
     /// When the device refuses.
     fn vector(&self, values: Vec<f32>) -> Result<Self::Vector, ModelError>;
+
+    /// The value with each token's channels rounded as the inputs of a layer are that is run so.
+    ///
+    /// # Errors
+    /// When it cannot be brought to the host.
+    fn round(
+        &self,
+        x: Operand<'_, Self::Value>,
+        rounding: InputRounding,
+        width: usize,
+    ) -> Result<Self::Value, ModelError>;
 
     /// `y = x Wᵀ + b`.
     ///

@@ -4,6 +4,7 @@ use super::{Backend, Batch, Operand, RotaryTables};
 use crate::ModelError;
 use crate::spec::{Activation, AttentionOp, LinearOp, RopeOp, RouteOp, SliceOp};
 use candle_core::{D, Device, Tensor};
+use lapidary_weight::InputRounding;
 
 /// Operations composed of candle's primitives, in `f32`.
 #[derive(Debug, Clone)]
@@ -59,6 +60,18 @@ impl Backend for Composed {
     fn vector(&self, values: Vec<f32>) -> Result<Tensor, ModelError> {
         let length = values.len();
         Ok(Tensor::from_vec(values, length, &self.device)?)
+    }
+
+    /// On the host: the gradient of rounding is 0 wherever it has one.
+    fn round(
+        &self,
+        x: Operand<'_, Tensor>,
+        rounding: InputRounding,
+        width: usize,
+    ) -> Result<Tensor, ModelError> {
+        let mut values = self.numbers(x.into_owned())?;
+        rounding.apply(&mut values, width);
+        self.value(values, width)
     }
 
     fn linear(&self, x: Operand<'_, Tensor>, linear: &TensorLinear) -> Result<Tensor, ModelError> {

@@ -8,6 +8,7 @@ use lapidary_kernels::attention::{AttentionShape, attention};
 use lapidary_kernels::matrix::PackedMatrix;
 use lapidary_kernels::norm;
 use lapidary_kernels::rope::{Pairing, Rotation};
+use lapidary_weight::InputRounding;
 
 /// Fused kernels; matrix products round their factors to a precision and sum in `f32`.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +75,17 @@ impl Backend for Fused {
 
     fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>, ModelError> {
         Ok(values)
+    }
+
+    fn round(
+        &self,
+        x: Operand<'_, Vec<f32>>,
+        rounding: InputRounding,
+        width: usize,
+    ) -> Result<Vec<f32>, ModelError> {
+        let mut x = x.into_owned();
+        rounding.apply(&mut x, width);
+        Ok(x)
     }
 
     fn linear(

@@ -5,13 +5,15 @@ use super::fused::Fused;
 use crate::ModelError;
 use crate::graph::Graph;
 use crate::spec::{LinearOp, Op};
-use lapidary_weight::Tensors;
+use lapidary_weight::{InputRounding, Tensors};
 use std::collections::BTreeMap;
 
 /// Linear layers ready to multiply, by module, and the vectors of norms, by tensor.
 #[derive(Debug)]
 pub struct GraphWeights<B: Backend = Fused> {
     linears: BTreeMap<String, B::Linear>,
+    /// How the inputs of some of them are rounded.
+    inputs: BTreeMap<String, InputRounding>,
     vectors: BTreeMap<String, B::Vector>,
 }
 
@@ -44,7 +46,8 @@ impl<B: Backend> GraphWeights<B> {
         tensors: &dyn Tensors,
         backend: &B,
     ) -> Result<Self, ModelError> {
-        let mut weights = Self { linears: BTreeMap::new(), vectors: BTreeMap::new() };
+        let (linears, inputs, vectors) = Default::default();
+        let mut weights = Self { linears, inputs, vectors };
         for node in &graph.nodes {
             match &node.op {
                 Op::Linear(linear) if left_out.contains(&linear) => {}
@@ -74,6 +77,7 @@ impl<B: Backend> GraphWeights<B> {
         let bias = bias.map(|bias| read(tensors, bias, &[linear.out_features])).transpose()?;
         let prepared = backend.prepare(linear, &matrix, bias)?;
         self.linears.insert(linear.module.clone(), prepared);
+        self.round_inputs(linear, tensors.input_rounding(&linear.weight));
         Ok(())
     }
 
@@ -106,6 +110,18 @@ impl<B: Backend> GraphWeights<B> {
         let missing = || ModelError::MissingTensor { name: linear.weight.clone() };
         let prepared = self.linears.get_mut(&linear.module).ok_or_else(missing)?;
         backend.replace(linear, matrix, prepared)
+    }
+
+    /// Rounds the inputs of a layer from now on, or no longer.
+    pub fn round_inputs(&mut self, linear: &LinearOp, rounding: Option<InputRounding>) {
+        match rounding {
+            Some(rounding) => self.inputs.insert(linear.module.clone(), rounding),
+            None => self.inputs.remove(&linear.module),
+        };
+    }
+
+    pub(super) fn input_rounding(&self, module: &str) -> Option<InputRounding> {
+        self.inputs.get(module).copied()
     }
 
     pub(super) fn linear(&self, module: &str) -> Result<&B::Linear, ModelError> {
