@@ -4,6 +4,7 @@ mod chain;
 mod memory;
 mod prepare;
 mod rescale;
+mod settle;
 mod stored;
 
 pub(crate) use memory::CHUNK_TOKENS;
@@ -14,6 +15,7 @@ use crate::EngineError;
 use crate::calibration;
 use crate::importance;
 use crate::recipe::{Calibration, Depth, Recipe, Step};
+use crate::structure;
 use crate::target::{Finding, Stored as Loadable, Target};
 use chain::Chained;
 use lapidary_formats::gguf::Importance;
@@ -21,7 +23,7 @@ use lapidary_formats::{
     Container, Format, Kept, Layout, LogicalTensor, ModuleKind, Pattern, Source, find,
 };
 use lapidary_methods::{Blockwise, Method, Needs, Note, Tensorwise};
-use lapidary_model::{LinearOp, Matrix, Place, Spec, UNKNOWN, spec};
+use lapidary_model::{LinearOp, Matrix, Place, Precision, Spec, UNKNOWN};
 use lapidary_store::{Dtype, Fs, TensorSpec};
 use lapidary_weight::{FloatType, Grouping, Outline, Tensors, TermOutline};
 use memory::Shapes;
@@ -129,6 +131,9 @@ impl Plan {
         recipe: &Recipe,
         limits: Limits,
     ) -> Result<Self, EngineError> {
+        let whole = source;
+        let cut = structure::provisional(source, recipe)?;
+        let source = cut.as_ref().map_or(source, |(cut, _)| cut);
         // A plan names tensors and counts bytes: any seed will do.
         let prepared = prepared(source, recipe, 0)?;
         let source = prepared.as_ref().unwrap_or(source);
@@ -138,7 +143,8 @@ impl Plan {
         let format = find(&recipe.format).ok_or_else(unknown)?;
         let container = format.container(source)?;
         let float_type = source.float_type();
-        let mut notes = vec![];
+        let mut notes: Vec<(String, Note)> = vec![];
+        notes.extend(cut.iter().flat_map(|(_, n)| n).map(|n| (String::new(), n.clone())));
         let mut sites = sites(source, &spec, recipe, format, &mut notes)?;
         let rescaled = rescale::settle(&spec, &mut sites);
         notes.extend(rescaled.notes);
@@ -151,7 +157,8 @@ impl Plan {
         let importance = recipe.calibration.imatrix.as_ref().map(read).transpose()?;
         // A search measures every layer, whatever its method needs.
         let calibrated = recipe.budget.is_some()
-            || importance.is_none() && sites.iter().any(SitePlan::wants_statistics);
+            || importance.is_none() && sites.iter().any(SitePlan::wants_statistics)
+            || structure::wants_rows(recipe)?;
         if calibrated && spec.family == UNKNOWN {
             let what = "no family knows this model, so that it cannot be run: only methods without \
                         calibration go to it (rtn, omse, hqq, bcq)";
@@ -169,7 +176,9 @@ impl Plan {
             None => (0, 1),
         };
         let writing = container.writing_bytes(source);
-        let shapes = Shapes { source, spec: &spec, sites: &sites, rows, writing };
+        let whole = structure::wants_rows(recipe)?.then(|| spec_of(whole, recipe)).transpose()?;
+        let whole = whole.as_ref();
+        let shapes = Shapes { source, spec: &spec, whole, sites: &sites, rows, writing };
         let memory = shapes.plan(calibration.as_ref(), limits)?;
         let plain = plain_modules(&spec, source, &sites);
         accepts_together(format, &sites, &plain)?;
@@ -235,6 +244,11 @@ impl Plan {
     pub(crate) fn rewritten_in(&self, stage: Place) -> impl Iterator<Item = &str> {
         let of_stage = move |(_, when): &&(String, Option<Place>)| *when == Some(stage);
         self.rewritten.iter().filter(of_stage).map(|(name, _)| name.as_str())
+    }
+
+    /// What calibration rounds the factors of products to.
+    pub(crate) fn precision(&self) -> Precision {
+        self.calibration.as_ref().map_or(Precision::F32, |calibration| calibration.precision.into())
     }
 
     /// The site of a tensor.
@@ -350,43 +364,6 @@ impl Plan {
     }
 }
 
-impl Plan {
-    /// Checks with the container that a result can be written, and that what is read back from it
-    /// is the same model.
-    fn settle(&mut self, source: &Source) -> Result<(), EngineError> {
-        let settled = self.container.settle(source, &self.tensors)?;
-        let facts = settled.remarks.into_iter().map(Note::fact);
-        let fallbacks = settled.departures.into_iter().map(Note::fallback);
-        self.notes.extend(facts.chain(fallbacks).map(|note| (String::new(), note)));
-        let Some(config) = &settled.config else { return Ok(()) };
-        let read = Spec { family: self.spec.family, ..spec(config)? };
-        match difference(&self.spec, &read) {
-            None => Ok(()),
-            Some(what) => Err(EngineError::Refused(format!(
-                "format {} cannot hold this model: read back, {what} would be another",
-                self.format.id()
-            ))),
-        }
-    }
-}
-
-/// What differs between two models.
-fn difference(have: &Spec, read: &Spec) -> Option<String> {
-    if have == read {
-        return None;
-    }
-    let block = have.blocks.iter().zip(&read.blocks).position(|(have, read)| have != read);
-    let parts = [
-        (have.vocab_size != read.vocab_size, "its vocabulary".to_owned()),
-        (have.context != read.context, "its context".to_owned()),
-        (have.embed != read.embed, "its embedding".to_owned()),
-        (block.is_some(), format!("block {}", block.unwrap_or_default())),
-        (have.head != read.head || have.tied != read.tied, "its head".to_owned()),
-    ];
-    let found = parts.into_iter().find(|(differs, _)| *differs);
-    Some(found.map_or_else(|| "its shape".to_owned(), |(_, what)| what))
-}
-
 /// The sites of a recipe, each with its method; what departs from the recipe goes to the notes.
 fn sites(
     source: &Source,
@@ -495,7 +472,8 @@ fn check_transposed(
 /// The matrices that steps go to, each with the steps' indices.
 fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, Vec<usize>)>, EngineError> {
     let matrices = spec.matrices();
-    let goes_to_all = |step: &Step| matches!(step.build(), Ok(Method::Graphwise(_)));
+    let goes_to_all =
+        |step: &Step| matches!(step.build(), Ok(Method::Graphwise(_) | Method::Structural(_)));
     let of_layers = |index: &usize| !goes_to_all(&recipe.steps[*index]);
     let indices: Vec<usize> = (0..recipe.steps.len()).filter(of_layers).collect();
     for step in indices.iter().map(|index| &recipe.steps[*index]) {
@@ -522,7 +500,7 @@ fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, Vec<usize>)>, Eng
             chosen.push((matrix, steps));
         }
     }
-    if chosen.is_empty() {
+    if chosen.is_empty() && structure::steps(recipe)?.is_empty() {
         return Err(EngineError::Refused("the recipe compresses no layer".to_owned()));
     }
     Ok(chosen)

@@ -8,8 +8,10 @@ mod experts;
 mod from_gguf;
 mod gpt2;
 mod logical;
+mod selected;
 
 pub use logical::LogicalTensor;
+pub use selected::Selected;
 
 use crate::gguf::{self, unpermute_rows};
 use crate::{
@@ -46,6 +48,7 @@ pub struct Source {
     files: Vec<SourceFile>,
     /// Edits of tensors, applied as they are read.
     edits: Arc<Edits>,
+    is_cut: bool,
     /// The compressed tables that rows were looked up in, their codes unpacked.
     tables: Mutex<HashMap<String, Arc<Weight>>>,
 }
@@ -157,7 +160,7 @@ impl Source {
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         let checkpoint = Arc::new(checkpoint);
         let (format, reader) = ("dense", None);
-        let (edits, tables) = (Arc::default(), Mutex::default());
+        let (edits, is_cut, tables) = (Arc::default(), false, Mutex::default());
         Self {
             checkpoint,
             config,
@@ -168,6 +171,7 @@ impl Source {
             consumed,
             files,
             edits,
+            is_cut,
             tables,
         }
     }
@@ -184,6 +188,7 @@ impl Source {
             consumed: self.consumed.clone(),
             files: self.files.clone(),
             edits: Arc::clone(&self.edits),
+            is_cut: self.is_cut,
             tables: Mutex::default(),
         }
     }
@@ -315,9 +320,10 @@ impl Source {
         let (info, heads) = match &logical.storage {
             Storage::Plain(info) => (info, None),
             Storage::Paired(info, heads) => (info, Some(*heads)),
-            Storage::Compressed(..) | Storage::Transposed(_) | Storage::Raised(_) => {
-                return Ok(None);
-            }
+            Storage::Compressed(..)
+            | Storage::Transposed(_)
+            | Storage::Raised(_)
+            | Storage::Part(_) => return Ok(None),
         };
         let (Some(kind), &[rows, cols]) = (gguf::block_kind(info.dtype), &logical.shape[..]) else {
             return Ok(None);
@@ -379,8 +385,12 @@ impl Source {
             check_finite(name, &stored)?;
             Ok(float.encode(values))
         };
+        let changes = match &logical.storage {
+            Storage::Part(part) => part.is_of_rows(),
+            _ => self.is_edited(name),
+        };
         if let (&[rows, width], true, true) =
-            (&logical.shape[..], self.is_edited(name), self.is_read_by_rows(name))
+            (&logical.shape[..], changes, self.is_read_by_rows(name))
         {
             let rows: Vec<u32> = (0..rows as u32).collect();
             let rows_per_piece = (PIECE_BYTES as usize / (4 * width.max(1))).max(1);
@@ -390,6 +400,10 @@ impl Source {
         }
         let info = match &logical.storage {
             Storage::Plain(info) | Storage::Transposed(info) if !self.is_edited(name) => info,
+            Storage::Part(_) if logical.is_transposed() => {
+                let width = logical.shape.last().copied().unwrap_or(1);
+                return sink(&as_floats(&gpt2::transposed(&self.values(logical)?, width))?);
+            }
             _ => return sink(&as_floats(&self.values(logical)?)?),
         };
         let is_kept = info.dtype.safetensors_name().is_some();
@@ -460,7 +474,10 @@ impl Source {
     pub fn block_dtype(&self, tensor: &LogicalTensor) -> Option<Dtype> {
         let info = match &tensor.storage {
             Storage::Plain(info) | Storage::Paired(info, _) => info,
-            Storage::Compressed(..) | Storage::Transposed(_) | Storage::Raised(_) => return None,
+            Storage::Compressed(..)
+            | Storage::Transposed(_)
+            | Storage::Raised(_)
+            | Storage::Part(_) => return None,
         };
         let is_blocks = info.dtype.block_elements() > 1 && tensor.shape.len() == 2;
         (is_blocks && !self.is_edited(&tensor.name)).then_some(info.dtype)
@@ -485,6 +502,7 @@ impl Source {
                 let stored = module.tensors.iter().filter_map(|name| self.checkpoint.get(name));
                 stored.map(|info| info.span.len()).sum()
             }
+            Storage::Part(part) => self.stored_bytes(&part.of),
         }
     }
 
@@ -503,6 +521,11 @@ impl Source {
     fn unedited_values(&self, logical: &LogicalTensor) -> Result<Vec<f32>, FormatError> {
         let values = match &logical.storage {
             Storage::Compressed(module, _) => self.stored(module)?.decode(),
+            Storage::Part(part) => {
+                let mut values = self.unedited_values(&part.of)?;
+                self.edit(&part.of, &part.edits, &mut values)?;
+                part.values_of(values)
+            }
             Storage::Plain(info) => {
                 to_f32(info, &self.checkpoint.read(info)?, logical.shape.iter().product())?
             }
@@ -532,7 +555,15 @@ impl Source {
 
     /// Rows of a matrix as it is in the files.
     fn unedited_rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, FormatError> {
-        let logical = self.require(name)?;
+        self.rows_in_files(self.require(name)?, rows)
+    }
+
+    fn rows_in_files(
+        &self,
+        logical: &LogicalTensor,
+        rows: &[u32],
+    ) -> Result<Vec<f32>, FormatError> {
+        let name = logical.name.as_str();
         let [height, width] = logical.shape[..] else {
             return Err(FormatError::malformed(name, format!("has shape {:?}", logical.shape)));
         };
@@ -553,7 +584,13 @@ impl Source {
                 check_finite(name, &values)?;
                 return Ok(values);
             }
-            Storage::Paired(..) | Storage::Raised(_) | Storage::Transposed(_) => {
+            Storage::Part(part) if part.is_of_rows() => {
+                return Ok(part.columns_of(self.rows_in_files(&part.of, rows)?));
+            }
+            Storage::Paired(..)
+            | Storage::Raised(_)
+            | Storage::Transposed(_)
+            | Storage::Part(_) => {
                 let values = self.unedited_values(logical)?;
                 let row = |row: &u32| values[*row as usize * width..][..width].to_vec();
                 return Ok(rows.iter().flat_map(row).collect());

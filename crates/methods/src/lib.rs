@@ -23,6 +23,7 @@ mod pruning;
 mod registry;
 mod residual;
 mod site;
+mod structural;
 
 pub use block_grid::BlockGrid;
 pub use chain::Chain;
@@ -31,6 +32,7 @@ pub use group::{Group, Reader, Rescaled, Shared};
 pub use pruning::{Masked, Pruned, Pruner, Pruning, Selection};
 pub use registry::{Entry, Method, ParamError, entries, find, method_ids};
 pub use site::{Corrected, Encoded, Needs, Note, NoteKind, Site, Statistics};
+pub use structural::{Chosen, Seen, Structural, Walk};
 
 use lapidary_model::Spec;
 use lapidary_weight::{Edits, FloatType, Grouping, Outline, TermOutline, Weight, WeightError};
@@ -45,8 +47,10 @@ registry::methods! {
     hqq,
     kbit,
     keep,
+    layers,
     lqer,
     magnitude,
+    minitron,
     mxfp4,
     mxfp8,
     nf4,
@@ -237,7 +241,10 @@ pub enum MethodError {
         /// The statistic.
         what: &'static str,
     },
-    /// A model that the method cannot rewrite.
+    /// What a walk over the rows was ended by.
+    #[error(transparent)]
+    Walk(Box<dyn std::error::Error + Send + Sync>),
+    /// A model that the method cannot rewrite or cut.
     #[error("{place} {what}")]
     Structure {
         /// The part of the model.

@@ -6,6 +6,7 @@
 
 mod by_shape;
 mod config;
+pub mod cut;
 mod exec;
 mod families;
 mod graph;
@@ -94,6 +95,9 @@ pub enum ModelError {
         /// The most there may be.
         context: usize,
     },
+    /// A cut that leaves no model of the family.
+    #[error("{0}")]
+    Cut(String),
     /// A graph that does not hold together: a defect of a family.
     #[error("graph: {0}")]
     Graph(String),

@@ -47,6 +47,8 @@ pub struct MemoryPlan {
 pub(super) struct Shapes<'a> {
     pub(super) source: &'a Source,
     pub(super) spec: &'a Spec,
+    /// The model before it is cut, where rows go through it to choose what stays.
+    pub(super) whole: Option<&'a Spec>,
     pub(super) sites: &'a [SitePlan],
     /// Calibration rows, and tokens of a row.
     pub(super) rows: (usize, usize),
@@ -99,7 +101,12 @@ impl Shapes<'_> {
         let looking_up = always + self.stored_tables();
         let writing = BASE + self.tokenizer() + self.written();
         let ends = tables.max(writing);
-        let peak = |activations: u64| (fixed + activations).max(looking_up + activations).max(ends);
+        let walk = self.whole.map_or(0, |whole| {
+            let block = largest(&whole.blocks, |graph| factor * weights(graph));
+            always + block + largest(&whole.blocks, |graph| self.forward(graph))
+        });
+        let running = fixed.max(looking_up).max(walk);
+        let peak = |activations: u64| (running + activations).max(ends);
         let in_memory = limits.memory.is_none_or(|limit| peak(activations) <= limit);
         let plan = MemoryPlan {
             peak: peak(if in_memory { activations } else { 0 }),
