@@ -26,13 +26,23 @@ pub struct Params {
     /// How many layers go: a number of them, or below 1 a share of all.
     pub drop: f64,
     /// These layers go, in place of a choice: numbers from 0 and ranges, for instance "7, 21-23".
-    pub blocks: Option<String>,
+    pub blocks: Option<Listed>,
     /// What layers are compared by.
     pub criterion: Criterion,
     /// Whether the first and the last layer stay in any case.
     pub protect: bool,
     /// Rows on which the loss is taken, for `perplexity`.
     pub rows: usize,
+}
+
+/// Layers by their numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Listed {
+    /// One.
+    One(usize),
+    /// Several, and ranges.
+    Several(String),
 }
 
 /// What layers are compared by.
@@ -66,7 +76,11 @@ pub(crate) fn build(params: Params) -> Result<Method, ParamError> {
     if params.rows == 0 {
         return Err(ParamError::new("rows", "a loss needs at least one row"));
     }
-    let listed = params.blocks.as_deref().map(blocks).transpose()?;
+    let listed = match &params.blocks {
+        Some(Listed::One(block)) => Some(BTreeSet::from([*block])),
+        Some(Listed::Several(text)) => Some(blocks(text)?),
+        None => None,
+    };
     Ok(Method::Structural(Box::new(Layers { params, listed })))
 }
 

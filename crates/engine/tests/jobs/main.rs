@@ -12,6 +12,7 @@ mod refusals;
 mod results;
 mod rewriting;
 mod search;
+mod structure;
 mod support;
 mod tables;
 mod targets;

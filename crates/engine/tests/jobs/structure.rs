@@ -1,0 +1,233 @@
+//! Models cut smaller, from the recipe to what is stored and read back.
+
+use crate::chains::chain;
+use crate::support::{Setup, StopAfter, copy, dies_anywhere, files, model, real, scratch};
+use lapidary_engine::recipe::Recipe;
+use lapidary_engine::{Failure, Manifest, Plan};
+use lapidary_formats::Source;
+use lapidary_model::{Op, Spec, spec};
+use lapidary_weight::Tensors;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+const LAYERS: &str = "method: layers, drop: 1";
+const WIDTHS: &str = "method: minitron, neurons: 0.25, heads: 0.5, multiple: 8";
+const GPTQ: &str = "method: gptq, bits: 4, group_size: 8";
+
+fn setup(folder: &Path, name: &str, steps: &[&str], format: &str) -> Setup {
+    Setup::new(name, &chain(steps), folder, format)
+}
+
+fn run(folder: &Path, name: &str, steps: &[&str], format: &str) -> Manifest {
+    setup(folder, name, steps, format).run(&folder.join("out")).unwrap().manifest
+}
+
+fn open(folder: &Path) -> (Source, Spec) {
+    let source = Source::open(real(), folder).unwrap();
+    let spec = spec(source.config()).unwrap();
+    (source, spec)
+}
+
+/// Blocks, neurons, query heads and key heads.
+fn sizes(spec: &Spec) -> [usize; 4] {
+    let attention = spec.blocks[0].nodes.iter().find_map(|node| match &node.op {
+        Op::Attention(attention) => Some((attention.heads, attention.kv_heads)),
+        _ => None,
+    });
+    let (heads, keys) = attention.unwrap();
+    let down = spec.blocks[0].linears().last().unwrap();
+    [spec.blocks.len(), down.in_features, heads, keys]
+}
+
+/// Card 0: a share of nothing is the source, bit for bit.
+#[test]
+fn nothing_cut_is_the_source() {
+    let steps = ["method: layers, drop: 0", "method: minitron, neurons: 0"];
+    for name in ["llama-tied", "gpt2", "gemma2"] {
+        let scratch = scratch();
+        run(scratch.path(), name, &steps, "dense");
+        let (before, after) = (open(&model(name)).0, open(&scratch.path().join("out")).0);
+        assert_eq!(before.tensors().len(), after.tensors().len());
+        for tensor in before.tensors() {
+            assert_eq!(before.read(&tensor.name).unwrap(), after.read(&tensor.name).unwrap());
+        }
+        assert_eq!(before.config(), after.config());
+    }
+}
+
+/// Depth, width and 4 bits in one recipe: the sizes are what was asked for, the plan knew them, and
+/// quantizing the cut model is the same in two jobs as in one.
+#[test]
+fn a_cut_model_is_compressed_as_any_other() {
+    let (whole, parts) = (scratch(), scratch());
+    let steps = [LAYERS, WIDTHS, GPTQ];
+    let job = setup(whole.path(), "llama-tied", &steps, "compressed-tensors");
+    let source = Source::open(real(), &job.model).unwrap();
+    let before = sizes(&spec(source.config()).unwrap());
+    let recipe = Recipe::parse(&job.recipe).unwrap();
+    let plan = Plan::new(&real(), &source, &recipe, job.limits).unwrap();
+    let manifest = job.run(&whole.path().join("out")).unwrap().manifest;
+    assert_eq!(manifest.structure.len(), 2, "{:?}", manifest.structure);
+    let (result, after) = open(&whole.path().join("out"));
+    let after = sizes(&after);
+    assert_eq!((before[0] - 1, before[2] / 2), (after[0], after[2]), "{before:?} {after:?}");
+    assert_eq!(after[1], before[1] * 3 / 4 / 8 * 8);
+    let files = std::fs::metadata(whole.path().join("out/model.safetensors")).unwrap().len();
+    let header = files - plan.output_bytes();
+    assert!(header < 8192 && plan.output_bytes() < files, "{} {files}", plan.output_bytes());
+    // In two jobs.
+    run(parts.path(), "llama-tied", &steps[..2], "dense");
+    let mut second = setup(parts.path(), "llama-tied", &steps[2..], "compressed-tensors");
+    second.model = parts.path().join("out");
+    second.run(&parts.path().join("again")).unwrap();
+    let again = open(&parts.path().join("again")).0;
+    for tensor in result.tensors() {
+        assert_eq!(
+            result.read(&tensor.name).unwrap(),
+            again.read(&tensor.name).unwrap(),
+            "{}",
+            tensor.name
+        );
+    }
+}
+
+/// What is left out is accounted for, and told.
+#[test]
+fn every_tensor_is_accounted_for() {
+    let scratch = scratch();
+    let manifest = run(scratch.path(), "llama-untied", &["method: layers, blocks: 1"], "dense");
+    let (source, _) = open(&model("llama-untied"));
+    assert_eq!(manifest.structure, ["layers: layers 1 of 2 are left out"]);
+    let dropped = manifest.tensors.dropped.iter().map(|(name, _)| name.as_str());
+    let dropped: Vec<&str> = dropped.filter(|name| !name.starts_with("file ")).collect();
+    assert_eq!(manifest.tensors.copied.len() + dropped.len(), source.tensors().len());
+    assert!(dropped.iter().all(|name| name.starts_with("model.layers.1.")));
+    let told = std::fs::read_to_string(scratch.path().join("out/structure.json")).unwrap();
+    assert!(told.contains("\"blocks\":[0]"), "{told}");
+}
+
+/// A layer that does nothing is left out first.
+#[test]
+fn a_layer_that_does_nothing_goes_first() {
+    for criterion in ["block-influence", "angular"] {
+        let scratch = scratch();
+        let copied = copy("llama-untied", scratch.path());
+        idle(&copied, "model.layers.1.");
+        let step = format!("method: layers, drop: 1, criterion: {criterion}, protect: false");
+        let mut job = setup(scratch.path(), "llama-untied", &[&step], "dense");
+        job.model = copied;
+        let manifest = job.run(&scratch.path().join("out")).unwrap().manifest;
+        assert_eq!(manifest.structure, ["layers: layers 1 of 2 are left out"], "{criterion}");
+    }
+}
+
+/// Makes what a layer adds to the residual stream zero.
+fn idle(folder: &Path, layer: &str) {
+    use lapidary_store::safetensors::Writer;
+    let source = Source::open(real(), folder).unwrap();
+    let specs: Vec<_> = source
+        .tensors()
+        .iter()
+        .map(|tensor| {
+            lapidary_store::TensorSpec::new(
+                &tensor.name,
+                source.raw_dtype(tensor),
+                tensor.shape.clone(),
+            )
+        })
+        .collect();
+    let path = folder.join("changed.safetensors");
+    let mut writer =
+        Writer::create(&real(), &path, &specs, &std::collections::BTreeMap::new()).unwrap();
+    let order: Vec<String> = writer.order().map(str::to_owned).collect();
+    for name in order {
+        let mut bytes = vec![];
+        source
+            .raw(&name, |piece| -> Result<(), lapidary_formats::FormatError> {
+                bytes.extend_from_slice(piece);
+                Ok(())
+            })
+            .unwrap();
+        let writes = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+        if name.starts_with(layer) && writes {
+            bytes.fill(0);
+        }
+        writer.append(&name, &bytes).unwrap();
+    }
+    writer.finish().unwrap();
+    drop(source);
+    std::fs::rename(path, folder.join("model.safetensors")).unwrap();
+}
+
+/// Stopped after the cut or in the middle, or killed at any call, the bytes are the same.
+#[test]
+fn a_cut_resumes_and_does_not_depend_on_threads() {
+    let steps = [LAYERS, WIDTHS, GPTQ];
+    let whole = scratch();
+    let job = |folder: &Path| setup(folder, "llama-tied", &steps, "compressed-tensors");
+    job(whole.path()).run(&whole.path().join("out")).unwrap();
+    {
+        let scratch = scratch();
+        let stop = AtomicBool::new(false);
+        let stopped = job(scratch.path());
+        let output = scratch.path().join("out");
+        let error = stopped.run_with(&output, &stop, &StopAfter::new(&stop, 1));
+        assert_eq!(error.unwrap_err().failure(), Failure::Interrupted);
+        stopped.run(&output).unwrap();
+        assert_eq!(files(&output), files(&whole.path().join("out")));
+    }
+    let tight = |job: &Setup| {
+        let source = Source::open(real(), &job.model).unwrap();
+        let recipe = Recipe::parse(&job.recipe).unwrap();
+        Plan::new(&real(), &source, &recipe, job.limits).unwrap().memory.peak - 1
+    };
+    dies_anywhere(job, 3, tight);
+}
+
+/// A search comes after the cut: it compares the layers that are left.
+#[test]
+fn a_search_goes_over_what_is_left() {
+    let scratch = scratch();
+    let mut job = setup(
+        scratch.path(),
+        "llama-tied",
+        &[LAYERS, "method: rtn, bits: [2, 4, 8], group_size: 8"],
+        "native",
+    );
+    job.recipe.push_str("budget: {bpw: 6}\n");
+    let manifest = job.run(&scratch.path().join("out")).unwrap().manifest;
+    assert!(manifest.bits_per_weight.unwrap() <= 6.0);
+    let (_, spec) = open(&scratch.path().join("out"));
+    assert_eq!(spec.blocks.len(), 2);
+    let found = std::fs::read_to_string(scratch.path().join("out/recipe.yaml")).unwrap();
+    assert!(found.contains("layers"), "{found}");
+    // What was found is a recipe, and gives the same.
+    let mut again = setup(scratch.path(), "llama-tied", &[LAYERS], "native");
+    let rows = scratch.path().join("rows.safetensors").display().to_string();
+    again.recipe = found.replace("\"file\"", &format!("{rows:?}"));
+    again.run(&scratch.path().join("again")).unwrap();
+    let (one, other) = (open(&scratch.path().join("out")).0, open(&scratch.path().join("again")).0);
+    for tensor in one.tensors() {
+        assert_eq!(one.read(&tensor.name).unwrap(), other.read(&tensor.name).unwrap());
+    }
+}
+
+#[test]
+fn what_cannot_be_cut_is_refused_with_the_reason() {
+    let refusals = [
+        (&[GPTQ, LAYERS][..], "llama-tied", "put it before them"),
+        (&["method: layers, targets: [q_proj]"], "llama-tied", "leave out targets"),
+        (&["method: layers, drop: 2"], "llama-tied", "first and last stay"),
+        (&["method: layers, drop: 0.3"], "albert", "share their weights"),
+        (&["method: minitron, heads: 0.5"], "gpt2", "no config.json of family gpt2"),
+        (&["method: minitron, heads: 0.5"], "olmo2", "a norm over all of them"),
+        (&["method: layers, blocks: \"1-7\""], "llama-tied", "layers 0 to 2"),
+    ];
+    for (steps, name, why) in refusals {
+        let scratch = scratch();
+        let error = setup(scratch.path(), name, steps, "dense").run(&scratch.path().join("out"));
+        let error = error.unwrap_err();
+        assert_eq!(error.failure(), Failure::Refused, "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+    }
+}
