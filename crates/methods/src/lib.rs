@@ -41,6 +41,7 @@ registry::methods! {
     awq,
     bcq,
     bit_split = "bit-split",
+    experts,
     fp4,
     fp8,
     gptq,
