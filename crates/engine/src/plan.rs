@@ -9,7 +9,7 @@ mod stored;
 
 pub(crate) use memory::CHUNK_TOKENS;
 pub use memory::{ActivationsIn, MemoryPlan};
-pub(crate) use prepare::prepared;
+pub(crate) use prepare::{prepared, untied};
 
 use crate::EngineError;
 use crate::calibration;

@@ -2,11 +2,13 @@
 //! sees nothing but the smaller model.
 
 use crate::EngineError;
+use crate::plan::untied;
 use crate::recipe::{Recipe, Step};
 use lapidary_formats::{Selected, Source};
 use lapidary_methods::{Method, Note, Structural};
 use lapidary_model::cut::{Cut, carve};
 use lapidary_model::{Graph, Op, Spec, spec};
+use lapidary_weight::Edits;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -81,9 +83,12 @@ pub(crate) fn provisional(
     let (mut cut, mut notes) = (None, vec![]);
     for (step, method) in &steps {
         let before = cut.as_ref().unwrap_or(source);
+        let apart = untied(before, method.unties())?;
+        let before = apart.as_ref().unwrap_or(before);
         let chosen =
             method.provisional(&spec(before.config())?).map_err(|error| refused(step, error))?;
-        let (after, summary) = carved(before, step, &chosen.cut, !method.needs_rows())?;
+        let certain = !method.needs_rows();
+        let (after, summary) = carved(before, step, &chosen.cut, Edits::new(), certain)?;
         notes.push(Note::fact(summary));
         notes.extend(chosen.notes);
         cut = Some(after);
@@ -105,6 +110,7 @@ pub(crate) fn carved(
     source: &Source,
     step: &Step,
     cut: &Cut,
+    edits: Edits,
     is_certain: bool,
 ) -> Result<(Source, String), EngineError> {
     let before = spec(source.config())?;
@@ -123,7 +129,7 @@ pub(crate) fn carved(
         check_channels(source, &before, &carving.selections.keys().collect::<Vec<_>>())?;
     }
     let summary = summary(&before, &carving.spec, cut, is_certain);
-    let cut = source.cut(carving.config, selected, removed)?;
+    let cut = source.edited(edits).cut(carving.config, selected, removed)?;
     Ok((cut, format!("{}: {summary}", step.name)))
 }
 

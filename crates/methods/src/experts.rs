@@ -5,7 +5,6 @@
 
 use crate::structural::{Chosen, Seen, Structural, Walk, largest, refused};
 use crate::{Method, MethodError, Note, ParamError};
-use lapidary_model::cut::Cut;
 use lapidary_model::{LinearOp, Op, RouteOp, Spec};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -121,7 +120,7 @@ impl Experts {
 impl Structural for Experts {
     fn provisional(&self, spec: &Spec) -> Result<Chosen, MethodError> {
         let chosen = self.cut(spec, |router| vec![1.0; router.route.experts])?;
-        Ok(Chosen { cut: Cut { ..chosen.cut }, scores: vec![], notes: chosen.notes })
+        Ok(Chosen { scores: vec![], ..chosen })
     }
 
     fn needs_rows(&self) -> bool {

@@ -129,7 +129,7 @@ impl Layers {
     fn without(&self, all: usize, gone: &BTreeSet<usize>, scores: Vec<(String, Vec<f64>)>) -> Chosen {
         let stay = (0..all).filter(|block| !gone.contains(block)).collect();
         let blocks = (!gone.is_empty()).then_some(stay);
-        Chosen { cut: Cut { blocks, ..Cut::default() }, scores, notes: vec![] }
+        Chosen { cut: Cut { blocks, ..Cut::default() }, scores, ..Chosen::default() }
     }
 
     /// `1 − cos` of each block, averaged over tokens.

@@ -59,6 +59,7 @@ registry::methods! {
     omse,
     rotate,
     rtn,
+    slice,
     sparsegpt,
     spqr,
     squeezellm,

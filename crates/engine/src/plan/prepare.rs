@@ -78,7 +78,10 @@ fn graphwise(recipe: &Recipe) -> Result<Option<Box<dyn Graphwise>>, EngineError>
 }
 
 /// The source as its model is with a head of its own, where that is wanted and not so already.
-fn untied(source: &Source, wanted: bool) -> Result<Option<Source>, EngineError> {
+///
+/// # Errors
+/// When the configuration cannot be read.
+pub(crate) fn untied(source: &Source, wanted: bool) -> Result<Option<Source>, EngineError> {
     if !wanted {
         return Ok(None);
     }

@@ -8,13 +8,13 @@ use super::work::Work;
 use crate::EngineError;
 use crate::calibration::Rows;
 use crate::cost::{Costs, Part};
-use crate::plan::ActivationsIn;
+use crate::plan::{ActivationsIn, untied};
 use crate::structure::{CutRecord, carved, steps};
 use lapidary_formats::Source;
 use lapidary_kernels::softmax::Summary;
 use lapidary_methods::{MethodError, Seen, Walk};
 use lapidary_model::{Batch, Executor, Fused, GraphWeights, Precision, Spec, spec};
-use lapidary_weight::Tensors;
+use lapidary_weight::{Edits, Tensors};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -41,7 +41,10 @@ pub(super) fn cut(
     let mut cut: Option<Source> = None;
     for (index, (step, method)) in steps.iter().enumerate() {
         let source = cut.as_ref().unwrap_or(whole);
-        let known = work.cuts().get(index).cloned();
+        let apart = untied(source, method.unties())?;
+        let source = apart.as_ref().unwrap_or(source);
+        let known = work.cuts().get(index).filter(|_| !method.edits()).cloned();
+        let mut edits = Edits::new();
         let is_new = known.is_none();
         let mut record = match known {
             Some(record) => record,
@@ -57,6 +60,7 @@ pub(super) fn cut(
                 };
                 job.progress.end();
                 let chosen = chosen.map_err(ended)?;
+                edits = chosen.edits;
                 CutRecord {
                     step: step.name.clone(),
                     summary: String::new(),
@@ -66,15 +70,15 @@ pub(super) fn cut(
                 }
             }
         };
-        let (after, summary) = carved(source, step, &record.cut, true)?;
-        if is_new {
-            record.summary = summary;
+        let (after, summary) = carved(source, step, &record.cut, edits, true)?;
+        if is_new && work.cuts().get(index).is_none() {
+            record.summary.clone_from(&summary);
             for note in &record.notes {
                 job.progress.note(&format!("{}: {}", step.name, note.what));
             }
             work.commit_cut(record.clone())?;
         }
-        job.progress.note(&record.summary);
+        job.progress.note(&summary);
         cut = Some(after);
     }
     cut.ok_or_else(|| EngineError::Internal("a cut without a step".to_owned()))

@@ -6,8 +6,9 @@ use lapidary_engine::recipe::Recipe;
 use lapidary_engine::{Failure, Manifest, Plan};
 use lapidary_formats::Source;
 use lapidary_model::{Op, Spec, spec};
-use lapidary_weight::Tensors;
+use lapidary_weight::{Edit, Tensors};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 const LAYERS: &str = "method: layers, drop: 1";
@@ -212,6 +213,61 @@ fn a_search_goes_over_what_is_left() {
     }
 }
 
+/// Card 9, 1: in another basis, with nothing sliced off, the model gives the same logits; and sliced it
+/// gives those of that model with the last channels zero, norms dividing as before.
+#[test]
+fn a_slice_is_the_turned_model_without_its_last_channels() {
+    for name in ["llama-untied", "qwen2-tied", "qwen3", "mistral"] {
+        let scratch = scratch();
+        let whole = Source::open(real(), &model(name)).unwrap();
+        let slice = |channels: f64, to: &str| -> Source {
+            let step = format!("method: slice, channels: {channels}");
+            let output = scratch.path().join(to);
+            setup(scratch.path(), name, &[&step], "dense").run(&output).unwrap();
+            Source::open(real(), &output).unwrap()
+        };
+        let (turned, sliced) = (slice(0.001, "turned"), slice(0.25, "sliced"));
+        let logits = |source: &Source| crate::rewriting::run(source, &mut |_| {});
+        let difference = crate::rewriting::difference(&logits(&turned), &logits(&whole));
+        assert!(difference <= 1e-4, "{name}: {difference}");
+        let before = spec(turned.config()).unwrap().hidden_size;
+        let after = spec(sliced.config()).unwrap().hidden_size;
+        assert!(after < before, "{name}");
+        let mut edits = lapidary_weight::Edits::new();
+        let ones: Vec<f32> = (0..before).map(|at| f32::from(u8::from(at < after))).collect();
+        let ones: Arc<[f32]> = Arc::from(ones);
+        for tensor in turned.tensors() {
+            let ends = |ends: &[&str]| ends.iter().any(|end| tensor.name.ends_with(end));
+            if ends(&["embed_tokens.weight"]) {
+                edits.insert(tensor.name.clone(), vec![Edit::ScaleColumns(Arc::clone(&ones))]);
+            } else if ends(&["o_proj.weight", "down_proj.weight", "o_proj.bias", "down_proj.bias"])
+            {
+                edits.insert(tensor.name.clone(), vec![Edit::ScaleRows(Arc::clone(&ones))]);
+            }
+        }
+        let masked = turned.edited(edits);
+        let difference = crate::rewriting::difference(&logits(&sliced), &logits(&masked));
+        assert!(difference <= 1e-4, "{name}: {difference}");
+    }
+}
+
+/// Fewer experts: the same number in each layer, those that are given most weight.
+#[test]
+fn experts_are_left_out_by_what_tokens_give_them() {
+    for name in ["mixtral", "qwen3-moe", "qwen3-moe-mixed", "mixtral-together"] {
+        let scratch = scratch();
+        let before = open(&model(name)).1;
+        let manifest = run(scratch.path(), name, &["method: experts, share: 0.25"], "dense");
+        let after = open(&scratch.path().join("out")).1;
+        let count =
+            |spec: &Spec| spec.blocks.iter().map(|graph| graph.experts()).collect::<Vec<_>>();
+        for (before, after) in count(&before).into_iter().zip(count(&after)) {
+            assert!(before == 0 && after == 0 || after < before, "{name}: {before} {after}");
+        }
+        assert!(manifest.structure[0].contains("experts stay"), "{:?}", manifest.structure);
+    }
+}
+
 #[test]
 fn what_cannot_be_cut_is_refused_with_the_reason() {
     let refusals = [
@@ -221,6 +277,8 @@ fn what_cannot_be_cut_is_refused_with_the_reason() {
         (&["method: layers, drop: 0.3"], "albert", "share their weights"),
         (&["method: minitron, heads: 0.5"], "gpt2", "no config.json of family gpt2"),
         (&["method: minitron, heads: 0.5"], "olmo2", "a norm over all of them"),
+        (&["method: slice"], "gpt2", "layer norms"),
+        (&["method: experts"], "llama-tied", "has no experts"),
         (&["method: layers, blocks: \"1-7\""], "llama-tied", "layers 0 to 2"),
     ];
     for (steps, name, why) in refusals {

@@ -9,7 +9,7 @@ pub(crate) mod widths;
 use crate::{MethodError, Note};
 use lapidary_model::cut::Cut;
 use lapidary_model::{Batch, InputGroup, Spec};
-use lapidary_weight::Tensors;
+use lapidary_weight::{Edits, Tensors};
 use std::collections::BTreeSet;
 
 /// Cuts a model smaller.
@@ -26,6 +26,17 @@ pub trait Structural: Send + Sync {
         true
     }
 
+    /// Whether the head must have a weight of its own, apart from the embedding's.
+    fn unties(&self) -> bool {
+        false
+    }
+
+    /// Whether tensors are changed before they are cut. What they become is not recorded: a job that is
+    /// resumed chooses again.
+    fn edits(&self) -> bool {
+        false
+    }
+
     /// What stays.
     ///
     /// # Errors
@@ -38,6 +49,8 @@ pub trait Structural: Send + Sync {
 pub struct Chosen {
     /// The cut.
     pub cut: Cut,
+    /// What tensors are changed by before they are cut; no edit reads another tensor.
+    pub edits: Edits,
     /// What each of the things it was chosen among is worth: a label, and the scores in their order.
     pub scores: Vec<(String, Vec<f64>)>,
     /// What was done otherwise than it was asked for.
