@@ -165,7 +165,7 @@ fn the_loss_of_gradients_is_that_of_the_evaluation() {
         };
         let report = evaluate(&evaluation, &mut |_, _| {}).unwrap();
         let rows: Vec<Vec<u32>> = ids(&text).chunks_exact(300).map(<[u32]>::to_vec).collect();
-        let loss = NextToken::new(&model.spec, &model.source, &rows).unwrap();
+        let loss = NextToken::new(&model.spec, &model.source).unwrap();
         let losses = Backward::new(&model.spec, &model.source).losses(&rows, &loss).unwrap();
         assert_eq!(losses.len(), 2);
         close(losses.iter().sum::<f64>() / 2.0, report.scored.perplexity.ln());

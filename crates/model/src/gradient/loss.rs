@@ -11,12 +11,12 @@ use lapidary_weight::Tensors;
 
 /// A loss of the last block's output.
 pub trait Loss {
-    /// The loss of a row and its gradient with respect to the last hidden states, both
-    /// `[tokens, hidden]`.
+    /// The loss of a row of tokens, and its gradient with respect to the last hidden states; these and
+    /// the gradient are `[tokens, hidden]`.
     ///
     /// # Errors
     /// When the row has no such loss.
-    fn seed(&self, row: usize, hidden: &[f32]) -> Result<(f64, Vec<f32>), ModelError>;
+    fn seed(&self, tokens: &[u32], hidden: &[f32]) -> Result<(f64, Vec<f32>), ModelError>;
 }
 
 /// Predictions whose logits are in memory at once.
@@ -28,38 +28,32 @@ pub struct NextToken<'a> {
     weights: GraphWeights<Composed>,
     executor: Executor<Composed>,
     hidden_size: usize,
-    rows: &'a [Vec<u32>],
 }
 
 impl<'a> NextToken<'a> {
-    /// The loss of these rows; holds the head's weights.
+    /// The loss by a model's head, whose weights it holds.
     ///
     /// # Errors
-    /// When the model does not predict next tokens, the head cannot be read, or a row has a single
-    /// token.
-    pub fn new(
-        spec: &'a Spec,
-        tensors: &dyn Tensors,
-        rows: &'a [Vec<u32>],
-    ) -> Result<Self, ModelError> {
+    /// When the model does not predict next tokens, or the head cannot be read.
+    pub fn new(spec: &'a Spec, tensors: &dyn Tensors) -> Result<Self, ModelError> {
         let Some(head) = spec.head.as_ref().filter(|_| spec.causal) else {
             let what = "the loss of next tokens is of models that predict them; \
                         take that of the embedding for an encoder";
             return Err(ModelError::Gradient(what.to_owned()));
         };
-        if let Some(row) = rows.iter().position(|row| row.len() < 2) {
-            let what = format!("row {row} has fewer than two tokens, so that none is predicted");
-            return Err(ModelError::Gradient(what));
-        }
         let executor = Executor::new(Composed { device: Device::Cpu });
         let weights = GraphWeights::load(head, tensors, executor.backend())?;
-        Ok(Self { head, weights, executor, hidden_size: spec.hidden_size, rows })
+        Ok(Self { head, weights, executor, hidden_size: spec.hidden_size })
     }
 }
 
 impl Loss for NextToken<'_> {
-    fn seed(&self, row: usize, hidden: &[f32]) -> Result<(f64, Vec<f32>), ModelError> {
-        let targets = &self.rows[row][1..];
+    fn seed(&self, tokens: &[u32], hidden: &[f32]) -> Result<(f64, Vec<f32>), ModelError> {
+        let Some((_, targets)) = tokens.split_first().filter(|(_, targets)| !targets.is_empty())
+        else {
+            let what = "a row has fewer than two tokens, so that none is predicted; leave it out";
+            return Err(ModelError::Gradient(what.to_owned()));
+        };
         let mut seed = vec![0.0; hidden.len()];
         let mut sum = 0.0;
         let chunks = hidden.chunks(LOGIT_ROWS * self.hidden_size);
@@ -92,7 +86,8 @@ fn surprise(logits: &Tensor, targets: &[u32]) -> Result<Tensor, ModelError> {
 }
 
 /// A random projection of an encoder's embedding: `⟨r, e⟩`, where `e` is the mean of a row's last
-/// hidden states divided by its length, and `r` has independent normal numbers, others for each row.
+/// hidden states divided by its length, and `r` has independent normal numbers, others
+/// for each row.
 ///
 /// An encoder has no labels, and the squared error of its embedding against its own has no gradient.
 /// What that error has is a curvature `JᵀJ`, `J` being the derivative of `e`; and since `E[r rᵀ] = 1`,
@@ -108,10 +103,11 @@ pub struct Projection {
 }
 
 impl Loss for Projection {
-    fn seed(&self, row: usize, hidden: &[f32]) -> Result<(f64, Vec<f32>), ModelError> {
-        let (width, key) = (self.hidden_size, nth(self.seed, row as u64));
+    fn seed(&self, tokens: &[u32], hidden: &[f32]) -> Result<(f64, Vec<f32>), ModelError> {
+        let width = self.hidden_size;
+        let key = tokens.iter().fold(self.seed, |key, token| nth(key, u64::from(*token)));
         let direction: Vec<f64> = (0..width as u64).map(|i| gaussian(nth(key, i))).collect();
-        let tokens = hidden.len() / width.max(1);
+        let tokens = tokens.len();
         let mut mean = vec![0.0; width];
         for state in hidden.chunks_exact(width) {
             mean.iter_mut().zip(state).for_each(|(mean, h)| *mean += f64::from(*h) / tokens as f64);

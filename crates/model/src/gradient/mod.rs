@@ -4,9 +4,13 @@
 //! block, and then goes from the last block to the first, where it runs a block again on what was
 //! kept, with a tape, and hands what it finds to a visitor, one row of tokens at a time.
 
+mod heads;
 mod loss;
+mod taylor;
 
+pub use heads::{Input, Units, heads, unit_importance};
 pub use loss::{Loss, NextToken, Projection};
+pub use taylor::{Axes, Importance, taylor};
 
 use crate::ModelError;
 use crate::exec::{Batch, Composed, Executor, GraphWeights, Tap};
@@ -59,6 +63,13 @@ pub struct InputGradient<'a> {
     pub input: Vec<f32>,
     /// How the loss changes with it, by way of these layers alone.
     pub gradient: Vec<f32>,
+}
+
+impl InputGradient<'_> {
+    /// Channels of the input.
+    pub fn width(&self) -> usize {
+        self.group.linears.first().map_or(0, |linear| linear.in_features)
+    }
 }
 
 /// A tensor of a block, and the gradient with respect to it.
@@ -152,8 +163,7 @@ impl<'a> Backward<'a> {
     /// As [`run`](Self::run).
     pub fn losses(&self, rows: &[Vec<u32>], loss: &dyn Loss) -> Result<Vec<f64>, ModelError> {
         let last = self.forward(rows, &mut |_| {})?;
-        let value = |(row, hidden): (usize, &Tensor)| Ok(self.seed(row, hidden, loss)?.0);
-        last.iter().enumerate().map(value).collect()
+        rows.iter().zip(&last).map(|(row, hidden)| Ok(seed(row, hidden, loss)?.0)).collect()
     }
 
     /// Hands `visit` the gradients of each row's own loss: all rows of the last block, then all of the
@@ -171,7 +181,7 @@ impl<'a> Backward<'a> {
     ) -> Result<Vec<f64>, ModelError> {
         let mut streams: Vec<Vec<Tensor>> = vec![];
         let last = self.forward(rows, &mut |states| streams.push(states.to_vec()))?;
-        let seeds = last.iter().enumerate().map(|(row, hidden)| self.seed(row, hidden, loss));
+        let seeds = rows.iter().zip(&last).map(|(row, hidden)| seed(row, hidden, loss));
         let (losses, mut seeds): (Vec<f64>, Vec<Tensor>) =
             seeds.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         for (block, (graph, states)) in self.spec.blocks.iter().zip(streams).enumerate().rev() {
@@ -208,20 +218,6 @@ impl<'a> Backward<'a> {
             }
         }
         Ok(states)
-    }
-
-    fn seed(
-        &self,
-        row: usize,
-        hidden: &Tensor,
-        loss: &dyn Loss,
-    ) -> Result<(f64, Tensor), ModelError> {
-        let (value, seed) = loss.seed(row, &numbers(hidden)?)?;
-        if !value.is_finite() || seed.iter().any(|number| !number.is_finite()) {
-            let what = format!("the loss of row {row} is not finite; does the model run at all?");
-            return Err(ModelError::Gradient(what));
-        }
-        Ok((value, Tensor::from_vec(seed, hidden.shape(), hidden.device())?))
     }
 
     fn backward<'b>(
@@ -291,6 +287,15 @@ struct BlockRun<'a> {
     block: usize,
     graph: &'a Graph,
     weights: &'a GraphWeights<Composed>,
+}
+
+fn seed(tokens: &[u32], hidden: &Tensor, loss: &dyn Loss) -> Result<(f64, Tensor), ModelError> {
+    let (value, seed) = loss.seed(tokens, &numbers(hidden)?)?;
+    if !value.is_finite() || seed.iter().any(|number| !number.is_finite()) {
+        let what = "the loss of a row is not finite; is a weight damaged? `verify` reads them all";
+        return Err(ModelError::Gradient(what.to_owned()));
+    }
+    Ok((value, Tensor::from_vec(seed, hidden.shape(), hidden.device())?))
 }
 
 fn numbers(tensor: &Tensor) -> Result<Vec<f32>, ModelError> {

@@ -8,4 +8,6 @@
 )]
 
 mod differences;
+mod heads;
 mod support;
+mod taylor;

@@ -69,16 +69,16 @@ impl Model {
     }
 
     /// The loss that the model has: of next tokens, or of its embedding.
-    pub(crate) fn loss<'a>(&'a self, rows: &'a [Vec<u32>]) -> Box<dyn Loss + 'a> {
+    pub(crate) fn loss(&self) -> Box<dyn Loss + '_> {
         if self.spec.head.is_some() && self.spec.causal {
-            return Box::new(NextToken::new(&self.spec, self, rows).unwrap());
+            return Box::new(NextToken::new(&self.spec, self).unwrap());
         }
         Box::new(Projection { seed: 3, hidden_size: self.spec.hidden_size })
     }
 
     /// Mean loss of the rows.
     pub(crate) fn mean_loss(&self, rows: &[Vec<u32>]) -> f64 {
-        mean(&Backward::new(&self.spec, self).losses(rows, &*self.loss(rows)).unwrap())
+        mean(&Backward::new(&self.spec, self).losses(rows, &*self.loss()).unwrap())
     }
 
     /// Mean gradient over the rows of every tensor of the blocks.
@@ -95,7 +95,7 @@ impl Model {
             }
             Ok::<(), ModelError>(())
         };
-        backward.run(rows, &*self.loss(rows), visit).unwrap();
+        backward.run(rows, &*self.loss(), visit).unwrap();
         sums
     }
 }
