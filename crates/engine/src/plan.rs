@@ -177,7 +177,8 @@ impl Plan {
         };
         let writing = container.writing_bytes(source);
         let whole = structure::wants_rows(recipe)?.then(|| spec_of(whole, recipe)).transpose()?;
-        let whole = whole.as_ref();
+        let taped = structure::taped_tokens(recipe)?;
+        let whole = whole.as_ref().map(|whole| (whole, taped));
         let shapes = Shapes { source, spec: &spec, whole, sites: &sites, rows, writing };
         let memory = shapes.plan(calibration.as_ref(), limits)?;
         let plain = plain_modules(&spec, source, &sites);

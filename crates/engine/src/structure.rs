@@ -59,6 +59,15 @@ pub(crate) fn goes_to_all(step: &Step) -> bool {
     all && step.ignore.is_empty() && step.layers.is_none()
 }
 
+/// The most tokens of which gradients are taken at once.
+///
+/// # Errors
+/// As [`steps`].
+pub(crate) fn taped_tokens(recipe: &Recipe) -> Result<usize, EngineError> {
+    let steps = steps(recipe)?;
+    Ok(steps.iter().map(|(_, method)| method.taped_tokens()).max().unwrap_or(0))
+}
+
 /// Whether a choice depends on calibration rows.
 ///
 /// # Errors

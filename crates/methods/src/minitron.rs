@@ -48,6 +48,11 @@ impl Structural for Minitron {
         Ok(with_channels(chosen, channels(spec, self.0.channels, None)?))
     }
 
+    fn needs_rows(&self) -> bool {
+        let Widths { neurons, heads, key_heads, .. } = self.0.widths;
+        [neurons, heads, key_heads, self.0.channels].iter().any(|share| *share > 0.0)
+    }
+
     fn choose(&self, walk: &dyn Walk) -> Result<Chosen, MethodError> {
         let activity = activity(walk)?;
         let spec = walk.spec();

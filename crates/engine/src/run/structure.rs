@@ -13,7 +13,7 @@ use crate::structure::{CutRecord, carved, steps};
 use lapidary_formats::Source;
 use lapidary_kernels::softmax::Summary;
 use lapidary_methods::{MethodError, Seen, Walk};
-use lapidary_model::{Batch, Executor, Fused, GraphWeights, Precision, Spec, spec};
+use lapidary_model::{Batch, Executor, Fused, GraphWeights, ModelError, Precision, Spec, spec};
 use lapidary_weight::{Edits, Tensors};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -89,7 +89,10 @@ fn ended(error: MethodError) -> EngineError {
     match error {
         MethodError::Walk(error) => match error.downcast::<EngineError>() {
             Ok(error) => *error,
-            Err(error) => EngineError::Internal(error.to_string()),
+            Err(error) => match error.downcast::<ModelError>() {
+                Ok(error) => (*error).into(),
+                Err(error) => EngineError::Internal(error.to_string()),
+            },
         },
         error => error.into(),
     }

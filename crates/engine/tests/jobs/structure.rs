@@ -4,9 +4,12 @@ use crate::chains::chain;
 use crate::support::{Setup, StopAfter, copy, dies_anywhere, files, model, real, scratch};
 use lapidary_engine::recipe::Recipe;
 use lapidary_engine::{Failure, Manifest, Plan};
-use lapidary_formats::Source;
+use lapidary_formats::{LogicalTensor, Source};
 use lapidary_model::{Op, Spec, spec};
+use lapidary_store::safetensors::Writer;
+use lapidary_store::{Dtype, TensorSpec};
 use lapidary_weight::{Edit, Tensors};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -124,35 +127,23 @@ fn a_layer_that_does_nothing_goes_first() {
 
 /// Makes what a layer adds to the residual stream zero.
 fn idle(folder: &Path, layer: &str) {
-    use lapidary_store::safetensors::Writer;
+    let writes = |name: &str| name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+    change(folder, &|name, _| name.starts_with(layer) && writes(name));
+}
+
+/// Makes numbers of a model's tensors zero: those for whose tensor and place it is said.
+fn change(folder: &Path, is_zero: &dyn Fn(&str, usize) -> bool) {
     let source = Source::open(real(), folder).unwrap();
-    let specs: Vec<_> = source
-        .tensors()
-        .iter()
-        .map(|tensor| {
-            lapidary_store::TensorSpec::new(
-                &tensor.name,
-                source.raw_dtype(tensor),
-                tensor.shape.clone(),
-            )
-        })
-        .collect();
+    let spec =
+        |tensor: &LogicalTensor| TensorSpec::new(&tensor.name, Dtype::F32, tensor.shape.clone());
+    let specs: Vec<TensorSpec> = source.tensors().iter().map(spec).collect();
     let path = folder.join("changed.safetensors");
-    let mut writer =
-        Writer::create(&real(), &path, &specs, &std::collections::BTreeMap::new()).unwrap();
+    let mut writer = Writer::create(&real(), &path, &specs, &BTreeMap::new()).unwrap();
     let order: Vec<String> = writer.order().map(str::to_owned).collect();
     for name in order {
-        let mut bytes = vec![];
-        source
-            .raw(&name, |piece| -> Result<(), lapidary_formats::FormatError> {
-                bytes.extend_from_slice(piece);
-                Ok(())
-            })
-            .unwrap();
-        let writes = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
-        if name.starts_with(layer) && writes {
-            bytes.fill(0);
-        }
+        let values = source.read(&name).unwrap().into_iter().enumerate();
+        let values = values.map(|(at, value)| if is_zero(&name, at) { 0.0 } else { value });
+        let bytes: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
         writer.append(&name, &bytes).unwrap();
     }
     writer.finish().unwrap();
@@ -287,5 +278,82 @@ fn what_cannot_be_cut_is_refused_with_the_reason() {
         let error = error.unwrap_err();
         assert_eq!(error.failure(), Failure::Refused, "{error}");
         assert!(error.to_string().contains(why), "{error}");
+    }
+}
+
+/// Heads and neurons by gradients, in models of each kind: the sizes are what was asked for.
+#[test]
+fn gradients_choose_what_stays() {
+    let steps = [
+        ("llama-tied", "method: heads, share: 0.5, rows: 3"),
+        ("llama-untied", "method: llm-pruner, neurons: 0.25, multiple: 4, rows: 3, tokens: 8"),
+        ("gpt2", "method: llm-pruner, neurons: 0.25, multiple: 4, rows: 3, importance: mixed"),
+        ("mixtral", "method: llm-pruner, neurons: 0.25, multiple: 4, rows: 2, importance: vector"),
+        (
+            "bert-model",
+            "method: llm-pruner, neurons: 0.25, multiple: 4, rows: 2, importance: second",
+        ),
+    ];
+    for (name, step) in steps {
+        let scratch = scratch();
+        let before = sizes(&open(&model(name)).1);
+        run(scratch.path(), name, &[step], "dense");
+        let after = sizes(&open(&scratch.path().join("out")).1);
+        match step.contains("heads") {
+            true => assert_eq!((before[1], before[2] / 2), (after[1], after[2]), "{name}"),
+            false => assert!(after[1] < before[1] && after[2] == before[2], "{name} {after:?}"),
+        }
+        let told = std::fs::read_to_string(scratch.path().join("out/structure.json")).unwrap();
+        assert!(told.contains("\"kept\":["), "{told}");
+    }
+}
+
+/// Card 5, 2, and card 4: a head whose output is multiplied by zero goes first, and so do neurons.
+#[test]
+fn what_the_loss_does_not_depend_on_goes_first() {
+    let scratch = scratch();
+    let copied = copy("llama-untied", scratch.path());
+    let (source, before) = open(&copied);
+    let columns = |name: &str| source.shape(name).unwrap()[1];
+    let (o, down) =
+        ("model.layers.0.self_attn.o_proj.weight", "model.layers.0.mlp.down_proj.weight");
+    let head_dim = columns(o) / sizes(&before)[2];
+    let (heads, neurons) = (columns(o), columns(down));
+    drop(source);
+    // Every second head, and every fourth neuron.
+    change(&copied, &|name, index| {
+        let idle_head = name == o && (index % heads / head_dim).is_multiple_of(2);
+        let idle_neuron = name == down && (index % neurons).is_multiple_of(4);
+        idle_head || idle_neuron
+    });
+    let idle_heads = |head: &u32| head.is_multiple_of(2);
+    for step in [
+        "method: heads, share: 0.5, rows: 4",
+        "method: llm-pruner, neurons: 0.25, heads: 0.5, multiple: 1, rows: 4",
+    ] {
+        let mut job = setup(scratch.path(), "llama-untied", &[step], "dense");
+        job.model.clone_from(&copied);
+        let output = scratch.path().join(if step.contains("llm") { "taylor" } else { "heads" });
+        job.run(&output).unwrap();
+        let told = std::fs::read(output.join("structure.json")).unwrap();
+        let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+        for units in told[0]["cut"]["units"].as_array().unwrap() {
+            let kept: Vec<u32> = units["kept"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|k| k.as_u64().unwrap() as u32)
+                .collect();
+            if units["block"] != 0 {
+                continue;
+            }
+            match units["kind"].as_str().unwrap() {
+                "neurons" => assert!(kept.iter().all(|neuron| neuron % 4 != 0), "{step}: {kept:?}"),
+                "query-heads" => {
+                    assert!(!kept.iter().any(idle_heads), "{step}: {kept:?}")
+                }
+                _ => {}
+            }
+        }
     }
 }

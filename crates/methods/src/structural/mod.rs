@@ -4,6 +4,7 @@
 //! Layers, heads, neurons and channels are removed by a [`Cut`] of the model as a value; how many go is
 //! known beforehand, so that a plan can be made, and which ones only when the rows were seen.
 
+pub(crate) mod gradients;
 pub(crate) mod widths;
 
 use crate::{MethodError, Note};
@@ -24,6 +25,12 @@ pub trait Structural: Send + Sync {
     /// Whether the choice depends on calibration rows; where not, the provisional cut is the cut.
     fn needs_rows(&self) -> bool {
         true
+    }
+
+    /// Tokens that gradients are taken of, all of whose states before every block are held at once; 0
+    /// where none are taken.
+    fn taped_tokens(&self) -> usize {
+        0
     }
 
     /// Whether the head must have a weight of its own, apart from the embedding's.
