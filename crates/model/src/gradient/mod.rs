@@ -5,11 +5,17 @@
 //! kept, with a tape, and hands what it finds to a visitor, one row of tokens at a time.
 
 mod heads;
+mod knockoff;
 mod loss;
+mod scop;
 mod taylor;
 
 pub use heads::{Input, Units, heads, unit_importance};
+pub use knockoff::SecondOrder;
 pub use loss::{Loss, NextToken, Projection};
+pub use scop::{
+    FeedForward, Knockoff, Mixture, Neurons, Scop, Training, feed_forwards, scop, train,
+};
 pub use taylor::{Axes, Importance, taylor};
 
 use crate::ModelError;

@@ -9,5 +9,7 @@
 
 mod differences;
 mod heads;
+mod knockoff;
+mod scop;
 mod support;
 mod taylor;
