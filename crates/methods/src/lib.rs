@@ -61,6 +61,7 @@ registry::methods! {
     omse,
     rotate,
     rtn,
+    scop,
     slice,
     sparsegpt,
     spqr,

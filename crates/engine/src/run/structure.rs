@@ -262,6 +262,11 @@ impl Walk for OverRows<'_> {
         walked
     }
 
+    fn go_on(&self, what: &str) -> Result<(), MethodError> {
+        self.job.progress.advance(0, what);
+        self.job.check_stop(0).map_err(walk_error)
+    }
+
     fn loss(&self, without: &BTreeSet<usize>, rows: usize) -> Result<f64, MethodError> {
         self.job.progress.advance(without.len() as u64, "measuring the loss");
         self.means.costs.charge(Part::Forward, || self.mean_loss(without, rows)).map_err(walk_error)

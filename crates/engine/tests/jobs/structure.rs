@@ -286,6 +286,7 @@ fn what_cannot_be_cut_is_refused_with_the_reason() {
 fn gradients_choose_what_stays() {
     let steps = [
         ("llama-tied", "method: heads, share: 0.5, rows: 3"),
+        ("llama-untied", "method: scop, neurons: 0.25, multiple: 4, rows: 4, tokens: 8, steps: 5"),
         ("llama-untied", "method: llm-pruner, neurons: 0.25, multiple: 4, rows: 3, tokens: 8"),
         ("gpt2", "method: llm-pruner, neurons: 0.25, multiple: 4, rows: 3, importance: mixed"),
         ("mixtral", "method: llm-pruner, neurons: 0.25, multiple: 4, rows: 2, importance: vector"),

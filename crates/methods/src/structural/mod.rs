@@ -84,6 +84,12 @@ pub trait Walk {
         see: &mut dyn FnMut(Seen<'_>) -> Result<(), MethodError>,
     ) -> Result<(), MethodError>;
 
+    /// Tells what is being done, and whether to go on with it.
+    ///
+    /// # Errors
+    /// When a stop is asked for.
+    fn go_on(&self, what: &str) -> Result<(), MethodError>;
+
     /// The mean loss of the first `rows` rows, in nats a token, with some blocks left out.
     ///
     /// # Errors

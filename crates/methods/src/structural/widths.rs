@@ -148,7 +148,8 @@ impl Widths {
             _ => (of(self.key_heads, keys.count), of(self.heads, group)),
         };
         let all = |count: usize| vec![1.0; count];
-        let (of_queries, of_keys) = match scores {
+        let all_stay = (groups, within) == (keys.count, group);
+        let (of_queries, of_keys) = match scores.filter(|_| !all_stay) {
             Some(scores) => (scores(block, queries)?, scores(block, keys)?),
             None => (all(queries.count), all(keys.count)),
         };
