@@ -1,7 +1,7 @@
 //! Gradients of tensors, of what linear layers read and of the residual stream are slopes of the loss.
 
 use crate::support::{Model, dot, mean, model, models, noise, norm, slope};
-use lapidary_model::gradient::{Backward, BlockGradients, NextToken, Reading};
+use lapidary_model::gradient::{Backward, BlockGradients, Loss, NextToken, Reading};
 use lapidary_model::{ModelError, Value};
 use std::collections::BTreeMap;
 
@@ -169,6 +169,9 @@ fn what_has_no_gradient_says_why() {
     let backward = Backward::new(&decoder.spec, &decoder);
     let error = backward.losses(&[vec![1, 2], vec![1]], &*decoder.loss()).unwrap_err().to_string();
     assert!(error.contains("fewer than two tokens"), "{error}");
+    let strange = NextToken::new(&decoder.spec, &decoder).unwrap();
+    let hidden = vec![0.0; 2 * decoder.spec.hidden_size];
+    assert!(matches!(strange.seed(&[1, 1000], &hidden), Err(ModelError::Token { .. })));
     let rows = decoder.rows(1, 5);
     let mut broken = model("llama-tied");
     broken.change("model.layers.0.mlp.down_proj.weight", |_, value| value * 1e38);
