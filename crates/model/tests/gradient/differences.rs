@@ -132,6 +132,28 @@ fn gradients_of_inputs_are_slopes_by_way_of_the_layers_that_read_them() {
     }
 }
 
+/// To read zeros is to have weights of zero. The residual beside the layers keeps the value: that of an
+/// encoder is the stream itself.
+#[test]
+fn what_is_replaced_is_what_these_layers_read() {
+    let mut model = model("bert-model");
+    let rows = model.rows(2, 9);
+    let plain = model.mean_loss(&rows);
+    let replace = |reading: &Reading<'_>| {
+        let is_stream = (reading.block, reading.group.value) == (1, Value::INPUT);
+        Ok(is_stream.then(|| reading.input.zeros_like()).transpose()?)
+    };
+    let replaced = Backward::new(&model.spec, &model).replacing(&replace);
+    let have = mean(&replaced.losses(&rows, &*model.loss()).unwrap());
+    let groups = model.spec.blocks[1].shared_inputs();
+    let readers = groups.iter().find(|group| group.value == Value::INPUT).unwrap();
+    let weights: Vec<String> = readers.linears.iter().map(|l| l.weight.clone()).collect();
+    assert_eq!(weights.len(), 3);
+    weights.iter().for_each(|weight| model.change(weight, |_, _| 0.0));
+    let want = model.mean_loss(&rows);
+    assert!((have - want).abs() < 1e-5 && (have - plain).abs() > 1e-3, "{have}, {want}, {plain}");
+}
+
 /// The stream before the first block is rows of the embedding table, which the untied head does not read.
 #[test]
 fn the_gradient_of_the_stream_is_that_of_the_embedding() {
