@@ -5,8 +5,9 @@ use crate::ModelError;
 use crate::exec::{Batch, Composed, Executor, GraphWeights};
 use crate::graph::Graph;
 use crate::spec::Spec;
-use candle_core::{D, Device, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use lapidary_kernels::random::{gaussian, nth};
+use lapidary_kernels::softmax::Summary;
 use lapidary_weight::Tensors;
 
 /// A loss of the last block's output.
@@ -65,9 +66,16 @@ impl Loss for NextToken<'_> {
             let batch = Batch { rows: targets.len(), seq_len: 1 };
             let input = input.as_tensor().clone();
             let logits = self.executor.run(self.head, &self.weights, batch, input.clone(), None)?;
-            let nats = surprise(&logits, targets)?;
-            sum += numbers(&nats)?.into_iter().map(f64::from).sum::<f64>();
-            let store = nats.sum_all()?.backward()?;
+            let mut slopes = numbers(&logits)?;
+            let vocab_size = logits.dim(1)?;
+            if let Some(token) = targets.iter().find(|token| **token as usize >= vocab_size) {
+                return Err(ModelError::Token { token: *token, vocab_size });
+            }
+            let rows = slopes.chunks_exact_mut(vocab_size);
+            sum +=
+                rows.zip(targets).map(|(row, token)| surprise(row, *token as usize)).sum::<f64>();
+            let slopes = Tensor::from_vec(slopes, logits.shape(), logits.device())?;
+            let store = (logits * slopes)?.sum_all()?.backward()?;
             let gradient = super::gradient_of(&store, &input)?;
             seed.iter_mut().zip(gradient).for_each(|(seed, gradient)| *seed = gradient);
         }
@@ -77,17 +85,20 @@ impl Loss for NextToken<'_> {
     }
 }
 
-/// `−log p` of each target, from logits `[targets, vocabulary]`.
-fn surprise(logits: &Tensor, targets: &[u32]) -> Result<Tensor, ModelError> {
-    let targets = Tensor::from_slice(targets, (targets.len(), 1), logits.device())?;
-    let centred = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
-    let log_sum = centred.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    Ok((log_sum - centred.gather(&targets, 1)?)?)
+/// `−log p` of the target by a row of logits, in whose place comes its derivative: their softmax, less
+/// one at the target.
+fn surprise(logits: &mut [f32], target: usize) -> f64 {
+    let summary = Summary::of(logits);
+    let surprise = -summary.log_probability(logits, target);
+    let log_sum_exp = summary.log_sum_exp as f32;
+    logits.iter_mut().for_each(|logit| *logit = (*logit - log_sum_exp).exp());
+    logits[target] -= 1.0;
+    surprise
 }
 
 /// A random projection of an encoder's embedding: `⟨r, e⟩`, where `e` is the mean of a row's last
-/// hidden states divided by its length, and `r` has independent normal numbers, others
-/// for each row.
+/// hidden states divided by its length, and `r` has independent normal numbers, others for
+/// each row.
 ///
 /// An encoder has no labels, and the squared error of its embedding against its own has no gradient.
 /// What that error has is a curvature `JᵀJ`, `J` being the derivative of `e`; and since `E[r rᵀ] = 1`,

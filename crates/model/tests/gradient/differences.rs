@@ -1,7 +1,7 @@
 //! Gradients of tensors, of what linear layers read and of the residual stream are slopes of the loss.
 
 use crate::support::{Model, dot, mean, model, models, noise, norm, slope};
-use lapidary_model::gradient::{Backward, BlockGradients, NextToken, Reading};
+use lapidary_model::gradient::{Backward, BlockGradients, Loss, NextToken, Reading};
 use lapidary_model::{ModelError, Value};
 use std::collections::BTreeMap;
 
@@ -132,6 +132,28 @@ fn gradients_of_inputs_are_slopes_by_way_of_the_layers_that_read_them() {
     }
 }
 
+/// To read zeros is to have weights of zero. The residual beside the layers keeps the value: that of an
+/// encoder is the stream itself.
+#[test]
+fn what_is_replaced_is_what_these_layers_read() {
+    let mut model = model("bert-model");
+    let rows = model.rows(2, 9);
+    let plain = model.mean_loss(&rows);
+    let replace = |reading: &Reading<'_>| {
+        let is_stream = (reading.block, reading.group.value) == (1, Value::INPUT);
+        Ok(is_stream.then(|| reading.input.zeros_like()).transpose()?)
+    };
+    let replaced = Backward::new(&model.spec, &model).replacing(&replace);
+    let have = mean(&replaced.losses(&rows, &*model.loss()).unwrap());
+    let groups = model.spec.blocks[1].shared_inputs();
+    let readers = groups.iter().find(|group| group.value == Value::INPUT).unwrap();
+    let weights: Vec<String> = readers.linears.iter().map(|l| l.weight.clone()).collect();
+    assert_eq!(weights.len(), 3);
+    weights.iter().for_each(|weight| model.change(weight, |_, _| 0.0));
+    let want = model.mean_loss(&rows);
+    assert!((have - want).abs() < 1e-5 && (have - plain).abs() > 1e-3, "{have}, {want}, {plain}");
+}
+
 /// The stream before the first block is rows of the embedding table, which the untied head does not read.
 #[test]
 fn the_gradient_of_the_stream_is_that_of_the_embedding() {
@@ -169,6 +191,9 @@ fn what_has_no_gradient_says_why() {
     let backward = Backward::new(&decoder.spec, &decoder);
     let error = backward.losses(&[vec![1, 2], vec![1]], &*decoder.loss()).unwrap_err().to_string();
     assert!(error.contains("fewer than two tokens"), "{error}");
+    let strange = NextToken::new(&decoder.spec, &decoder).unwrap();
+    let hidden = vec![0.0; 2 * decoder.spec.hidden_size];
+    assert!(matches!(strange.seed(&[1, 1000], &hidden), Err(ModelError::Token { .. })));
     let rows = decoder.rows(1, 5);
     let mut broken = model("llama-tied");
     broken.change("model.layers.0.mlp.down_proj.weight", |_, value| value * 1e38);

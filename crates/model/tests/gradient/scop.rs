@@ -94,6 +94,19 @@ fn every_feed_forward_is_found_and_nothing_else() {
     }
 }
 
+/// The input of an expert is some rows of what the router reads, as that of its neighbours.
+#[test]
+fn experts_have_a_common_source() {
+    let model = model("mixtral");
+    for ff in feed_forwards(&model.spec) {
+        let graph = &model.spec.blocks[ff.input.block];
+        let groups = graph.shared_inputs();
+        let of_source = groups.iter().find(|group| group.value == ff.source).unwrap();
+        assert_eq!(of_source.linears, graph.routers());
+        assert!(ff.source != ff.input.value);
+    }
+}
+
 /// What is run from the input of a feed-forward is what its last layers read.
 #[test]
 fn the_part_of_a_feed_forward_makes_its_neurons() {
