@@ -18,6 +18,7 @@ mod float_grid;
 mod grid;
 mod group;
 mod least_squares;
+mod low_rank;
 mod masked_sweep;
 mod pruning;
 mod registry;
@@ -66,6 +67,7 @@ registry::methods! {
     sparsegpt,
     spqr,
     squeezellm,
+    svd,
     trellis,
     wanda,
 }
