@@ -13,7 +13,6 @@ use crate::setup;
 use agreement::{Agreement, agreement};
 use encoder::{Encoder, Size};
 use lapidary_engine::tokenizer;
-use lapidary_model::Batch;
 use sentences::{Pairs, pairs};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -30,8 +29,8 @@ const NEIGHBOURS: usize = 200;
 /// Most tokens of a sentence.
 const LONGEST: usize = 128;
 
-/// What the time of a forward pass is taken on.
-const TIMED: Batch = Batch { rows: 4, seq_len: 128 };
+/// Tokens of the row that the time of a forward pass is taken on.
+const TIMED: usize = 128;
 
 const SEED: u64 = 0;
 
@@ -59,6 +58,7 @@ pub(crate) fn run_all(options: &Options) -> Result<bool, Error> {
     let mut all_done = true;
     for row in &rows {
         let text = |key: &str| row[key].as_str().unwrap_or_default();
+        // As it stands in the table.
         let name = format!("{} | {}", text("group"), text("name"));
         if !(options.only.is_empty() || options.only.iter().any(|part| name.contains(part))) {
             continue;
@@ -123,7 +123,7 @@ impl<'a> Study<'a> {
             Ok(ids)
         };
         let sentences = sentences.iter().map(tokens).collect::<Result<Vec<_>, _>>()?;
-        if sentences.iter().map(Vec::len).sum::<usize>() < TIMED.tokens() {
+        if sentences.iter().map(Vec::len).sum::<usize>() < TIMED {
             let what = format!("{} has too few sentences to compare", texts.name);
             return Err(Error::Unexpected(what));
         }
@@ -162,10 +162,9 @@ impl<'a> Study<'a> {
         let embeddings = self.sentences.iter().map(|ids| encoder.embedding(ids));
         let embeddings = embeddings.collect::<Result<Vec<_>, _>>()?;
         let timed: Vec<u32> = self.sentences.iter().flatten().copied().collect();
-        let timed = &timed[..TIMED.tokens()];
         Ok(Measured {
             size: encoder.size(),
-            speed: encoder.speed(&self.original, TIMED, timed)?,
+            speed: encoder.speed(&self.original, &timed[..TIMED])?,
             agreement: agreement(&embeddings, &self.embeddings, &self.pairs),
         })
     }
@@ -176,7 +175,7 @@ impl<'a> Study<'a> {
         format!(
             "all-MiniLM-L6-v2: {:.2} million parameters, {:.1} MB in float32, {:.1} MB of them tables; \
              {} pairs of sentences of {}.\n\n\
-             | group | what is done | MB % | without tables % | parameters % | speed | cosine | Spearman |\n\
+             | group | what is done | bytes % | without tables % | parameters % | speed | cosine | Spearman |\n\
              |---|---|---|---|---|---|---|---|\n",
             parameters as f64 * 1e-6,
             bytes as f64 * 1e-6,

@@ -68,7 +68,7 @@ mod tests {
         assert!((0.3..0.99).contains(&expected), "{expected}");
         let falling: Vec<f64> = a.iter().map(|a| -a).collect();
         assert!((spearman(&a, &falling) + 1.0).abs() < 1e-12);
-        // Of scipy.stats.spearmanr([1, 2, 2, 3], [1, 3, 2, 4]).
+        // By hand: ranks 0, 1½, 1½, 3 and 0, 2, 1, 3, so that it is 4.5 / √(4.5 · 5).
         assert!(
             (spearman(&[1.0, 2.0, 2.0, 3.0], &[1.0, 3.0, 2.0, 4.0]) - 0.948_683_298).abs() < 1e-9
         );

@@ -7,10 +7,10 @@ use lapidary_store::{Fs, RealFs};
 use lapidary_weight::TermOutline;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// Times that each of two encoders is measured.
-const ROUNDS: usize = 15;
+/// Times that two encoders are measured beside each other.
+const ROUNDS: usize = 101;
 
 /// A model that turns tokens into hidden states, its weights decoded to f32.
 pub(super) struct Encoder {
@@ -64,20 +64,29 @@ impl Encoder {
         Ok(mean)
     }
 
-    /// How many times as fast as another encoder its blocks are on the same tokens: both in turns, the
-    /// best time of each.
-    pub(super) fn speed(&self, other: &Self, batch: Batch, ids: &[u32]) -> Result<f64, Error> {
-        let mut best = [Duration::MAX; 2];
+    /// How many times as fast as another encoder its blocks are on a row of tokens: the median over
+    /// rounds in which both run, each first in every other one, so that what else the machine does
+    /// slows both.
+    pub(super) fn speed(&self, other: &Self, ids: &[u32]) -> Result<f64, Error> {
+        let batch = Batch { rows: 1, seq_len: ids.len() };
         let inputs = [self.embed(batch, ids)?, other.embed(batch, ids)?];
-        for _ in 0..ROUNDS {
-            for ((encoder, input), best) in [self, other].into_iter().zip(&inputs).zip(&mut best) {
-                let input = input.clone();
-                let started = Instant::now();
-                encoder.run(batch, input)?;
-                *best = started.elapsed().min(*best);
+        let seconds = |which: usize| -> Result<f64, Error> {
+            let input = inputs[which].clone();
+            let started = Instant::now();
+            [self, other][which].run(batch, input)?;
+            Ok(started.elapsed().as_secs_f64())
+        };
+        let mut ratios = vec![];
+        for round in 0..ROUNDS {
+            let first = round % 2;
+            let mut taken = [0.0; 2];
+            for which in [first, 1 - first] {
+                taken[which] = seconds(which)?;
             }
+            ratios.push(taken[1] / taken[0]);
         }
-        Ok(best[1].as_secs_f64() / best[0].as_secs_f64())
+        ratios.sort_by(f64::total_cmp);
+        Ok(ratios[ROUNDS / 2])
     }
 
     pub(super) fn size(&self) -> Size {
