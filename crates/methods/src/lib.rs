@@ -19,6 +19,7 @@ mod grid;
 mod group;
 mod least_squares;
 mod masked_sweep;
+pub mod owl;
 mod pruning;
 mod registry;
 mod residual;

@@ -50,10 +50,7 @@ pub(super) fn cut(
             Some(record) => record,
             None => {
                 job.progress.begin(&format!("choosing what {} leaves", step.name), 0);
-                let spec = spec(source.config())?;
-                let executor = Executor::new(Fused { precision: means.precision });
-                let files = [0, 1].map(|turn| work.walk_path(turn));
-                let walk = OverRows { job, source, spec, means, executor, files };
+                let walk = over_rows(job, source, means, work)?;
                 let chosen = match method.needs_rows() {
                     true => method.choose(&walk),
                     false => method.provisional(&walk.spec),
@@ -84,8 +81,24 @@ pub(super) fn cut(
     cut.ok_or_else(|| EngineError::Internal("a cut without a step".to_owned()))
 }
 
+/// A walk over the rows of a job.
+///
+/// # Errors
+/// When the model is of no family.
+pub(super) fn over_rows<'a>(
+    job: &'a Job<'a>,
+    source: &'a Source,
+    means: Means<'a>,
+    work: &Work,
+) -> Result<OverRows<'a>, EngineError> {
+    let spec = spec(source.config())?;
+    let executor = Executor::new(Fused { precision: means.precision });
+    let files = [0, 1].map(|turn| work.walk_path(turn));
+    Ok(OverRows { job, source, spec, means, executor, files })
+}
+
 /// What ended a walk, itself.
-fn ended(error: MethodError) -> EngineError {
+pub(super) fn ended(error: MethodError) -> EngineError {
     match error {
         MethodError::Walk(error) => match error.downcast::<EngineError>() {
             Ok(error) => *error,
@@ -103,7 +116,7 @@ fn walk_error(error: impl Into<EngineError>) -> MethodError {
 }
 
 /// A model on its way over the calibration rows.
-struct OverRows<'a> {
+pub(super) struct OverRows<'a> {
     job: &'a Job<'a>,
     source: &'a Source,
     spec: Spec,
