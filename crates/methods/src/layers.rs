@@ -201,12 +201,7 @@ impl Layers {
         for round in 0..count {
             let left: Vec<usize> =
                 self.candidates(all).filter(|block| !gone.contains(block)).collect();
-            let mut losses = vec![];
-            for block in &left {
-                let mut without = gone.clone();
-                without.insert(*block);
-                losses.push(walk.loss(&without, self.params.rows)?);
-            }
+            let losses = walk.losses(&gone, &left, self.params.rows)?;
             let best: Vec<f64> = losses.iter().map(|loss| -loss).collect();
             gone.insert(left[largest(&best, 1)[0]]);
             scores.push((format!("loss without one more, round {}", round + 1), losses));
