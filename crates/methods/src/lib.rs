@@ -18,6 +18,7 @@ mod float_grid;
 mod grid;
 mod group;
 mod least_squares;
+mod low_rank;
 mod masked_sweep;
 pub mod owl;
 mod pruning;
@@ -67,6 +68,7 @@ registry::methods! {
     sparsegpt,
     spqr,
     squeezellm,
+    svd,
     trellis,
     wanda,
 }
