@@ -22,6 +22,7 @@ use lapidary_formats::gguf::Importance;
 use lapidary_formats::{
     Container, Format, Kept, Layout, LogicalTensor, ModuleKind, Pattern, Source, find,
 };
+use lapidary_methods::owl;
 use lapidary_methods::{Blockwise, Method, Needs, Note, Tensorwise};
 use lapidary_model::{LinearOp, Matrix, Place, Precision, Spec, UNKNOWN};
 use lapidary_store::{Dtype, Fs, TensorSpec};
@@ -158,7 +159,8 @@ impl Plan {
         // A search measures every layer, whatever its method needs.
         let calibrated = recipe.budget.is_some()
             || importance.is_none() && sites.iter().any(SitePlan::wants_statistics)
-            || structure::wants_rows(recipe)?;
+            || structure::wants_rows(recipe)?
+            || recipe.steps.iter().any(|step| owl::wanted(&step.params).is_some());
         if calibrated && spec.family == UNKNOWN {
             let what = "no family knows this model, so that it cannot be run: only methods without \
                         calibration go to it (rtn, omse, hqq, bcq)";

@@ -5,6 +5,7 @@ mod block;
 mod expert;
 mod measure;
 mod observe;
+mod owl;
 mod publish;
 mod rescale;
 mod structure;
@@ -107,8 +108,8 @@ fn compress_source(job: &Job<'_>, whole: &Source) -> Result<Outcome, EngineError
     let plan = planned.plan();
     check_place(job)?;
     check_name(job, plan)?;
-    let is_cut = job.source.is_cut();
-    if !is_cut {
+    let (is_cut, is_open) = (job.source.is_cut(), owl::is_open(job.recipe));
+    if !is_cut && !is_open {
         planned.announce(job)?;
     }
     // What opening the source took, and then what the tokenizer took, is not needed again.
@@ -125,7 +126,7 @@ fn compress_source(job: &Job<'_>, whole: &Source) -> Result<Outcome, EngineError
     check_disk(job, planned.largest())?;
     let mut work = Work::open(job, &identity)?;
     let inputs = Inputs { rows, identity, costs };
-    if !is_cut {
+    if !is_cut && !is_open {
         return proceed(job, &planned, inputs, work);
     }
     let means = structure::Means {
@@ -134,10 +135,12 @@ fn compress_source(job: &Job<'_>, whole: &Source) -> Result<Outcome, EngineError
         activations_in: plan.memory.activations_in,
         costs: &inputs.costs,
     };
-    let source = structure::cut(job, whole, means, &mut work)?;
-    let prepared = prepared(&source, job.recipe, job.seed)?;
-    let source = prepared.as_ref().unwrap_or(&source);
-    let job = Job { source, fs: Arc::clone(&job.fs), ..*job };
+    let cut = is_cut.then(|| structure::cut(job, whole, means, &mut work)).transpose()?;
+    let prepared = cut.as_ref().map(|cut| prepared(cut, job.recipe, job.seed)).transpose()?;
+    let source = prepared.as_ref().and_then(Option::as_ref).or(cut.as_ref()).unwrap_or(job.source);
+    let settled = is_open.then(|| owl::settle(job, source, means, &mut work)).transpose()?;
+    let recipe = settled.as_ref().unwrap_or(job.recipe);
+    let job = Job { source, recipe, fs: Arc::clone(&job.fs), ..*job };
     let planned = Planned::new(&job)?;
     planned.announce(&job)?;
     proceed(&job, &planned, inputs, work)

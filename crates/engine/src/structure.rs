@@ -30,12 +30,15 @@ pub struct CutRecord {
     pub notes: Vec<Note>,
 }
 
+/// A step, and how it cuts.
+type Cutting<'a> = (&'a Step, Box<dyn Structural>);
+
 /// The steps of a recipe that cut.
 ///
 /// # Errors
 /// When one comes after a step of another kind, or is to go to some layers only.
-pub(crate) fn steps(recipe: &Recipe) -> Result<Vec<(&Step, Box<dyn Structural>)>, EngineError> {
-    let mut found: Vec<(&Step, Box<dyn Structural>)> = vec![];
+pub(crate) fn steps(recipe: &Recipe) -> Result<Vec<Cutting<'_>>, EngineError> {
+    let mut found: Vec<Cutting<'_>> = vec![];
     for (index, step) in recipe.steps.iter().enumerate() {
         let Method::Structural(method) = step.build()? else { continue };
         let refuse = |what: &str| Err(refused(step, what));
@@ -127,7 +130,8 @@ pub(crate) fn carved(
     let (mut selected, mut removed) = (vec![], vec![]);
     for tensor in source.tensors() {
         let Some(name) = carving.name(&tensor.name) else {
-            removed.push((tensor.name.clone(), format!("left out by step {}", step.name)));
+            let which = if is_certain { "" } else { ", which chooses among tensors like it" };
+            removed.push((tensor.name.clone(), format!("left out by step {}{which}", step.name)));
             continue;
         };
         let selection = carving.selections.get(&tensor.name).cloned().unwrap_or_default();

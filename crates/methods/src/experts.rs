@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 pub(crate) const SUMMARY: &str = "leaves out the experts of a mixture that tokens need least";
-pub(crate) const PAPER: &str = "after Lu et al., 2024, arXiv 2402.14800; Muzio et al., 2024, arXiv 2404.05089";
+pub(crate) const PAPER: &str =
+    "after Lu et al., 2024, arXiv 2402.14800; Muzio et al., 2024, arXiv 2404.05089";
 
 /// Parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -64,7 +65,8 @@ fn routers(spec: &Spec) -> Vec<Router<'_>> {
         })?;
         Some((block, route))
     };
-    let found: Vec<(usize, RouteOp)> = spec.blocks.iter().enumerate().filter_map(of_block).collect();
+    let found: Vec<(usize, RouteOp)> =
+        spec.blocks.iter().enumerate().filter_map(of_block).collect();
     let router = |(block, route): (usize, RouteOp)| {
         let linear = spec.blocks[block].routers().into_iter().next()?;
         Some(Router { block, linear, route })
@@ -132,7 +134,8 @@ impl Structural for Experts {
         let mut weights = BTreeMap::new();
         for router in routers(spec) {
             let weight = walk.tensors().read(&router.linear.weight);
-            let bias = router.linear.bias.as_ref().map(|bias| walk.tensors().read(bias)).transpose();
+            let bias =
+                router.linear.bias.as_ref().map(|bias| walk.tensors().read(bias)).transpose();
             let read = weight.and_then(|weight| Ok((weight, bias?)));
             let (weight, bias) = read.map_err(|error| MethodError::Walk(Box::new(error)))?;
             let bias = bias.unwrap_or_else(|| vec![0.0; router.route.experts]);
@@ -142,7 +145,9 @@ impl Structural for Experts {
         walk.blocks(&mut |seen| {
             let Seen::Input { group, values, .. } = seen else { return Ok(()) };
             for linear in &group.linears {
-                let Some((weight, bias, route, sums)) = weights.get_mut(&linear.module) else { continue };
+                let Some((weight, bias, route, sums)) = weights.get_mut(&linear.module) else {
+                    continue;
+                };
                 for token in values.chunks_exact(linear.in_features) {
                     let of_token = routed(token, weight, bias, *route);
                     for (sum, weight) in sums.iter_mut().zip(of_token) {

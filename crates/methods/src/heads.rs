@@ -10,14 +10,15 @@ use crate::structural::gradients::{Sample, failed, loss};
 use crate::structural::widths::Widths;
 use crate::structural::{Chosen, Structural, Walk};
 use crate::{Method, MethodError, ParamError};
+use lapidary_model::Spec;
 use lapidary_model::cut::{UnitKind, Units};
 use lapidary_model::gradient::{Backward, Input, Units as Masked, heads, unit_importance};
-use lapidary_model::Spec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-pub(crate) const SUMMARY: &str = "cuts attention heads that the loss depends on least, by its gradient";
+pub(crate) const SUMMARY: &str =
+    "cuts attention heads that the loss depends on least, by its gradient";
 pub(crate) const PAPER: &str = "Michel et al., 2019, arXiv 1905.10650";
 
 /// Parameters.

@@ -15,9 +15,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-pub(crate) const SUMMARY: &str = "leaves out whole layers: those that change the residual stream least";
+pub(crate) const SUMMARY: &str =
+    "leaves out whole layers: those that change the residual stream least";
 pub(crate) const PAPER: &str =
-    "Men et al., 2024, arXiv 2403.03853; Gromov et al., 2024, arXiv 2403.17887; Song et al., 2024, arXiv 2402.09025";
+    "Men et al., 2024, arXiv 2403.03853; Gromov et al., 2024, arXiv 2403.17887";
 
 /// Parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -100,6 +101,9 @@ fn blocks(text: &str) -> Result<BTreeSet<usize>, ParamError> {
     Ok(blocks)
 }
 
+/// What was compared, and the scores in their order.
+type Scores = Vec<(String, Vec<f64>)>;
+
 struct Layers {
     params: Params,
     listed: Option<BTreeSet<usize>>,
@@ -115,7 +119,10 @@ impl Layers {
             true => Ok(count),
             false => Err(refused(
                 "the model",
-                format!("has {all} layers, of which {count} cannot go (first and last stay unless protect is false)"),
+                format!(
+                    "has {all} layers, of which {count} cannot go (first and last stay unless \
+                     protect is false)"
+                ),
             )),
         }
     }
@@ -126,7 +133,7 @@ impl Layers {
     }
 
     /// The cut without these layers.
-    fn without(&self, all: usize, gone: &BTreeSet<usize>, scores: Vec<(String, Vec<f64>)>) -> Chosen {
+    fn without(&self, all: usize, gone: &BTreeSet<usize>, scores: Scores) -> Chosen {
         let stay = (0..all).filter(|block| !gone.contains(block)).collect();
         let blocks = (!gone.is_empty()).then_some(stay);
         Chosen { cut: Cut { blocks, ..Cut::default() }, scores, ..Chosen::default() }
@@ -154,7 +161,10 @@ impl Layers {
         // The residual stream of each row's last token, before each block and after the last.
         let mut states: Vec<Vec<f32>> = vec![vec![]; blocks + 1];
         let last = |values: &[f32], seq_len: usize, width: usize| -> Vec<f32> {
-            values.chunks_exact(seq_len * width).flat_map(|row| row[row.len() - width..].to_vec()).collect()
+            values
+                .chunks_exact(seq_len * width)
+                .flat_map(|row| row[row.len() - width..].to_vec())
+                .collect()
         };
         let mut width = 1;
         walk.blocks(&mut |seen| {
@@ -168,7 +178,8 @@ impl Layers {
             Ok(())
         })?;
         let distance = |first: usize| {
-            let pairs = states[first].chunks_exact(width).zip(states[first + count].chunks_exact(width));
+            let pairs =
+                states[first].chunks_exact(width).zip(states[first + count].chunks_exact(width));
             let angles: Vec<f64> = pairs.map(|(x, y)| cosine(x, y).acos()).collect();
             angles.iter().sum::<f64>() / angles.len().max(1) as f64 / std::f64::consts::PI
         };
@@ -180,17 +191,17 @@ impl Layers {
     }
 
     /// Blocks one after another, each the one without which the loss is least.
-    fn greedy(&self, walk: &dyn Walk, count: usize) -> Result<(BTreeSet<usize>, Vec<(String, Vec<f64>)>), MethodError> {
+    fn greedy(
+        &self,
+        walk: &dyn Walk,
+        count: usize,
+    ) -> Result<(BTreeSet<usize>, Scores), MethodError> {
         let all = walk.spec().blocks.len();
         let (mut gone, mut scores) = (BTreeSet::new(), vec![]);
         for round in 0..count {
-            let left: Vec<usize> = self.candidates(all).filter(|block| !gone.contains(block)).collect();
-            let mut losses = vec![];
-            for block in &left {
-                let mut without = gone.clone();
-                without.insert(*block);
-                losses.push(walk.loss(&without, self.params.rows)?);
-            }
+            let left: Vec<usize> =
+                self.candidates(all).filter(|block| !gone.contains(block)).collect();
+            let losses = walk.losses(&gone, &left, self.params.rows)?;
             let best: Vec<f64> = losses.iter().map(|loss| -loss).collect();
             gone.insert(left[largest(&best, 1)[0]]);
             scores.push((format!("loss without one more, round {}", round + 1), losses));

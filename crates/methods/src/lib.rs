@@ -20,6 +20,7 @@ mod group;
 mod least_squares;
 mod low_rank;
 mod masked_sweep;
+pub mod owl;
 mod pruning;
 mod registry;
 mod residual;

@@ -8,7 +8,7 @@
 
 use crate::structural::gradients::{Sample, failed, loss};
 use crate::structural::widths::Widths;
-use crate::structural::{Chosen, Structural, Walk};
+use crate::structural::{Chosen, Structural, Walk, refused};
 use crate::{Method, MethodError, ParamError};
 use lapidary_model::Spec;
 use lapidary_model::cut::{Axis, Units};
@@ -21,14 +21,14 @@ pub(crate) const SUMMARY: &str = "cuts neurons and heads whose weights the loss 
 pub(crate) const PAPER: &str = "Ma et al., 2023, arXiv 2305.11627";
 
 /// Parameters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Params {
     /// How much goes.
     #[serde(flatten)]
     pub widths: Widths,
-    /// What a weight is worth.
-    pub importance: Order,
+    /// What a weight is worth; by default `first`, and `second` for encoders, whose loss has no slope.
+    pub importance: Option<Order>,
     /// What gradients are taken of.
     #[serde(flatten)]
     pub sample: Sample,
@@ -49,12 +49,6 @@ pub enum Order {
     Vector,
 }
 
-impl Default for Params {
-    fn default() -> Self {
-        Self { widths: Widths::default(), importance: Order::First, sample: Sample::default() }
-    }
-}
-
 pub(crate) fn build(params: Params) -> Result<Method, ParamError> {
     params.widths.check()?;
     params.sample.check()?;
@@ -64,8 +58,22 @@ pub(crate) fn build(params: Params) -> Result<Method, ParamError> {
 struct LlmPruner(Params);
 
 impl LlmPruner {
+    /// What a weight of this model is worth.
+    fn order(&self, spec: &Spec) -> Result<Order, MethodError> {
+        match (self.0.importance, spec.head.is_some()) {
+            (None, true) => Ok(Order::First),
+            (None | Some(Order::Second), false) => Ok(Order::Second),
+            (Some(order), true) => Ok(order),
+            (Some(_), false) => Err(refused(
+                "the model",
+                "has no head, and how far its embedding moves has no slope: only importance: second \
+                 says anything",
+            )),
+        }
+    }
+
     /// What the units of one place are worth: the sum over all weights that go with each.
-    fn of_units(&self, axes: &BTreeMap<String, Axes>, units: &Units) -> Vec<f64> {
+    fn of_units(order: Order, axes: &BTreeMap<String, Axes>, units: &Units) -> Vec<f64> {
         let mut sums = vec![Importance::default(); units.count];
         for share in &units.shares {
             let Some(axes) = axes.get(&share.tensor) else { continue };
@@ -79,7 +87,7 @@ impl LlmPruner {
                 }
             }
         }
-        let worth = |sum: &Importance| match self.0.importance {
+        let worth = |sum: &Importance| match order {
             Order::First => sum.first,
             Order::Second => sum.second,
             Order::Mixed => sum.mixed,
@@ -91,6 +99,7 @@ impl LlmPruner {
 
 impl Structural for LlmPruner {
     fn provisional(&self, spec: &Spec) -> Result<Chosen, MethodError> {
+        self.order(spec)?;
         self.0.widths.cut(spec, None)
     }
 
@@ -104,10 +113,11 @@ impl Structural for LlmPruner {
     }
 
     fn choose(&self, walk: &dyn Walk) -> Result<Chosen, MethodError> {
+        let order = self.order(walk.spec())?;
         let backward = Backward::new(walk.spec(), walk.tensors());
         let rows = self.0.sample.of(walk);
         let axes = taylor(&backward, &rows, &*loss(walk)?).map_err(failed)?;
-        let of_units = |_: usize, units: &Units| Ok(self.of_units(&axes, units));
+        let of_units = |_: usize, units: &Units| Ok(Self::of_units(order, &axes, units));
         self.0.widths.cut(walk.spec(), Some(&of_units))
     }
 }

@@ -16,7 +16,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-pub(crate) const SUMMARY: &str = "narrower layers: cuts neurons, heads and channels that are least active";
+pub(crate) const SUMMARY: &str =
+    "narrower layers: cuts neurons, heads and channels that are least active";
 pub(crate) const PAPER: &str = "Muralidharan et al., 2024, arXiv 2407.14679";
 
 /// Parameters.

@@ -113,8 +113,14 @@ impl Walk for MadeUp {
         Ok(())
     }
 
-    fn loss(&self, without: &BTreeSet<usize>, _rows: usize) -> Result<f64, MethodError> {
-        Ok((self.loss)(without))
+    fn losses(
+        &self,
+        gone: &BTreeSet<usize>,
+        each: &[usize],
+        _rows: usize,
+    ) -> Result<Vec<f64>, MethodError> {
+        let without = |block: &usize| gone.iter().chain([block]).copied().collect();
+        Ok(each.iter().map(|block| (self.loss)(&without(block))).collect())
     }
 }
 

@@ -199,7 +199,7 @@ fn a_model_without_heads_is_the_model_in_which_they_are_zero() {
             // Every second group, and of a model with one group every second head of it.
             let stay_keys = half(keys);
             let stays = |head: usize| match keys.count {
-                1 => head % 2 == 0,
+                1 => head.is_multiple_of(2),
                 _ => stay_keys.contains(&((head / group) as u32)),
             };
             let kept: Vec<u32> =

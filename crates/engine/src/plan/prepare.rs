@@ -66,7 +66,8 @@ fn graphwise(recipe: &Recipe) -> Result<Option<Box<dyn Graphwise>>, EngineError>
         if index > first {
             return refuse(
                 "it rewrites the whole model, and what steps before it chose would no longer \
-                 hold; put it first (after those that cut the model smaller), and only once",
+                 hold; put it first, and only once (steps that cut the model smaller may stand before \
+                 it)",
             );
         }
         if !structure::goes_to_all(step) {

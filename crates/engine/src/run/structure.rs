@@ -13,7 +13,9 @@ use crate::structure::{CutRecord, carved, steps};
 use lapidary_formats::Source;
 use lapidary_kernels::softmax::Summary;
 use lapidary_methods::{MethodError, Seen, Walk};
-use lapidary_model::{Batch, Executor, Fused, GraphWeights, ModelError, Precision, Spec, spec};
+use lapidary_model::{
+    Batch, Executor, Fused, Graph, GraphWeights, ModelError, Precision, Spec, spec,
+};
 use lapidary_weight::{Edits, Tensors};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -50,10 +52,7 @@ pub(super) fn cut(
             Some(record) => record,
             None => {
                 job.progress.begin(&format!("choosing what {} leaves", step.name), 0);
-                let spec = spec(source.config())?;
-                let executor = Executor::new(Fused { precision: means.precision });
-                let files = [0, 1].map(|turn| work.walk_path(turn));
-                let walk = OverRows { job, source, spec, means, executor, files };
+                let walk = over_rows(job, source, means, work)?;
                 let chosen = match method.needs_rows() {
                     true => method.choose(&walk),
                     false => method.provisional(&walk.spec),
@@ -84,8 +83,24 @@ pub(super) fn cut(
     cut.ok_or_else(|| EngineError::Internal("a cut without a step".to_owned()))
 }
 
+/// A walk over the rows of a job.
+///
+/// # Errors
+/// When the model is of no family.
+pub(super) fn over_rows<'a>(
+    job: &'a Job<'a>,
+    source: &'a Source,
+    means: Means<'a>,
+    work: &Work,
+) -> Result<OverRows<'a>, EngineError> {
+    let spec = spec(source.config())?;
+    let executor = Executor::new(Fused { precision: means.precision });
+    let files = [0, 1].map(|turn| work.walk_path(turn));
+    Ok(OverRows { job, source, spec, means, executor, files })
+}
+
 /// What ended a walk, itself.
-fn ended(error: MethodError) -> EngineError {
+pub(super) fn ended(error: MethodError) -> EngineError {
     match error {
         MethodError::Walk(error) => match error.downcast::<EngineError>() {
             Ok(error) => *error,
@@ -103,7 +118,7 @@ fn walk_error(error: impl Into<EngineError>) -> MethodError {
 }
 
 /// A model on its way over the calibration rows.
-struct OverRows<'a> {
+pub(super) struct OverRows<'a> {
     job: &'a Job<'a>,
     source: &'a Source,
     spec: Spec,
@@ -191,39 +206,77 @@ impl OverRows<'_> {
         Ok(())
     }
 
-    fn mean_loss(&self, without: &BTreeSet<usize>, count: usize) -> Result<f64, EngineError> {
+    fn mean_losses(
+        &self,
+        gone: &BTreeSet<usize>,
+        each: &[usize],
+        count: usize,
+    ) -> Result<Vec<f64>, EngineError> {
         let rows = self.rows_there_are()?;
         let head = self.spec.head.as_ref().filter(|_| self.spec.causal).ok_or_else(|| {
             let what = "the model has no head that predicts the next token, and so no perplexity; \
                         take another criterion";
             EngineError::Refused(what.to_owned())
         })?;
-        let (seq_len, count) = (rows.seq_len, count.min(rows.count()));
-        let chunks = self.chunks(count, seq_len);
+        let head = (head, GraphWeights::load(head, self.source, self.executor.backend())?);
+        let chunks = self.chunks(count.min(rows.count()), rows.seq_len);
         let mut states = vec![];
         for (start, batch) in &chunks {
             let tokens = &rows.tokens[*start..start + batch.tokens()];
             states.push(self.executor.embed(&self.spec, self.source, *batch, tokens.into())?);
         }
-        let left =
-            self.spec.blocks.iter().enumerate().filter(|(block, _)| !without.contains(block));
-        for (_, graph) in left {
-            let weights = GraphWeights::load(graph, self.source, self.executor.backend())?;
-            for (state, (_, batch)) in states.iter_mut().zip(&chunks) {
-                self.job.check_stop(0)?;
-                let before = std::mem::take(state);
-                *state = self.executor.run(graph, &weights, *batch, before, None)?;
+        let left = |block: &usize| !gone.contains(block);
+        let mut losses = vec![];
+        // What comes before a block is the same whether it is left out or not.
+        for block in (0..self.spec.blocks.len()).filter(left) {
+            if each.contains(&block) {
+                let what = format!("the loss without layer {block}");
+                self.job.progress.advance(losses.len() as u64, &what);
+                let mut without = states.clone();
+                for later in (block + 1..self.spec.blocks.len()).filter(left) {
+                    self.pass(later, &mut without, &chunks)?;
+                }
+                losses.push(self.mean_loss(&head, without, &chunks)?);
+            }
+            if each.iter().any(|other| *other > block) {
+                self.pass(block, &mut states, &chunks)?;
             }
         }
-        let weights = GraphWeights::load(head, self.source, self.executor.backend())?;
+        Ok(losses)
+    }
+
+    /// Takes the states of some chunks through a block.
+    fn pass(
+        &self,
+        block: usize,
+        states: &mut [Vec<f32>],
+        chunks: &[(usize, Batch)],
+    ) -> Result<(), EngineError> {
+        let graph = &self.spec.blocks[block];
+        let weights = GraphWeights::load(graph, self.source, self.executor.backend())?;
+        for (state, (_, batch)) in states.iter_mut().zip(chunks) {
+            self.job.check_stop(0)?;
+            let before = std::mem::take(state);
+            *state = self.executor.run(graph, &weights, *batch, before, None)?;
+        }
+        Ok(())
+    }
+
+    /// The loss of the last states of some chunks, a row's logits at a time.
+    fn mean_loss(
+        &self,
+        (head, weights): &(&Graph, GraphWeights),
+        states: Vec<Vec<f32>>,
+        chunks: &[(usize, Batch)],
+    ) -> Result<f64, EngineError> {
+        let rows = self.rows_there_are()?;
         let (mut sum, mut tokens) = (0.0, 0_u64);
-        for (state, (start, batch)) in states.into_iter().zip(&chunks) {
-            for row in 0..batch.rows {
-                let width = seq_len * self.spec.hidden_size;
-                let of_row = state[row * width..][..width].to_vec();
-                let one = Batch { rows: 1, seq_len };
-                let logits = self.executor.run(head, &weights, one, of_row, None)?;
-                let targets = &rows.tokens[start + row * seq_len..][..seq_len];
+        for (state, (start, batch)) in states.into_iter().zip(chunks) {
+            let one = Batch { rows: 1, seq_len: batch.seq_len };
+            let width = batch.seq_len * self.spec.hidden_size;
+            for (row, of_row) in state.chunks_exact(width).enumerate() {
+                let logits = self.executor.run(head, weights, one, of_row.to_vec(), None)?;
+                let targets = &rows.tokens[start + row * batch.seq_len..][..batch.seq_len];
                 let predicted = logits.chunks_exact(self.spec.vocab_size).zip(&targets[1..]);
                 for (logits, target) in predicted {
                     sum -= Summary::of(logits).log_probability(logits, *target as usize);
@@ -267,8 +320,13 @@ impl Walk for OverRows<'_> {
         self.job.check_stop(0).map_err(walk_error)
     }
 
-    fn loss(&self, without: &BTreeSet<usize>, rows: usize) -> Result<f64, MethodError> {
-        self.job.progress.advance(without.len() as u64, "measuring the loss");
-        self.means.costs.charge(Part::Forward, || self.mean_loss(without, rows)).map_err(walk_error)
+    fn losses(
+        &self,
+        gone: &BTreeSet<usize>,
+        each: &[usize],
+        rows: usize,
+    ) -> Result<Vec<f64>, MethodError> {
+        let losses = || self.mean_losses(gone, each, rows);
+        self.means.costs.charge(Part::Forward, losses).map_err(walk_error)
     }
 }

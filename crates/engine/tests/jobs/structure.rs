@@ -5,7 +5,7 @@ use crate::support::{Setup, StopAfter, copy, dies_anywhere, files, model, real, 
 use lapidary_engine::recipe::Recipe;
 use lapidary_engine::{Failure, Manifest, Plan};
 use lapidary_formats::{LogicalTensor, Source};
-use lapidary_model::{Op, Spec, spec};
+use lapidary_model::{Batch, Executor, Fused, GraphWeights, Op, Precision, Spec, spec};
 use lapidary_store::safetensors::Writer;
 use lapidary_store::{Dtype, TensorSpec};
 use lapidary_weight::{Edit, Tensors};
@@ -357,4 +357,53 @@ fn what_the_loss_does_not_depend_on_goes_first() {
             }
         }
     }
+}
+
+/// The losses that the greedy choice goes by are those of the model without the layers, written out.
+#[test]
+fn losses_without_layers_are_those_of_the_smaller_models() {
+    let scratch = scratch();
+    let step = "method: layers, drop: 1, criterion: perplexity, protect: false, rows: 12";
+    let mut job = setup(scratch.path(), "smollm3", &[step], "dense");
+    job.recipe = job.recipe.replace("samples: 12", "samples: 12, precision: f32");
+    job.run(&scratch.path().join("out")).unwrap();
+    let told = std::fs::read(scratch.path().join("out/structure.json")).unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+    let losses = told[0]["scores"]["loss without one more, round 1"].as_array().unwrap().clone();
+    let (_, spec) = open(&model("smollm3"));
+    assert_eq!(losses.len(), spec.blocks.len());
+    for (gone, loss) in losses.iter().enumerate() {
+        let step = format!("method: layers, blocks: {gone}");
+        let output = scratch.path().join(format!("without-{gone}"));
+        setup(scratch.path(), "smollm3", &[&step], "dense").run(&output).unwrap();
+        let (source, spec) = open(&output);
+        let wanted = mean_loss(&source, &spec, &scratch.path().join("rows.safetensors"));
+        let loss = loss.as_f64().unwrap();
+        assert!((loss - wanted).abs() < 1e-4, "without {gone}: {loss} {wanted}");
+    }
+}
+
+/// The mean loss of 12 rows of 16 tokens.
+fn mean_loss(source: &Source, spec: &Spec, rows: &Path) -> f64 {
+    let ids: Vec<u32> = {
+        let file = lapidary_store::Checkpoint::open(real(), rows).unwrap();
+        let bytes = file.read(file.get("input_ids").unwrap()).unwrap();
+        bytes.as_chunks().0.iter().map(|id| i64::from_le_bytes(*id) as u32).collect()
+    };
+    let executor = Executor::new(Fused { precision: Precision::F32 });
+    let batch = Batch { rows: 12, seq_len: 16 };
+    let embedded = executor.embed(spec, source, batch, ids.as_slice().into()).unwrap();
+    let logits = spec.blocks.iter().chain(&spec.head).fold(embedded, |x, graph| {
+        let weights = GraphWeights::load(graph, source, executor.backend()).unwrap();
+        executor.run(graph, &weights, batch, x, None).unwrap()
+    });
+    let (mut sum, mut count) = (0.0, 0);
+    for (at, logits) in logits.chunks_exact(spec.vocab_size).enumerate() {
+        if at % 16 < 15 {
+            let exponentials: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+            sum += exponentials.ln() - f64::from(logits[ids[at + 1] as usize]);
+            count += 1;
+        }
+    }
+    sum / f64::from(count)
 }

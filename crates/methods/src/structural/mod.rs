@@ -90,11 +90,17 @@ pub trait Walk {
     /// When a stop is asked for.
     fn go_on(&self, what: &str) -> Result<(), MethodError>;
 
-    /// The mean loss of the first `rows` rows, in nats a token, with some blocks left out.
+    /// The mean loss of the first `rows` rows, in nats a token, with some blocks `gone` and each of these
+    /// in turn, which are in ascending order, left out beside them.
     ///
     /// # Errors
     /// As [`blocks`](Self::blocks), and for a model without a head that predicts.
-    fn loss(&self, without: &BTreeSet<usize>, rows: usize) -> Result<f64, MethodError>;
+    fn losses(
+        &self,
+        gone: &BTreeSet<usize>,
+        each: &[usize],
+        rows: usize,
+    ) -> Result<Vec<f64>, MethodError>;
 }
 
 /// What is seen on the way through the blocks: some whole rows at a time.

@@ -309,7 +309,8 @@ fn difference(
             }
             let mut tensors = old.tensors().into_iter().zip(node.tensors());
             tensors.find_map(|((name, before), (after, shape))| {
-                let stays = selections.get(&name).map_or(before.clone(), |s| s.shape(&before));
+                let stays =
+                    selections.get(&name).map_or_else(|| before.clone(), |s| s.shape(&before));
                 (stays != shape).then(|| format!("{after}: {shape:?} instead of {stays:?}"))
             })
         })

@@ -61,7 +61,7 @@ impl<'a> Sizes<'a> {
         }
         let query = heads.map(|[(_, query), _]| query).or_else(|| head_count(old));
         if let (Some(query), true) = (query, heads.is_some() || cut.channels.is_some())
-            && width % query != 0
+            && !width.is_multiple_of(query)
         {
             return Err(refused(&format!(
                 "{query} heads would not divide {width} channels, which transformers asks for; \
