@@ -13,6 +13,7 @@ mod perplexity;
 mod pruned;
 mod resume;
 mod running;
+mod smaller;
 mod tokens;
 
 use crate::check::Check;
@@ -25,6 +26,7 @@ pub(crate) const CHECKS: &[Check] = &[
     floats::CHECK,
     loaders::CHECK,
     pruned::CHECK,
+    smaller::CHECK,
     minilm::CHECK,
     ordering::CHECK,
     resume::CHECK,

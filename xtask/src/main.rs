@@ -1,6 +1,7 @@
 //! Tasks that are not the product: `cargo xtask real` checks it on real models against other
 //! packages, `cargo xtask compare` measures it beside llm-compressor, `cargo xtask quality` measures
-//! its methods against each other, `cargo xtask load` puts its server under load.
+//! its methods against each other, `cargo xtask study` the groups of methods on a sentence encoder,
+//! `cargo xtask load` puts its server under load.
 //!
 //! All fetch what they need into a cache outside the tree: `LAPIDARY_CACHE`, else `lapidary` in
 //! the user's cache folder. With `LAPIDARY_WIKITEXT`, a folder with WikiText-2's `wiki.test.raw`
@@ -18,6 +19,7 @@ mod random;
 mod real;
 mod server;
 mod setup;
+mod study;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -38,6 +40,8 @@ enum Task {
     Compare(compare::Options),
     /// Measure the methods against each other at equal bits
     Quality(quality::Options),
+    /// Measure quantization, pruning, low rank and dropped layers on a sentence encoder
+    Study(study::Options),
     /// Put `lapidary serve` under the load of several hundred clients, good and bad
     Load(load::Options),
 }
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Task::Real(options) => real::run(&options),
         Task::Compare(options) => compare::run(&options),
         Task::Quality(options) => quality::run_all(&options),
+        Task::Study(options) => study::run_all(&options),
         Task::Load(options) => load::run(&options),
     };
     match done {

@@ -15,6 +15,9 @@ pub(crate) fn card(job: &Job<'_>, plan: &Plan, manifest: &Manifest) -> String {
     let _ = writeln!(card, "\nCompressed by Lapidary {}.\n", env!("CARGO_PKG_VERSION"));
     let _ = writeln!(card, "| | |\n|---|---|");
     let _ = writeln!(card, "| format | {} |", manifest.format);
+    for cut in &manifest.structure {
+        let _ = writeln!(card, "| structure | {cut} |");
+    }
     if let Some(bits) = manifest.bits_per_weight {
         let _ = writeln!(card, "| bits per weight of the compressed layers | {bits:.3} |");
     }

@@ -15,6 +15,7 @@ mod progress;
 pub mod recipe;
 mod run;
 pub mod search;
+mod structure;
 pub mod target;
 
 pub use calibration::{Rows, rows, tokenizer};
@@ -25,3 +26,4 @@ pub use plan::{Plan, SitePlan};
 pub use progress::{Progress, Silent};
 pub use run::{Job, Outcome, compress};
 pub use search::Survey;
+pub use structure::CutRecord;

@@ -34,6 +34,9 @@ pub struct Manifest {
     pub sparsity: Option<f64>,
     /// Bytes of the weight files, before and after.
     pub bytes: Bytes,
+    /// What steps have cut of the model, in a line each; `structure.json` beside it tells all.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub structure: Vec<String>,
     /// What was calibrated on.
     pub calibration: Option<CalibrationRecord>,
     /// What happened to each compressed layer.

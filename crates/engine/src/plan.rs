@@ -5,16 +5,18 @@ mod fit;
 mod memory;
 mod prepare;
 mod rescale;
+mod settle;
 mod stored;
 
 pub(crate) use memory::CHUNK_TOKENS;
 pub use memory::{ActivationsIn, MemoryPlan};
-pub(crate) use prepare::prepared;
+pub(crate) use prepare::{prepared, untied};
 
 use crate::EngineError;
 use crate::calibration;
 use crate::importance;
 use crate::recipe::{Calibration, Depth, Recipe, Step};
+use crate::structure;
 use crate::target::{Finding, Stored as Loadable, Target};
 use chain::Chained;
 use fit::{Fitted, fit, inputs_of, no_longer_rounded};
@@ -22,8 +24,9 @@ use lapidary_formats::gguf::Importance;
 use lapidary_formats::{
     Container, Format, Kept, Layout, LogicalTensor, ModuleKind, Pattern, Source, find,
 };
+use lapidary_methods::owl;
 use lapidary_methods::{Blockwise, Method, Needs, Note, Tensorwise};
-use lapidary_model::{LinearOp, Matrix, Place, Spec, UNKNOWN, spec};
+use lapidary_model::{LinearOp, Matrix, Place, Precision, Spec, UNKNOWN};
 use lapidary_store::{Dtype, Fs, TensorSpec};
 use lapidary_weight::{FloatType, InputRounding, Outline, Tensors, TermOutline};
 use memory::Shapes;
@@ -134,6 +137,9 @@ impl Plan {
         recipe: &Recipe,
         limits: Limits,
     ) -> Result<Self, EngineError> {
+        let whole = source;
+        let cut = structure::provisional(source, recipe)?;
+        let source = cut.as_ref().map_or(source, |(cut, _)| cut);
         // A plan names tensors and counts bytes: any seed will do.
         let prepared = prepared(source, recipe, 0)?;
         let source = prepared.as_ref().unwrap_or(source);
@@ -143,7 +149,8 @@ impl Plan {
         let format = find(&recipe.format).ok_or_else(unknown)?;
         let container = format.container(source)?;
         let float_type = source.float_type();
-        let mut notes = vec![];
+        let mut notes: Vec<(String, Note)> = vec![];
+        notes.extend(cut.iter().flat_map(|(_, n)| n).map(|n| (String::new(), n.clone())));
         let mut sites = sites(source, &spec, recipe, format, &mut notes)?;
         let rescaled = rescale::settle(&spec, &mut sites);
         notes.extend(rescaled.notes);
@@ -157,7 +164,9 @@ impl Plan {
         let importance = recipe.calibration.imatrix.as_ref().map(read).transpose()?;
         // A search measures every layer, whatever its method needs.
         let calibrated = recipe.budget.is_some()
-            || importance.is_none() && sites.iter().any(SitePlan::wants_statistics);
+            || importance.is_none() && sites.iter().any(SitePlan::wants_statistics)
+            || structure::wants_rows(recipe)?
+            || recipe.steps.iter().any(|step| owl::wanted(&step.params).is_some());
         if calibrated && spec.family == UNKNOWN {
             let what = "no family knows this model, so that it cannot be run: only methods without \
                         calibration go to it (rtn, omse, hqq, bcq)";
@@ -175,7 +184,10 @@ impl Plan {
             None => (0, 1),
         };
         let writing = container.writing_bytes(source);
-        let shapes = Shapes { source, spec: &spec, sites: &sites, rows, writing };
+        let whole = structure::wants_rows(recipe)?.then(|| spec_of(whole, recipe)).transpose()?;
+        let taped = structure::taped_tokens(recipe)?;
+        let whole = whole.as_ref().map(|whole| (whole, taped));
+        let shapes = Shapes { source, spec: &spec, whole, sites: &sites, rows, writing };
         let memory = shapes.plan(calibration.as_ref(), limits)?;
         let plain = plain_modules(&spec, source, &sites);
         accepts_together(format, &sites, &plain)?;
@@ -247,6 +259,11 @@ impl Plan {
     pub(crate) fn inputs(&self) -> Vec<(String, InputRounding)> {
         let rounded = |site: &SitePlan| Some((site.linear.module.clone(), site.inputs?));
         self.sites.iter().filter_map(rounded).collect()
+    }
+
+    /// What calibration rounds the factors of products to.
+    pub(crate) fn precision(&self) -> Precision {
+        self.calibration.as_ref().map_or(Precision::F32, |calibration| calibration.precision.into())
     }
 
     /// The site of a tensor.
@@ -360,43 +377,6 @@ impl Plan {
             }
         }
     }
-}
-
-impl Plan {
-    /// Checks with the container that a result can be written, and that what is read back from it
-    /// is the same model.
-    fn settle(&mut self, source: &Source) -> Result<(), EngineError> {
-        let settled = self.container.settle(source, &self.tensors)?;
-        let facts = settled.remarks.into_iter().map(Note::fact);
-        let fallbacks = settled.departures.into_iter().map(Note::fallback);
-        self.notes.extend(facts.chain(fallbacks).map(|note| (String::new(), note)));
-        let Some(config) = &settled.config else { return Ok(()) };
-        let read = Spec { family: self.spec.family, ..spec(config)? };
-        match difference(&self.spec, &read) {
-            None => Ok(()),
-            Some(what) => Err(EngineError::Refused(format!(
-                "format {} cannot hold this model: read back, {what} would be another",
-                self.format.id()
-            ))),
-        }
-    }
-}
-
-/// What differs between two models.
-fn difference(have: &Spec, read: &Spec) -> Option<String> {
-    if have == read {
-        return None;
-    }
-    let block = have.blocks.iter().zip(&read.blocks).position(|(have, read)| have != read);
-    let parts = [
-        (have.vocab_size != read.vocab_size, "its vocabulary".to_owned()),
-        (have.context != read.context, "its context".to_owned()),
-        (have.embed != read.embed, "its embedding".to_owned()),
-        (block.is_some(), format!("block {}", block.unwrap_or_default())),
-        (have.head != read.head || have.tied != read.tied, "its head".to_owned()),
-    ];
-    let found = parts.into_iter().find(|(differs, _)| *differs);
-    Some(found.map_or_else(|| "its shape".to_owned(), |(_, what)| what))
 }
 
 /// The sites of a recipe, each with its method; what departs from the recipe goes to the notes.
@@ -519,7 +499,8 @@ fn check_transposed(
 /// The matrices that steps go to, each with the steps' indices.
 fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, Vec<usize>)>, EngineError> {
     let matrices = spec.matrices();
-    let goes_to_all = |step: &Step| matches!(step.build(), Ok(Method::Graphwise(_)));
+    let goes_to_all =
+        |step: &Step| matches!(step.build(), Ok(Method::Graphwise(_) | Method::Structural(_)));
     let of_layers = |index: &usize| !goes_to_all(&recipe.steps[*index]);
     let indices: Vec<usize> = (0..recipe.steps.len()).filter(of_layers).collect();
     for step in indices.iter().map(|index| &recipe.steps[*index]) {
@@ -546,7 +527,7 @@ fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, Vec<usize>)>, Eng
             chosen.push((matrix, steps));
         }
     }
-    if chosen.is_empty() {
+    if chosen.is_empty() && structure::steps(recipe)?.is_empty() {
         return Err(EngineError::Refused("the recipe compresses no layer".to_owned()));
     }
     Ok(chosen)

@@ -123,7 +123,7 @@ impl From<CalibrationPrecision> for Precision {
 /// Name of the text in the binary.
 pub const BUILTIN_TEXT: &str = "builtin";
 
-/// The format written when a recipe names none.
+/// The format written when a recipe names none, and encodes layers.
 pub const DEFAULT_FORMAT: &str = "compressed-tensors";
 
 impl Default for Calibration {
@@ -207,7 +207,7 @@ impl Recipe {
         if budget.is_none() {
             candidates.clear();
         }
-        let (calibration, format) = (calibration(&document)?, format(&document)?);
+        let (calibration, format) = (calibration(&document)?, format(&document, &steps)?);
         let untie = flag_of(&document, "untie")?.unwrap_or(false);
         let allow_unknown = flag_of(&document, "allow_unknown")?.unwrap_or(false);
         Ok(Self { steps, calibration, format, untie, allow_unknown, budget, candidates, asked })
@@ -433,8 +433,11 @@ fn calibration(document: &Node) -> Result<Calibration, RecipeError> {
     Ok(calibration)
 }
 
-fn format(document: &Node) -> Result<String, RecipeError> {
-    let format = text_of(document, "format")?.unwrap_or_else(|| DEFAULT_FORMAT.to_owned());
+fn format(document: &Node, steps: &[Step]) -> Result<String, RecipeError> {
+    // What is only cut stays a plain model.
+    let is_cut = |step: &Step| matches!(step.build(), Ok(Method::Structural(_)));
+    let default = if steps.iter().all(is_cut) { "dense" } else { DEFAULT_FORMAT };
+    let format = text_of(document, "format")?.unwrap_or_else(|| default.to_owned());
     if lapidary_formats::find(&format).is_some() {
         return Ok(format);
     }

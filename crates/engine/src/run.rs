@@ -5,8 +5,10 @@ mod block;
 mod expert;
 mod measure;
 mod observe;
+mod owl;
 mod publish;
 mod rescale;
+mod structure;
 mod work;
 
 use crate::calibration::{self, Rows};
@@ -14,13 +16,14 @@ use crate::cost::{Costs, Part};
 use crate::plan::{Limits, Plan, SitePlan, prepared};
 use crate::recipe::Recipe;
 use crate::search::Survey;
+use crate::structure::provisional;
 use crate::{EngineError, Manifest, Progress};
 use block::BlockRunner;
 use lapidary_formats::Source;
 use lapidary_kernels::isa::Isa;
 use lapidary_kernels::memory::return_freed;
 use lapidary_methods::{Needs, Note, NoteKind};
-use lapidary_model::{Executor, Fused, Place, Precision};
+use lapidary_model::{Executor, Fused, Place};
 use lapidary_store::Fs;
 use lapidary_store::fs::read;
 use lapidary_store::hash::sha256;
@@ -90,32 +93,24 @@ impl Job<'_> {
 /// When the plan refuses, an input is damaged, the disk fails, or a stop is asked for; nothing is
 /// visible under the output's name then, and what was committed stays.
 pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
-    match prepared(job.source, job.recipe, job.seed)? {
-        Some(source) => compress_source(&Job { source: &source, fs: Arc::clone(&job.fs), ..*job }),
-        None => compress_source(job),
-    }
+    let sized = provisional(job.source, job.recipe)?;
+    let source = sized.as_ref().map_or(job.source, |(sized, _)| sized);
+    let prepared = prepared(source, job.recipe, job.seed)?;
+    let source = prepared.as_ref().unwrap_or(source);
+    compress_source(&Job { source, fs: Arc::clone(&job.fs), ..*job }, job.source)
 }
 
-/// Compresses the source as the recipe wants it: rewritten or not, tied or not.
-fn compress_source(job: &Job<'_>) -> Result<Outcome, EngineError> {
+/// Compresses the source as the recipe wants it: of which size, rewritten or not, tied or not. Which
+/// parts of the `whole` stay is settled on the way.
+fn compress_source(job: &Job<'_>, whole: &Source) -> Result<Outcome, EngineError> {
     let costs = Costs::default();
-    let (source, limits) = (job.source, job.limits);
-    let survey = match job.recipe.budget {
-        Some(_) => Some(Survey::new(&job.fs, source, job.recipe, limits, job.shard_bytes)?),
-        None => None,
-    };
-    let own;
-    let plan = match &survey {
-        Some(survey) => survey.plan(),
-        None => {
-            own = Plan::new(&job.fs, source, job.recipe, limits)?;
-            &own
-        }
-    };
+    let planned = Planned::new(job)?;
+    let plan = planned.plan();
     check_place(job)?;
     check_name(job, plan)?;
-    if survey.is_none() {
-        announce_plan(job, plan)?;
+    let (is_cut, is_open) = (job.source.is_cut(), owl::is_open(job.recipe));
+    if !is_cut && !is_open {
+        planned.announce(job)?;
     }
     // What opening the source took, and then what the tokenizer took, is not needed again.
     return_freed();
@@ -128,13 +123,82 @@ fn compress_source(job: &Job<'_>) -> Result<Outcome, EngineError> {
         let search_costs = None;
         return Ok(Outcome { manifest, resumed: 0, was_complete: true, costs, search_costs });
     }
-    let largest = survey.as_ref().map_or(plan, Survey::largest);
-    check_disk(job, largest)?;
-    let work = Work::open(job, &identity)?;
+    check_disk(job, planned.largest())?;
+    let mut work = Work::open(job, &identity)?;
     let inputs = Inputs { rows, identity, costs };
-    match survey {
-        Some(survey) => search(job, &survey, inputs, work),
-        None => carry_out(job, plan, inputs, work, &[]),
+    if !is_cut && !is_open {
+        return proceed(job, &planned, inputs, work);
+    }
+    let means = structure::Means {
+        rows: inputs.rows.as_ref(),
+        precision: plan.precision(),
+        activations_in: plan.memory.activations_in,
+        costs: &inputs.costs,
+    };
+    let cut = is_cut.then(|| structure::cut(job, whole, means, &mut work)).transpose()?;
+    let prepared = cut.as_ref().map(|cut| prepared(cut, job.recipe, job.seed)).transpose()?;
+    let source = prepared.as_ref().and_then(Option::as_ref).or(cut.as_ref()).unwrap_or(job.source);
+    let settled = is_open.then(|| owl::settle(job, source, means, &mut work)).transpose()?;
+    let recipe = settled.as_ref().unwrap_or(job.recipe);
+    let job = Job { source, recipe, fs: Arc::clone(&job.fs), ..*job };
+    let planned = Planned::new(&job)?;
+    planned.announce(&job)?;
+    proceed(&job, &planned, inputs, work)
+}
+
+/// What a job will do: one plan, or a survey of many.
+enum Planned<'a> {
+    Plan(Box<Plan>),
+    Survey(Box<Survey<'a>>),
+}
+
+impl<'a> Planned<'a> {
+    fn new(job: &'a Job<'_>) -> Result<Self, EngineError> {
+        let (source, recipe, limits) = (job.source, job.recipe, job.limits);
+        match recipe.budget {
+            Some(_) => Survey::new(&job.fs, source, recipe, limits, job.shard_bytes)
+                .map(|survey| Self::Survey(Box::new(survey))),
+            None => {
+                Plan::new(&job.fs, source, recipe, limits).map(|plan| Self::Plan(Box::new(plan)))
+            }
+        }
+    }
+
+    /// The plan that stands for all of them where they do not differ.
+    fn plan(&self) -> &Plan {
+        match self {
+            Self::Plan(plan) => plan,
+            Self::Survey(survey) => survey.plan(),
+        }
+    }
+
+    /// The plan that writes the most.
+    fn largest(&self) -> &Plan {
+        match self {
+            Self::Plan(plan) => plan,
+            Self::Survey(survey) => survey.largest(),
+        }
+    }
+
+    /// Tells of the plan's notes, where there is one plan.
+    fn announce(&self, job: &Job<'_>) -> Result<(), EngineError> {
+        match self {
+            Self::Plan(plan) => announce_plan(job, plan),
+            Self::Survey(_) => Ok(()),
+        }
+    }
+}
+
+/// Searches where something is open, and goes through the blocks.
+fn proceed(
+    job: &Job<'_>,
+    planned: &Planned<'_>,
+    inputs: Inputs,
+    work: Work,
+) -> Result<Outcome, EngineError> {
+    match planned {
+        Planned::Survey(survey) => search(job, survey, inputs, work),
+        Planned::Plan(plan) => carry_out(job, plan, inputs, work, &[]),
     }
 }
 
@@ -376,11 +440,7 @@ fn run_blocks(
     if first == stages.len() {
         return Ok(());
     }
-    let precision = match &plan.calibration {
-        Some(calibration) => calibration.precision.into(),
-        None => Precision::F32,
-    };
-    let executor = Executor::new(Fused { precision });
+    let executor = Executor::new(Fused { precision: plan.precision() });
     let seq_len = rows.map_or(1, |rows| rows.seq_len);
     let runner = BlockRunner { job, plan, costs, executor: &executor, seq_len };
     job.progress.begin("compressing", stages.len() as u64);

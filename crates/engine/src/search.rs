@@ -131,13 +131,38 @@ pub(crate) struct Found {
 /// Refuses a step that changes several layers together: a search measures each alone.
 fn is_of_one_layer(step: &Step) -> Result<(), EngineError> {
     match step.build()? {
-        Method::Tensorwise(_) | Method::Correction(_) | Method::Pruner(_) => Ok(()),
+        Method::Tensorwise(_)
+        | Method::Correction(_)
+        | Method::Pruner(_)
+        | Method::Structural(_) => Ok(()),
         Method::Blockwise(_) | Method::Graphwise(_) => Err(EngineError::Refused(format!(
             "step {} changes several layers together, and a search measures each alone; leave it \
              out, or the budget",
             step.name
         ))),
     }
+}
+
+/// Refuses candidates that cut the model otherwise: their layers could not be compared.
+fn same_cuts(recipe: &Recipe) -> Result<(), EngineError> {
+    let cuts = |steps: &[Step]| -> Result<Vec<Value>, EngineError> {
+        let mut cuts = vec![];
+        for step in steps {
+            if let Method::Structural(_) = step.build()? {
+                cuts.push(step.to_json());
+            }
+        }
+        Ok(cuts)
+    };
+    let first = cuts(&recipe.steps)?;
+    for candidate in &recipe.candidates {
+        if cuts(candidate)? != first {
+            let what = "steps that cut the model smaller take one value of each parameter: a search \
+                        compares what is done to the same layers";
+            return Err(EngineError::Refused(what.to_owned()));
+        }
+    }
+    Ok(())
 }
 
 impl<'a> Survey<'a> {
@@ -182,6 +207,7 @@ impl<'a> Survey<'a> {
         let none = || EngineError::Internal("a search without a budget".to_owned());
         let budget = recipe.budget.ok_or_else(none)?;
         recipe.candidates.iter().flatten().try_for_each(is_of_one_layer)?;
+        same_cuts(recipe)?;
         let labels = merge::labels(&recipe.candidates);
         let (mut candidates, mut refused, mut first) = (vec![], vec![], None);
         for (index, label) in labels.into_iter().enumerate() {

@@ -22,7 +22,7 @@ mod source;
 
 pub use container::{Container, Kept, Settled, WeightFiles};
 pub use pattern::{ModuleKind, Pattern, PatternError};
-pub use source::{Blocks, LogicalTensor, Source, SourceFile};
+pub use source::{Blocks, LogicalTensor, Selected, Source, SourceFile};
 
 use lapidary_store::{Category, Dtype, StoreError, TensorSpec};
 use lapidary_weight::{FloatType, InputRounding, Outline, Weight, WeightError};

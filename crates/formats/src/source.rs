@@ -8,14 +8,14 @@ mod experts;
 mod from_gguf;
 mod gpt2;
 mod logical;
+mod reading;
+mod selected;
 
 pub use logical::LogicalTensor;
+pub use selected::Selected;
 
 use crate::gguf::{self, unpermute_rows};
-use crate::{
-    Format, FormatError, Module, QUANTIZATION_FILES, QUANTIZATION_KEYS, Reader, TensorIndex,
-    float_dtype, formats, fp8, modelopt,
-};
+use crate::{FormatError, Module, QUANTIZATION_FILES, Reader, TensorIndex, float_dtype};
 use lapidary_kernels::ggml::BlockKind;
 use lapidary_store::checkpoint::FileHash;
 use lapidary_store::gguf::Metadata;
@@ -25,6 +25,7 @@ use lapidary_weight::{
     Weight,
 };
 use logical::{Storage, float_type, module_float, most_of};
+use reading::{Index, reader};
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -47,6 +48,7 @@ pub struct Source {
     files: Vec<SourceFile>,
     /// Edits of tensors, applied as they are read.
     edits: Arc<Edits>,
+    is_cut: bool,
     /// The compressed tables that rows were looked up in, their codes unpacked.
     tables: Mutex<HashMap<String, Arc<Weight>>>,
 }
@@ -158,7 +160,7 @@ impl Source {
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         let checkpoint = Arc::new(checkpoint);
         let (format, reader) = ("dense", None);
-        let (edits, tables) = (Arc::default(), Mutex::default());
+        let (edits, is_cut, tables) = (Arc::default(), false, Mutex::default());
         Self {
             checkpoint,
             config,
@@ -169,6 +171,7 @@ impl Source {
             consumed,
             files,
             edits,
+            is_cut,
             tables,
         }
     }
@@ -185,6 +188,7 @@ impl Source {
             consumed: self.consumed.clone(),
             files: self.files.clone(),
             edits: Arc::clone(&self.edits),
+            is_cut: self.is_cut,
             tables: Mutex::default(),
         }
     }
@@ -316,9 +320,10 @@ impl Source {
         let (info, heads) = match &logical.storage {
             Storage::Plain(info) => (info, None),
             Storage::Paired(info, heads) => (info, Some(*heads)),
-            Storage::Compressed(..) | Storage::Transposed(_) | Storage::Raised(_) => {
-                return Ok(None);
-            }
+            Storage::Compressed(..)
+            | Storage::Transposed(_)
+            | Storage::Raised(_)
+            | Storage::Part(_) => return Ok(None),
         };
         let (Some(kind), &[rows, cols]) = (gguf::block_kind(info.dtype), &logical.shape[..]) else {
             return Ok(None);
@@ -380,8 +385,12 @@ impl Source {
             check_finite(name, &stored)?;
             Ok(float.encode(values))
         };
+        let changes = match &logical.storage {
+            Storage::Part(part) => part.is_of_rows(),
+            _ => self.is_edited(name),
+        };
         if let (&[rows, width], true, true) =
-            (&logical.shape[..], self.is_edited(name), self.is_read_by_rows(name))
+            (&logical.shape[..], changes, self.is_read_by_rows(name))
         {
             let rows: Vec<u32> = (0..rows as u32).collect();
             let rows_per_piece = (PIECE_BYTES as usize / (4 * width.max(1))).max(1);
@@ -391,6 +400,10 @@ impl Source {
         }
         let info = match &logical.storage {
             Storage::Plain(info) | Storage::Transposed(info) if !self.is_edited(name) => info,
+            Storage::Part(_) if logical.is_transposed() => {
+                let width = logical.shape.last().copied().unwrap_or(1);
+                return sink(&as_floats(&gpt2::transposed(&self.values(logical)?, width))?);
+            }
             _ => return sink(&as_floats(&self.values(logical)?)?),
         };
         let is_kept = info.dtype.safetensors_name().is_some();
@@ -461,7 +474,10 @@ impl Source {
     pub fn block_dtype(&self, tensor: &LogicalTensor) -> Option<Dtype> {
         let info = match &tensor.storage {
             Storage::Plain(info) | Storage::Paired(info, _) => info,
-            Storage::Compressed(..) | Storage::Transposed(_) | Storage::Raised(_) => return None,
+            Storage::Compressed(..)
+            | Storage::Transposed(_)
+            | Storage::Raised(_)
+            | Storage::Part(_) => return None,
         };
         let is_blocks = info.dtype.block_elements() > 1 && tensor.shape.len() == 2;
         (is_blocks && !self.is_edited(&tensor.name)).then_some(info.dtype)
@@ -486,6 +502,7 @@ impl Source {
                 let stored = module.tensors.iter().filter_map(|name| self.checkpoint.get(name));
                 stored.map(|info| info.span.len()).sum()
             }
+            Storage::Part(part) => self.stored_bytes(&part.of),
         }
     }
 
@@ -504,6 +521,11 @@ impl Source {
     fn unedited_values(&self, logical: &LogicalTensor) -> Result<Vec<f32>, FormatError> {
         let values = match &logical.storage {
             Storage::Compressed(module, _) => self.stored(module)?.decode(),
+            Storage::Part(part) => {
+                let mut values = self.unedited_values(&part.of)?;
+                self.edit(&part.of, &part.edits, &mut values)?;
+                part.values_of(values)
+            }
             Storage::Plain(info) => {
                 to_f32(info, &self.checkpoint.read(info)?, logical.shape.iter().product())?
             }
@@ -533,7 +555,15 @@ impl Source {
 
     /// Rows of a matrix as it is in the files.
     fn unedited_rows(&self, name: &str, rows: &[u32]) -> Result<Vec<f32>, FormatError> {
-        let logical = self.require(name)?;
+        self.rows_in_files(self.require(name)?, rows)
+    }
+
+    fn rows_in_files(
+        &self,
+        logical: &LogicalTensor,
+        rows: &[u32],
+    ) -> Result<Vec<f32>, FormatError> {
+        let name = logical.name.as_str();
         let [height, width] = logical.shape[..] else {
             return Err(FormatError::malformed(name, format!("has shape {:?}", logical.shape)));
         };
@@ -554,7 +584,13 @@ impl Source {
                 check_finite(name, &values)?;
                 return Ok(values);
             }
-            Storage::Paired(..) | Storage::Raised(_) | Storage::Transposed(_) => {
+            Storage::Part(part) if part.is_of_rows() => {
+                return Ok(part.columns_of(self.rows_in_files(&part.of, rows)?));
+            }
+            Storage::Paired(..)
+            | Storage::Raised(_)
+            | Storage::Transposed(_)
+            | Storage::Part(_) => {
                 let values = self.unedited_values(logical)?;
                 let row = |row: &u32| values[*row as usize * width..][..width].to_vec();
                 return Ok(rows.iter().flat_map(row).collect());
@@ -617,65 +653,6 @@ impl Tensors for Source {
             Storage::Compressed(module, _) => module.inputs,
             _ => None,
         }
-    }
-}
-
-/// A format's name, and its reader of a folder.
-type Found = (&'static str, Box<dyn Reader>);
-
-/// The reader of a compressed folder; `None` when it is plain.
-fn reader(checkpoint: &Checkpoint, config: &Value) -> Result<Option<Found>, FormatError> {
-    let quantization = match QUANTIZATION_KEYS.iter().find_map(|key| config.get(key)) {
-        Some(quantization) if quantization.is_object() => quantization.clone(),
-        _ => match quantization_file(checkpoint)? {
-            Some(quantization) => quantization,
-            None => return Ok(None),
-        },
-    };
-    let reader = |format: &&dyn Format| Some((format.id(), format.reader(&quantization)?));
-    let found = formats().iter().find_map(reader);
-    let found = found.or_else(|| Some(("fp8", fp8::reader(&quantization)?)));
-    match found.or_else(|| Some(("modelopt", modelopt::reader(&quantization)?))) {
-        Some((format, reader)) => Ok(Some((format, reader?))),
-        None => {
-            let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("?");
-            let what = format!(
-                "weights quantized by {method:?} cannot be read yet; compress from the unquantized model"
-            );
-            Err(FormatError::malformed("config.json: quantization_config", what))
-        }
-    }
-}
-
-/// What a file of its own says of the layers, with the method that it stands for where it names none.
-fn quantization_file(checkpoint: &Checkpoint) -> Result<Option<Value>, FormatError> {
-    let is_there = |name: &str| checkpoint.auxiliary().iter().any(|file| file.name == name);
-    let Some((name, method)) = QUANTIZATION_FILES.into_iter().find(|(name, _)| is_there(name))
-    else {
-        return Ok(None);
-    };
-    let mut value: Value = serde_json::from_slice(&checkpoint.read_auxiliary(name)?)
-        .map_err(|error| FormatError::malformed(name, error.to_string()))?;
-    let fields = value.as_object_mut();
-    let fields = fields.ok_or_else(|| FormatError::malformed(name, "is not a JSON object"))?;
-    fields.entry("quant_method").or_insert_with(|| method.into());
-    Ok(Some(value))
-}
-
-/// The tensors of a checkpoint, for a [`Reader`].
-struct Index<'a>(&'a Checkpoint);
-
-impl TensorIndex for Index<'_> {
-    fn spec(&self, name: &str) -> Option<(Dtype, Vec<usize>)> {
-        self.0.get(name).map(|info| (info.dtype, info.shape.clone()))
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.0.tensors().iter().map(|info| info.name.clone()).collect()
-    }
-
-    fn read(&self, name: &str) -> Result<Vec<u8>, FormatError> {
-        Ok(self.0.read(self.0.require(name)?)?)
     }
 }
 

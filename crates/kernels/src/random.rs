@@ -21,9 +21,30 @@ pub fn unit(key: u64) -> f64 {
     (mix(key) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
+/// A number of the normal distribution of mean 0 and variance 1 (Box and Muller, 1958).
+pub fn gaussian(key: u64) -> f64 {
+    // 1 − u is above 0, whose logarithm is finite.
+    let radius = (-2.0 * (1.0 - unit(nth(key, 0))).ln()).sqrt();
+    radius * (std::f64::consts::TAU * unit(nth(key, 1))).cos()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Moments of the normal distribution: 0, 1, 0, 3, each within five deviations of its estimate.
+    #[test]
+    fn gaussian_numbers_have_the_moments_of_the_normal_distribution() {
+        let n = 100_000;
+        let moment =
+            |power| (0..n).map(|i| gaussian(nth(7, i)).powi(power)).sum::<f64>() / n as f64;
+        let variances = [1.0, 2.0, 15.0, 96.0];
+        for (power, (want, variance)) in (1..).zip([0.0, 1.0, 0.0, 3.0].iter().zip(variances)) {
+            let have = moment(power);
+            let deviation = (variance / n as f64).sqrt();
+            assert!((have - want).abs() < 5.0 * deviation, "{power}: {have}");
+        }
+    }
 
     /// The first numbers of the reference program (Vigna's `splitmix64.c`): tables of formats are
     /// made of them.

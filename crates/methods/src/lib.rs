@@ -18,11 +18,14 @@ mod float_grid;
 mod grid;
 mod group;
 mod least_squares;
+mod low_rank;
 mod masked_sweep;
+pub mod owl;
 mod pruning;
 mod registry;
 mod residual;
 mod site;
+mod structural;
 
 pub use block_grid::BlockGrid;
 pub use chain::Chain;
@@ -31,6 +34,7 @@ pub use group::{Group, Reader, Rescaled, Shared};
 pub use pruning::{Masked, Pruned, Pruner, Pruning, Selection};
 pub use registry::{Entry, Method, ParamError, entries, find, method_ids};
 pub use site::{Corrected, Encoded, Needs, Note, NoteKind, Site, Statistics};
+pub use structural::{Chosen, Seen, Structural, Walk};
 
 use lapidary_model::Spec;
 use lapidary_weight::{Edits, FloatType, Grouping, Outline, TermOutline, Weight, WeightError};
@@ -39,14 +43,19 @@ registry::methods! {
     awq,
     bcq,
     bit_split = "bit-split",
+    experts,
     fp4,
     fp8,
     gptq,
+    heads,
     hqq,
     kbit,
     keep,
+    layers,
+    llm_pruner = "llm-pruner",
     lqer,
     magnitude,
+    minitron,
     mxfp4,
     mxfp8,
     nf4,
@@ -54,9 +63,12 @@ registry::methods! {
     omse,
     rotate,
     rtn,
+    scop,
+    slice,
     sparsegpt,
     spqr,
     squeezellm,
+    svd,
     trellis,
     wanda,
 }
@@ -237,7 +249,10 @@ pub enum MethodError {
         /// The statistic.
         what: &'static str,
     },
-    /// A model that the method cannot rewrite.
+    /// What a walk over the rows was ended by.
+    #[error(transparent)]
+    Walk(Box<dyn std::error::Error + Send + Sync>),
+    /// A model that the method cannot rewrite or cut.
     #[error("{place} {what}")]
     Structure {
         /// The part of the model.

@@ -7,14 +7,12 @@
 //! layer's outputs (SVD-LLM, arXiv 2403.07378; EoRA, arXiv 2410.21271), which is the default. More
 //! rounds encode `W − A B` anew, as LoftQ does (Li et al., 2023, arXiv 2310.08659).
 //!
-//! All are one computation. The best `A B` is `U Uᵀ E`, with `U` the first `r` eigenvectors of
-//! `E S Sᵀ Eᵀ`: no inverse, so that a Gram matrix without full rank is harmless. Where that matrix
-//! is the larger side, `U` comes from the eigenvectors of `Sᵀ Eᵀ E S`.
+//! All are one computation, that of `low_rank`.
 
-use crate::eigen::{Eigen, eigen, product};
+use crate::low_rank::{Metric, factors};
 use crate::{Corrected, Correction, Method, MethodError, Needs, ParamError, Site};
-use faer::{Mat, MatRef};
-use lapidary_weight::{FloatType, LowRank, Term, TermOutline, Weight};
+use faer::Mat;
+use lapidary_weight::{FloatType, Term, TermOutline, Weight};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -88,12 +86,9 @@ impl Correction for Lqer {
         };
         let error = Mat::from_fn(site.rows, site.cols, lost);
         let rank = self.rank(site.rows, site.cols);
-        let (basis, loss) = metric
-            .dominant(error.as_ref(), rank)
+        let (factors, loss) = factors(error.as_ref(), &metric, rank, site.scale_type)
             .ok_or_else(|| wrong("the eigenvalues of its error could not be found"))?;
-        let right = product(basis.transpose(), error.as_ref());
-        let term = Term::LowRank(balanced(basis.as_ref(), right.as_ref(), site.scale_type));
-        Ok(Corrected { terms: vec![term], loss, notes: vec![] })
+        Ok(Corrected { terms: vec![Term::LowRank(factors)], loss, notes: vec![] })
     }
 
     fn rounds(&self) -> usize {
@@ -107,110 +102,12 @@ impl Lqer {
     }
 
     fn metric(&self, site: &Site<'_>) -> Result<Metric, MethodError> {
-        let n = site.cols;
-        if self.0.weighting == Weighting::None {
-            return Ok(Metric::Plain);
-        }
-        let missing = || MethodError::MissingStatistics {
-            site: site.name.to_owned(),
-            what: "the Gram matrix of its inputs",
-        };
-        let gram = &site.statistics.ok_or_else(missing)?.gram;
-        let at = |i: usize, j: usize| f64::from(gram[i * n + j]);
         Ok(match self.0.weighting {
-            Weighting::Rms => Metric::Diagonal((0..n).map(|i| at(i, i).max(0.0)).collect()),
-            _ => Metric::Full(Mat::from_fn(n, n, at)),
-        })
-    }
-}
-
-/// `D = S Sᵀ`, what an error is weighted by: `‖E S‖² = tr(E D Eᵀ)`.
-enum Metric {
-    Plain,
-    Diagonal(Vec<f64>),
-    Full(Mat<f64>),
-}
-
-impl Metric {
-    /// The first `rank` left singular vectors of `E S`, as columns, and the sum of the squares of
-    /// the other singular values.
-    fn dominant(&self, error: MatRef<'_, f64>, rank: usize) -> Option<(Mat<f64>, f64)> {
-        let (m, n) = (error.nrows(), error.ncols());
-        if m <= n {
-            let Eigen { values, vectors } = eigen(self.of_outputs(error).as_ref())?;
-            return Some((vectors.subcols(0, rank).to_owned(), rest(&values, rank)));
-        }
-        let weighted = self.rooted(error)?;
-        let square = product(weighted.transpose(), weighted.as_ref());
-        let Eigen { values, vectors } = eigen(square.as_ref())?;
-        let mut basis = product(weighted.as_ref(), vectors.subcols(0, rank));
-        // What is left of directions without error is rounding, and no basis of anything.
-        let least = 1e-14 * n as f64 * values.first().map_or(0.0, |value| value.max(0.0));
-        for (column, value) in values.iter().take(rank).enumerate() {
-            let length = if *value > least { value.sqrt() } else { f64::INFINITY };
-            (0..m).for_each(|row| basis[(row, column)] /= length);
-        }
-        Some((basis, rest(&values, rank)))
-    }
-
-    /// `E D Eᵀ`.
-    fn of_outputs(&self, error: MatRef<'_, f64>) -> Mat<f64> {
-        match self {
-            Self::Plain => product(error, error.transpose()),
-            Self::Diagonal(diagonal) => {
-                let weighted = scaled(error, |column| diagonal[column]);
-                product(weighted.as_ref(), error.transpose())
+            Weighting::None => Metric::Plain,
+            Weighting::Rms => {
+                Metric::Diagonal(site.gram_diagonal()?.into_iter().map(f64::from).collect())
             }
-            Self::Full(gram) => {
-                product(product(error, gram.as_ref()).as_ref(), error.transpose())
-            }
-        }
-    }
-
-    /// `E S`.
-    fn rooted(&self, error: MatRef<'_, f64>) -> Option<Mat<f64>> {
-        Some(match self {
-            Self::Plain => error.to_owned(),
-            Self::Diagonal(diagonal) => scaled(error, |column| diagonal[column].sqrt()),
-            Self::Full(gram) => {
-                let Eigen { values, vectors } = eigen(gram.as_ref())?;
-                let root = scaled(vectors.as_ref(), |column| values[column].max(0.0).sqrt());
-                product(error, root.as_ref())
-            }
+            Weighting::Gram => Metric::full(site.gram()?, site.cols),
         })
-    }
-}
-
-fn scaled(matrix: MatRef<'_, f64>, scale: impl Fn(usize) -> f64) -> Mat<f64> {
-    Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| matrix[(row, column)] * scale(column))
-}
-
-fn rest(values: &[f64], rank: usize) -> f64 {
-    values.iter().skip(rank).map(|value| value.max(0.0)).sum()
-}
-
-/// `left · right` as a term whose two factors are of equal length in each of the inner dimensions,
-/// so that 16 bits hold both.
-fn balanced(left: MatRef<'_, f64>, right: MatRef<'_, f64>, dtype: FloatType) -> LowRank {
-    let (rows, rank, cols) = (left.nrows(), left.ncols(), right.ncols());
-    let squares = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
-    let scales: Vec<f64> = (0..rank)
-        .map(|k| {
-            let of_left = squares(&mut (0..rows).map(|row| left[(row, k)])).sqrt();
-            let of_right = squares(&mut (0..cols).map(|column| right[(k, column)])).sqrt();
-            if of_left > 0.0 && of_right > 0.0 { (of_right / of_left).sqrt() } else { 0.0 }
-        })
-        .collect();
-    let round = |value: f64| dtype.round(value as f32);
-    let divided = |value: f64, scale: f64| if scale > 0.0 { value / scale } else { 0.0 };
-    LowRank {
-        rank,
-        left: (0..rows * rank)
-            .map(|at| round(left[(at / rank, at % rank)] * scales[at % rank]))
-            .collect(),
-        right: (0..rank * cols)
-            .map(|at| round(divided(right[(at / cols, at % cols)], scales[at / cols])))
-            .collect(),
-        dtype,
     }
 }

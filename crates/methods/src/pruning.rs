@@ -24,6 +24,10 @@ pub struct SparsityParams {
     pub sparsity: Option<f64>,
     /// `N:M` prunes N of every M columns of each row, for instance `2:4`; it settles the share.
     pub pattern: Option<Pattern>,
+    /// Give blocks with more outliers smaller shares, which differ by at most twice this (OWL; usual is
+    /// 0.08), the mean being the share; measured on the calibration rows.
+    #[schemars(range(min = 0.0, max = 0.5))]
+    pub owl: Option<f64>,
 }
 
 /// N of every M consecutive columns.
@@ -70,8 +74,21 @@ pub enum Sparsity {
 }
 
 impl SparsityParams {
+    /// The share where none is given.
+    pub(crate) const HALF: f64 = 0.5;
+
     /// Share or pattern.
     pub(crate) fn settle(&self) -> Result<Sparsity, ParamError> {
+        match (self.owl, self.pattern) {
+            (Some(_), Some(_)) => {
+                let what = "a pattern gives every block the same share; leave one out";
+                return Err(ParamError::new("owl", what));
+            }
+            (Some(lambda), None) if !(0.0..=0.5).contains(&lambda) => {
+                return Err(ParamError::new("owl", format!("{lambda} is not from 0 to 0.5")));
+            }
+            _ => {}
+        }
         match (self.sparsity, self.pattern) {
             (Some(_), Some(pattern)) => {
                 let text = String::from(pattern);
@@ -79,7 +96,7 @@ impl SparsityParams {
                 Err(ParamError::new("sparsity", what))
             }
             (None, Some(pattern)) => Ok(Sparsity::Groups(pattern)),
-            (share, None) => match share.unwrap_or(0.5) {
+            (share, None) => match share.unwrap_or(Self::HALF) {
                 share if (0.0..1.0).contains(&share) => Ok(Sparsity::Share(share)),
                 share => {
                     let what = format!("{share} is not from 0 to below 1");

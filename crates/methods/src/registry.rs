@@ -1,7 +1,7 @@
 //! The list of methods: each is one identifier in `methods!` (with a name for recipes where that is no
 //! identifier), one file, and nothing else.
 
-use crate::{Blockwise, Correction, Graphwise, Pruner, Tensorwise};
+use crate::{Blockwise, Correction, Graphwise, Pruner, Structural, Tensorwise};
 use serde_json::Value;
 
 /// A method by its scope.
@@ -16,6 +16,8 @@ pub enum Method {
     Blockwise(Box<dyn Blockwise>),
     /// The model as a value.
     Graphwise(Box<dyn Graphwise>),
+    /// The model as a value, of which a part goes.
+    Structural(Box<dyn Structural>),
 }
 
 /// A method as users see it: its name, its paper, its parameters.

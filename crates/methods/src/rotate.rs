@@ -55,8 +55,12 @@ impl Graphwise for Rotate {
     fn rewrite(&self, spec: &Spec, seed: u64) -> Result<Edits, MethodError> {
         let mut rewriting = Rewriting::default();
         if self.0.residual {
-            let rotation = Rotation::new(spec.hidden_size, key(seed, "residual"));
-            rewriting.residual(spec, &Arc::new(rotation))?;
+            let rotation = Arc::new(Rotation::new(spec.hidden_size, key(seed, "residual")));
+            let turn = Turn {
+                columns: Edit::RotateColumns(Arc::clone(&rotation)),
+                rows: Edit::RotateRows(rotation),
+            };
+            rewriting.residual(spec, &turn)?;
         }
         if self.0.value {
             spec.blocks.iter().try_for_each(|block| rewriting.values(block, seed))?;
@@ -71,6 +75,24 @@ fn key(seed: u64, place: &str) -> u64 {
     place.bytes().fold(0xcbf2_9ce4_8422_2325 ^ seed.rotate_left(32), step)
 }
 
+/// Another basis of some channels: what becomes of the columns of who reads them, and of the rows of
+/// who makes them.
+pub(crate) struct Turn {
+    pub(crate) columns: Edit,
+    pub(crate) rows: Edit,
+}
+
+/// The edits that put the residual stream in another basis, the gains of its norms folded into who
+/// reads them.
+///
+/// # Errors
+/// When something stands on the stream that does not commute with it.
+pub(crate) fn residual(spec: &Spec, turn: &Turn) -> Result<Edits, MethodError> {
+    let mut rewriting = Rewriting::default();
+    rewriting.residual(spec, turn)?;
+    Ok(rewriting.0)
+}
+
 /// The edits so far.
 #[derive(Default)]
 struct Rewriting(Edits);
@@ -81,37 +103,37 @@ impl Rewriting {
     }
 
     /// Rotates what a linear layer gives, its bias along.
-    fn outputs(&mut self, linear: &LinearOp, rotation: &Arc<Rotation>) {
+    fn outputs(&mut self, linear: &LinearOp, turn: &Turn) {
         for tensor in std::iter::once(&linear.weight).chain(&linear.bias) {
-            self.add(tensor, Edit::RotateRows(Arc::clone(rotation)));
+            self.add(tensor, turn.rows.clone());
         }
     }
 
     /// Rotates what a linear layer reads.
-    fn inputs(&mut self, linear: &LinearOp, rotation: &Arc<Rotation>) {
-        self.add(&linear.weight, Edit::RotateColumns(Arc::clone(rotation)));
+    fn inputs(&mut self, linear: &LinearOp, turn: &Turn) {
+        self.add(&linear.weight, turn.columns.clone());
     }
 
-    fn residual(&mut self, spec: &Spec, rotation: &Arc<Rotation>) -> Result<(), MethodError> {
+    fn residual(&mut self, spec: &Spec, turn: &Turn) -> Result<(), MethodError> {
         if spec.tied {
             return Err(refused("head", "shares the embedding's weight, which is rotated alone"));
         }
         for node in &spec.embed.nodes {
             match &node.op {
                 Op::Embedding(table) | Op::Positions { table, .. } | Op::TokenType(table) => {
-                    self.add(&table.name, Edit::RotateColumns(Arc::clone(rotation)));
+                    self.add(&table.name, turn.columns.clone());
                 }
                 Op::Add | Op::Scale(_) => {}
                 op => return Err(unrotatable(&spec.embed, op)),
             }
         }
         for block in &spec.blocks {
-            if !self.stream(block, rotation)?.contains(&block.output) {
+            if !self.stream(block, turn)?.contains(&block.output) {
                 return Err(refused(&block.name, "does not end in the residual stream"));
             }
         }
         match &spec.head {
-            Some(head) if self.stream(head, rotation)?.contains(&head.output) => {
+            Some(head) if self.stream(head, turn)?.contains(&head.output) => {
                 Err(refused("head", "ends in the residual stream"))
             }
             Some(_) => Ok(()),
@@ -123,7 +145,7 @@ impl Rewriting {
     fn stream(
         &mut self,
         graph: &Graph,
-        rotation: &Arc<Rotation>,
+        turn: &Turn,
     ) -> Result<BTreeSet<Value>, MethodError> {
         let mut stream = BTreeSet::from([Value::INPUT]);
         let mut normed: BTreeMap<Value, Edit> = BTreeMap::new();
@@ -144,13 +166,13 @@ impl Rewriting {
                         self.add(&linear.weight, fold.clone());
                     }
                     if fold.is_some() || stream.contains(&node.inputs[0]) {
-                        self.inputs(linear, rotation);
+                        self.inputs(linear, turn);
                     }
                 }
                 Op::Add if reads(&|input| stream.contains(input)) => {
                     for input in node.inputs.iter().filter(|input| !stream.contains(input)) {
                         for linear in writers(graph, *input)? {
-                            self.outputs(linear, rotation);
+                            self.outputs(linear, turn);
                         }
                     }
                     stream.insert(value);
@@ -184,10 +206,14 @@ impl Rewriting {
             };
             // One for all heads: query heads that share a key head read the same values.
             let rotation = Arc::new(Rotation::new(head_dim, key(seed, &linear.module)));
-            self.outputs(linear, &rotation);
+            let turn = Turn {
+                columns: Edit::RotateColumns(Arc::clone(&rotation)),
+                rows: Edit::RotateRows(rotation),
+            };
+            self.outputs(linear, &turn);
             for reader in block.consumers(value) {
                 if let Op::Linear(linear) = &reader.op {
-                    self.inputs(linear, &rotation);
+                    self.inputs(linear, &turn);
                 }
             }
         }

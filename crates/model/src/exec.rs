@@ -67,6 +67,11 @@ pub struct Tap<'a, V = Vec<f32>> {
 /// A function called with each linear input as it is computed.
 pub type OnTap<'a, V = Vec<f32>> = &'a mut dyn FnMut(&Tap<'_, V>) -> Result<(), ModelError>;
 
+/// The same, and what it returns is what the layers of the group read instead. Other readers of the
+/// value, a residual for instance, get it as it was.
+pub type OnInput<'a, V = Vec<f32>> =
+    &'a mut dyn FnMut(&Tap<'_, V>) -> Result<Option<V>, ModelError>;
+
 /// Runs graphs. Holds no weights, only its arithmetic and tables of rotary positions.
 #[derive(Debug)]
 pub struct Executor<B: Backend = Fused> {
@@ -123,7 +128,29 @@ impl<B: Backend> Executor<B> {
         on_tap: Option<OnTap<'_, B::Value>>,
     ) -> Result<B::Value, ModelError> {
         let run = Run { batch, tokens: None, taps_only: false };
-        self.interpret(graph, weights, run, Some(input), on_tap)
+        match on_tap {
+            Some(on_tap) => {
+                self.interpret(graph, weights, run, Some(input), Some(&mut see(on_tap)))
+            }
+            None => self.interpret(graph, weights, run, Some(input), None),
+        }
+    }
+
+    /// Runs a graph, and `on_input` may put another value in place of what a group of linear layers
+    /// reads.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_with(
+        &self,
+        graph: &Graph,
+        weights: &GraphWeights<B>,
+        batch: Batch,
+        input: B::Value,
+        on_input: OnInput<'_, B::Value>,
+    ) -> Result<B::Value, ModelError> {
+        let run = Run { batch, tokens: None, taps_only: false };
+        self.interpret(graph, weights, run, Some(input), Some(on_input))
     }
 
     /// Runs a graph only as far as its last group of linear layers, for the taps.
@@ -139,7 +166,7 @@ impl<B: Backend> Executor<B> {
         on_tap: OnTap<'_, B::Value>,
     ) -> Result<(), ModelError> {
         let run = Run { batch, tokens: None, taps_only: true };
-        self.interpret(graph, weights, run, Some(input), Some(on_tap))?;
+        self.interpret(graph, weights, run, Some(input), Some(&mut see(on_tap)))?;
         Ok(())
     }
 
@@ -149,22 +176,33 @@ impl<B: Backend> Executor<B> {
         weights: &GraphWeights<B>,
         run: Run<'_>,
         input: Option<B::Value>,
-        mut on_tap: Option<OnTap<'_, B::Value>>,
+        mut on_input: Option<OnInput<'_, B::Value>>,
     ) -> Result<B::Value, ModelError> {
         let groups = graph.shared_inputs();
         let mut taps: BTreeMap<Value, &InputGroup<'_>> =
             groups.iter().map(|group| (group.value, group)).collect();
+        let mut replaced: BTreeMap<Value, B::Value> = BTreeMap::new();
         let mut values = Values::new(graph, input);
         for (index, node) in graph.nodes.iter().enumerate() {
-            if let (Some(on_tap), Op::Linear(_)) = (on_tap.as_deref_mut(), &node.op)
+            if let (Some(on_input), Op::Linear(_)) = (on_input.as_deref_mut(), &node.op)
                 && let Some(group) = taps.remove(&node.inputs[0])
             {
-                on_tap(&Tap { group, input: values.get(node.inputs[0])? })?;
+                if let Some(other) = on_input(&Tap { group, input: values.get(group.value)? })? {
+                    replaced.insert(group.value, other);
+                }
                 if run.taps_only && taps.is_empty() {
                     return values.take(node.inputs[0]);
                 }
             }
-            let output = self.apply(node, weights, run, &mut values)?;
+            let other = node.inputs.first().and_then(|value| replaced.get(value));
+            let output = match (&node.op, other) {
+                (Op::Linear(linear), Some(other)) => {
+                    values.read(&node.inputs)?;
+                    let linear = weights.linear(&linear.module)?;
+                    self.backend.linear(Operand::Shared(other), linear)?
+                }
+                _ => self.apply(node, weights, run, &mut values)?,
+            };
             values.put(Value::of_node(index), output);
         }
         values.take(graph.output)
@@ -235,6 +273,11 @@ impl<B: Backend> Executor<B> {
         let values = source.tensors.read_rows(&table.name, &rows(source.tokens))?;
         self.backend.value(values, table.width)
     }
+}
+
+/// A tap that changes nothing.
+fn see<V>(on_tap: OnTap<'_, V>) -> impl FnMut(&Tap<'_, V>) -> Result<Option<V>, ModelError> + '_ {
+    move |tap| on_tap(tap).map(|()| None)
 }
 
 /// What stays the same through one run of a graph.

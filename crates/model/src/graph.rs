@@ -37,6 +37,38 @@ pub struct Node {
     pub width: usize,
 }
 
+impl Node {
+    /// Tensors it reads, with their shapes.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        match &self.op {
+            Op::Embedding(table) | Op::Positions { table, .. } | Op::TokenType(table) => {
+                vec![(table.name.clone(), vec![table.rows, table.width])]
+            }
+            Op::Linear(linear) => {
+                let shape = vec![linear.out_features, linear.in_features];
+                let bias = linear.bias.iter().map(|bias| (bias.clone(), vec![linear.out_features]));
+                std::iter::once((linear.weight.clone(), shape)).chain(bias).collect()
+            }
+            Op::RmsNorm { gain, width, .. } => vec![(gain.clone(), vec![*width])],
+            Op::LayerNorm { gain, bias, .. } => {
+                let vector = |name: &String| (name.clone(), vec![self.width]);
+                std::iter::once(gain).chain(bias).map(vector).collect()
+            }
+            Op::Rope(_)
+            | Op::Attention(_)
+            | Op::Activation(_)
+            | Op::Gated(_)
+            | Op::Add
+            | Op::Scale(_)
+            | Op::SoftCap(_)
+            | Op::Slice(_)
+            | Op::Route(_)
+            | Op::Select { .. }
+            | Op::Mix => vec![],
+        }
+    }
+}
+
 /// Operations in the order they run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Graph {
@@ -69,36 +101,7 @@ impl Graph {
 
     /// Tensors the graph reads, with their shapes.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        self.nodes.iter().flat_map(node_tensors).collect()
-    }
-}
-
-fn node_tensors(node: &Node) -> Vec<(String, Vec<usize>)> {
-    match &node.op {
-        Op::Embedding(table) | Op::Positions { table, .. } | Op::TokenType(table) => {
-            vec![(table.name.clone(), vec![table.rows, table.width])]
-        }
-        Op::Linear(linear) => {
-            let shape = vec![linear.out_features, linear.in_features];
-            let bias = linear.bias.iter().map(|bias| (bias.clone(), vec![linear.out_features]));
-            std::iter::once((linear.weight.clone(), shape)).chain(bias).collect()
-        }
-        Op::RmsNorm { gain, width, .. } => vec![(gain.clone(), vec![*width])],
-        Op::LayerNorm { gain, bias, .. } => {
-            let vector = |name: &String| (name.clone(), vec![node.width]);
-            std::iter::once(gain).chain(bias).map(vector).collect()
-        }
-        Op::Rope(_)
-        | Op::Attention(_)
-        | Op::Activation(_)
-        | Op::Gated(_)
-        | Op::Add
-        | Op::Scale(_)
-        | Op::SoftCap(_)
-        | Op::Slice(_)
-        | Op::Route(_)
-        | Op::Select { .. }
-        | Op::Mix => vec![],
+        self.nodes.iter().flat_map(Node::tensors).collect()
     }
 }
 

@@ -6,8 +6,10 @@
 
 mod by_shape;
 mod config;
+pub mod cut;
 mod exec;
 mod families;
+pub mod gradient;
 mod graph;
 mod query;
 mod spec;
@@ -15,8 +17,8 @@ mod spec;
 pub use by_shape::{UNKNOWN, by_shape};
 pub use config::Config;
 pub use exec::{
-    Backend, Batch, Composed, Executor, Fused, GraphWeights, OnTap, Operand, RotaryTables, Tap,
-    Tokens,
+    Backend, Batch, Composed, Executor, Fused, GraphWeights, OnInput, OnTap, Operand, RotaryTables,
+    Tap, Tokens,
 };
 pub use families::{families, spec};
 pub use graph::{Graph, GraphBuilder, Node, Value};
@@ -94,9 +96,15 @@ pub enum ModelError {
         /// The most there may be.
         context: usize,
     },
+    /// A cut that leaves no model of the family.
+    #[error("{0}")]
+    Cut(String),
     /// A graph that does not hold together: a defect of a family.
     #[error("graph: {0}")]
     Graph(String),
+    /// Gradients of something that has none.
+    #[error("gradient: {0}")]
+    Gradient(String),
     /// The tensor library refused an operation.
     #[error("tensor arithmetic: {0}")]
     Arithmetic(#[from] candle_core::Error),

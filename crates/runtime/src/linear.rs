@@ -309,6 +309,7 @@ mod tests {
             dtype: FloatType::F16,
             places: Places::Listed,
         };
+        check(rows, cols, vec![Term::LowRank(factors.clone())])?;
         check(rows, cols, vec![Term::Dense(dense), Term::LowRank(factors)])?;
         check(rows, cols, vec![Term::Sparse(sparse(3)), Term::Sparse(sparse(40))])
     }

@@ -2,6 +2,7 @@
 
 use crate::{InputRounding, TensorError, Tensors};
 use lapidary_kernels::hadamard::Rotation;
+use lapidary_kernels::matrix::{PackedMatrix, Precision};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -24,6 +25,10 @@ pub enum Edit {
     RotateColumns(Arc<Rotation>),
     /// `W ← Qᵀ W`, for each run of `Q`'s width along the rows.
     RotateRows(Arc<Rotation>),
+    /// `W ← W Bᵀ`: each row in a basis whose vectors are the rows of `B`, square.
+    TurnColumns(Arc<[f32]>),
+    /// `W ← B W`: each column in that basis.
+    TurnRows(Arc<[f32]>),
     /// `W ← value`, every element.
     Fill(f32),
     /// These values instead.
@@ -33,7 +38,7 @@ pub enum Edit {
 impl Edit {
     /// Whether a row of the result needs no other row.
     pub fn is_of_rows(&self) -> bool {
-        !matches!(self, Self::RotateRows(_))
+        !matches!(self, Self::RotateRows(_) | Self::TurnRows(_))
     }
 
     /// Changes some rows of a matrix, `numbers` in the whole.
@@ -68,6 +73,12 @@ impl Edit {
                 rotation.apply(&mut columns);
                 values.copy_from_slice(&transposed(&columns, values.len() / cols));
             }
+            Self::TurnColumns(basis) => turn(values, basis),
+            Self::TurnRows(basis) => {
+                let mut columns = transposed(values, cols);
+                turn(&mut columns, basis);
+                values.copy_from_slice(&transposed(&columns, values.len() / cols));
+            }
             Self::Fill(value) => values.fill(*value),
             Self::Replace(whole) => {
                 for (row, number) in values.chunks_exact_mut(cols).zip(numbers) {
@@ -77,6 +88,16 @@ impl Edit {
         }
         Ok(())
     }
+}
+
+/// Each row, of the basis' width, in the basis.
+fn turn(values: &mut [f32], basis: &[f32]) {
+    let width = basis.len().isqrt();
+    let matrix = PackedMatrix::new(basis, width, width, Precision::F32);
+    let rows = values.len() / width.max(1);
+    let mut turned = vec![0.0; values.len()];
+    matrix.multiply(values, rows, None, &mut turned);
+    values.copy_from_slice(&turned);
 }
 
 /// Columns as rows.

@@ -171,8 +171,15 @@ fn describe(plan: &Plan) -> String {
         plan.rewritten.len(),
         plan.dropped.len()
     );
+    let mut alike: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, why) in &plan.dropped {
-        let _ = writeln!(text, "  dropped {name}: {why}");
+        alike.entry(why).or_default().push(name);
+    }
+    for (why, names) in alike {
+        let _ = match names[..] {
+            [_, _, _, _, ..] => writeln!(text, "  dropped {} tensors: {why}", names.len()),
+            _ => writeln!(text, "  dropped {}: {why}", names.join(", ")),
+        };
     }
     for note in plan.summaries() {
         let _ = writeln!(text, "note: {note}");

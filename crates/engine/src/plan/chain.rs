@@ -32,7 +32,7 @@ impl Links {
     /// Adds a step; the error is what is wrong with that, and what to do.
     fn add(&mut self, method: Method) -> Result<(), &'static str> {
         match method {
-            Method::Graphwise(_) => {}
+            Method::Graphwise(_) | Method::Structural(_) => {}
             Method::Blockwise(_) if self.encoder.is_some() => {
                 return Err("scales weights before they are encoded, and a step before it has \
                             encoded this one; put it before that step");

@@ -47,6 +47,9 @@ pub struct MemoryPlan {
 pub(super) struct Shapes<'a> {
     pub(super) source: &'a Source,
     pub(super) spec: &'a Spec,
+    /// The model before it is cut, where rows go through it to choose what stays, and the tokens of
+    /// which gradients are taken.
+    pub(super) whole: Option<(&'a Spec, usize)>,
     pub(super) sites: &'a [SitePlan],
     /// Calibration rows, and tokens of a row.
     pub(super) rows: (usize, usize),
@@ -99,7 +102,17 @@ impl Shapes<'_> {
         let looking_up = always + self.stored_tables();
         let writing = BASE + self.tokenizer() + self.written();
         let ends = tables.max(writing);
-        let peak = |activations: u64| (fixed + activations).max(looking_up + activations).max(ends);
+        let walk = self.whole.map_or(0, |(whole, taped)| {
+            let block = largest(&whole.blocks, |graph| factor * weights(graph));
+            let walk = block + largest(&whole.blocks, |graph| self.forward(graph));
+            // The weights of a block, its gradients, and three sums of either; the residual stream
+            // before every block, and all values of one row.
+            let states = 4 * (taped * whole.hidden_size * (whole.blocks.len() + 1)) as u64;
+            let tape = 6 * 4 * largest(&whole.blocks, weights) + 2 * states;
+            always + if taped > 0 { walk.max(tape) } else { walk }
+        });
+        let running = fixed.max(looking_up).max(walk);
+        let peak = |activations: u64| (running + activations).max(ends);
         let in_memory = limits.memory.is_none_or(|limit| peak(activations) <= limit);
         let plan = MemoryPlan {
             peak: peak(if in_memory { activations } else { 0 }),

@@ -4,6 +4,7 @@
 
 use crate::EngineError;
 use crate::recipe::Recipe;
+use crate::structure;
 use lapidary_formats::Source;
 use lapidary_methods::{Graphwise, Method, Note};
 use lapidary_model::{Graph, ModelError, Place, Spec, UNKNOWN, by_shape, spec};
@@ -58,18 +59,18 @@ pub(crate) fn prepared(
 
 /// The step that rewrites the model, which must be the first and go to the whole of it.
 fn graphwise(recipe: &Recipe) -> Result<Option<Box<dyn Graphwise>>, EngineError> {
-    let mut found = None;
+    let (mut found, first) = (None, structure::steps(recipe)?.len());
     for (index, step) in recipe.steps.iter().enumerate() {
         let Method::Graphwise(method) = step.build()? else { continue };
         let refuse = |what: &str| Err(EngineError::Refused(format!("step {}: {what}", step.name)));
-        if index > 0 {
+        if index > first {
             return refuse(
                 "it rewrites the whole model, and what steps before it chose would no longer \
-                 hold; put it first, and only once",
+                 hold; put it first, and only once (steps that cut the model smaller may stand before \
+                 it)",
             );
         }
-        let goes_to_all = step.targets.iter().all(|pattern| pattern.text() == "Linear");
-        if !(goes_to_all && step.ignore.is_empty() && step.layers.is_none()) {
+        if !structure::goes_to_all(step) {
             return refuse("it goes to the whole model; leave out targets, ignore and layers");
         }
         found = Some(method);
@@ -78,7 +79,10 @@ fn graphwise(recipe: &Recipe) -> Result<Option<Box<dyn Graphwise>>, EngineError>
 }
 
 /// The source as its model is with a head of its own, where that is wanted and not so already.
-fn untied(source: &Source, wanted: bool) -> Result<Option<Source>, EngineError> {
+///
+/// # Errors
+/// When the configuration cannot be read.
+pub(crate) fn untied(source: &Source, wanted: bool) -> Result<Option<Source>, EngineError> {
     if !wanted {
         return Ok(None);
     }

@@ -13,6 +13,8 @@ pub struct Layers {
 enum Rule {
     /// So many blocks from the first on.
     First(usize),
+    /// One block.
+    Block(usize),
     /// A part of the blocks from the first on, one in so many.
     FirstPart(usize),
     /// The first eighth, the last eighth, and of those between every third: where llama.cpp's
@@ -44,10 +46,10 @@ impl Depth {
 
 /// What can stand under `layers`.
 pub(super) const RULES: &str =
-    "first N, first 1/N, more-bits or grouped N, or not and one of these";
+    "first N, first 1/N, block N, more-bits or grouped N, or not and one of these";
 
 impl Layers {
-    /// Reads `first 4`, `first 1/8`, `more-bits`, `grouped 4`, or one of them after `not`.
+    /// Reads `first 4`, `first 1/8`, `block 7` (from 0), `more-bits`, `grouped 4`, or one of them after `not`.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let mut words: Vec<&str> = text.split_whitespace().collect();
         let negated = words.first() == Some(&"not");
@@ -57,6 +59,7 @@ impl Layers {
         let number = |text: &str| text.parse().ok().filter(|number| *number > 0);
         let rule = match words[..] {
             ["more-bits"] => Rule::MoreBits,
+            ["block", block] => Rule::Block(block.parse().ok()?),
             ["grouped", count] => Rule::Grouped(number(count)?),
             ["first", count] => match count.strip_prefix("1/") {
                 Some(part) => Rule::FirstPart(number(part)?),
@@ -67,10 +70,16 @@ impl Layers {
         Some(Self { rule, negated })
     }
 
+    /// One block, counted from 0.
+    pub(crate) fn block(block: usize) -> Self {
+        Self { rule: Rule::Block(block), negated: false }
+    }
+
     /// As it is written.
     pub(crate) fn text(self) -> String {
         let rule = match self.rule {
             Rule::First(count) => format!("first {count}"),
+            Rule::Block(block) => format!("block {block}"),
             Rule::FirstPart(part) => format!("first 1/{part}"),
             Rule::MoreBits => "more-bits".to_owned(),
             Rule::Grouped(count) => format!("grouped {count}"),
@@ -83,6 +92,7 @@ impl Layers {
         let eighth = model.blocks / 8;
         let named = match self.rule {
             Rule::First(count) => block < count,
+            Rule::Block(one) => block == one,
             Rule::FirstPart(part) => block < model.blocks / part,
             Rule::MoreBits => {
                 block < eighth || block >= 7 * model.blocks / 8 || (block - eighth) % 3 == 2
@@ -129,6 +139,8 @@ mod tests {
         assert_eq!(blocks("first 2", 5), [0, 1]);
         assert_eq!(blocks("first 1/8", 30), [0, 1, 2]);
         assert_eq!(blocks("not first 1/2", 5), [2, 3, 4]);
+        assert_eq!(blocks("block 1", 3), [1]);
+        assert_eq!(blocks("not block 0", 3), [1, 2]);
         assert_eq!(blocks("grouped 3", 2), [0, 1]);
         assert!(blocks("grouped 4", 2).is_empty());
         for text in

@@ -423,7 +423,7 @@ impl Tensors for Stored<'_> {
 }
 
 /// Rows that go through a block together.
-fn chunk_rows(seq_len: usize) -> usize {
+pub(super) fn chunk_rows(seq_len: usize) -> usize {
     (CHUNK_TOKENS / seq_len.max(1)).max(1)
 }
 

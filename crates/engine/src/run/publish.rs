@@ -10,13 +10,14 @@ use crate::manifest::{
 use crate::plan::Plan;
 use crate::recipe::BUILTIN_TEXT;
 use crate::search::{RECIPE_NAME, SEARCH};
+use crate::structure::STRUCTURE;
 use crate::{EngineError, card};
 use lapidary_formats::{Layout, QUANTIZATION_KEYS, Source, WeightFiles};
 use lapidary_store::atomic::{publish_dir, write};
 use lapidary_store::hash::{Sha256, sha256};
 use lapidary_store::{Checkpoint, Dtype};
 use lapidary_weight::Tensors;
-use serde_json::Value;
+use serde_json::{Value, json, to_vec};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -47,6 +48,11 @@ pub(super) fn publish(
     }
     for (name, bytes) in more_files {
         write(&job.fs, &staging.join(name), bytes)?;
+    }
+    if !work.cuts().is_empty() {
+        let bytes = to_vec(&json!(work.cuts()));
+        let bytes = bytes.map_err(|error| EngineError::Internal(error.to_string()))?;
+        write(&job.fs, &staging.join(STRUCTURE), &bytes)?;
     }
     let mut manifest = manifest(job, plan, rows, identity, &work, shards);
     write(&job.fs, &staging.join("README.md"), card::card(job, plan, &manifest).as_bytes())?;
@@ -129,7 +135,7 @@ fn write_files(job: &Job<'_>, staging: &Path) -> Result<(), EngineError> {
         let name = match file.name.as_str() {
             "README.md" => SOURCE_CARD,
             // What was found for the source need not hold for what is made of it.
-            FILE_NAME | SOURCE_CARD | SEARCH | RECIPE_NAME => continue,
+            FILE_NAME | SOURCE_CARD | SEARCH | RECIPE_NAME | STRUCTURE => continue,
             name => name,
         };
         let path = staging.join(name);
@@ -184,6 +190,8 @@ fn manifest(
         note: note.clone(),
     };
     let mut notes: Vec<JobNote> = plan.notes.iter().map(job_note).collect();
+    let of_cut = work.cuts().iter().flat_map(|cut| &cut.notes);
+    notes.extend(of_cut.map(|note| JobNote { site: String::new(), note: note.clone() }));
     let of_rows = rows.into_iter().flat_map(|rows| &rows.notes);
     notes.extend(of_rows.map(|note| JobNote { site: String::new(), note: note.clone() }));
     let compressed = plan.sites.iter().map(|site| site.linear.weight.clone()).collect();
@@ -198,6 +206,7 @@ fn manifest(
         table_bits_per_weight: plan.table_bits_per_weight(),
         sparsity: plan.sparsity(),
         bytes: Bytes { source: plan.source_bytes, result: result_bytes },
+        structure: work.cuts().iter().map(|cut| cut.summary.clone()).collect(),
         calibration,
         sites: work.site_records(),
         notes,

@@ -11,6 +11,7 @@ use crate::EngineError;
 use crate::manifest::SiteRecord;
 use crate::plan::{Plan, SitePlan};
 use crate::search::Measured;
+use crate::structure::CutRecord;
 use lapidary_formats::FormatError;
 use lapidary_store::fs::FileLock;
 use lapidary_store::journal::Journal;
@@ -37,6 +38,7 @@ pub(super) struct Work {
     journal: Journal,
     stages: Vec<StageRecord>,
     measured: Vec<MeasuredStage>,
+    cuts: Vec<CutRecord>,
     /// The stage that the kept activations stand before.
     kept: Option<usize>,
     last_kept: Instant,
@@ -48,6 +50,7 @@ pub(super) struct Work {
 #[serde(rename_all = "lowercase")]
 enum Line {
     Identity(Value),
+    Cut(CutRecord),
     Measured(MeasuredStage),
     Stage(StageRecord),
     Activations(usize),
@@ -141,10 +144,11 @@ impl Work {
             }
         }
         let (mut stages, mut kept): (Vec<StageRecord>, _) = (vec![], None);
-        let mut measured = vec![];
+        let (mut measured, mut cuts) = (vec![], vec![]);
         for line in lines {
             match line? {
                 Line::Identity(_) => {}
+                Line::Cut(record) => cuts.push(record),
                 Line::Measured(record) => measured.push(record),
                 Line::Stage(record) => {
                     stages.truncate(record.stage);
@@ -155,7 +159,7 @@ impl Work {
         }
         let now = Instant::now();
         let mut work =
-            Self { fs, folder, journal, stages, measured, kept, last_kept: now, _lock: lock };
+            Self { fs, folder, journal, stages, measured, cuts, kept, last_kept: now, _lock: lock };
         work.check_files(job);
         Ok(work)
     }
@@ -199,6 +203,23 @@ impl Work {
         self.stages.truncate(stage);
         self.stages.push(record);
         Ok(())
+    }
+
+    /// What steps have cut so far, in their order.
+    pub(super) fn cuts(&self) -> &[CutRecord] {
+        &self.cuts
+    }
+
+    /// Records what the next step cuts.
+    pub(super) fn commit_cut(&mut self, record: CutRecord) -> Result<(), EngineError> {
+        self.journal.append(&json!(Line::Cut(record.clone())))?;
+        self.cuts.push(record);
+        Ok(())
+    }
+
+    /// Files of the activations of a walk before a cut, which take turns.
+    pub(super) fn walk_path(&self, turn: usize) -> PathBuf {
+        self.folder.join(format!("walk-{turn}.f32"))
     }
 
     /// What a search has measured so far, by stage.

@@ -5,6 +5,7 @@ use crate::EngineError;
 use crate::plan::matches;
 use crate::recipe::{Activations, Depth, Recipe, Step};
 use lapidary_formats::Pattern;
+use lapidary_methods::Method;
 use lapidary_model::Matrix;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -31,7 +32,7 @@ impl Survey<'_> {
                 let module = matrix.linear.module.as_str();
                 let steps =
                     steps.iter().enumerate().filter(|(_, step)| step.goes_to(matrix, depth));
-                for (position, step) in steps {
+                for (position, step) in steps.filter(|(_, step)| !is_cut(step)) {
                     let does = parameters(step);
                     let same =
                         |one: &&mut Gathered<'_>| one.position == position && one.does == does;
@@ -48,7 +49,8 @@ impl Survey<'_> {
             }
         }
         gathered.sort_by_key(|one| one.position);
-        let mut steps = vec![];
+        let first = self.recipe.candidates.first().into_iter().flatten();
+        let mut steps: Vec<Step> = first.filter(|step| is_cut(step)).cloned().collect();
         for one in gathered {
             let texts = compact(&one.modules, &matrices);
             let patterns = texts.iter().map(|text| Pattern::new(text)).collect::<Result<_, _>>();
@@ -57,6 +59,11 @@ impl Survey<'_> {
         }
         Ok(self.recipe.closed(steps))
     }
+}
+
+/// Whether a step cuts the model before anything is searched.
+fn is_cut(step: &Step) -> bool {
+    matches!(step.build(), Ok(Method::Structural(_)))
 }
 
 /// The method of a step with its parameters, whatever it goes to and is called.

@@ -1,7 +1,8 @@
 //! Several steps on the same layers.
 
-use crate::support::{Setup, StopAfter, files, scratch};
+use crate::support::{Setup, StopAfter, files, real, scratch};
 use lapidary_engine::{Failure, Manifest};
+use lapidary_formats::Source;
 use lapidary_weight::TermOutline;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -39,6 +40,44 @@ fn a_correction_lowers_the_error_of_every_layer() {
             site.name
         );
     }
+}
+
+/// Factors in place of a matrix: `native` keeps the two, `dense` writes their product; either way the
+/// next block sees what was stored, and what saves nothing is refused before any work.
+#[test]
+fn factors_are_kept_or_multiplied_out() {
+    let scratch = scratch();
+    let job = |step: &str, format| Setup::new("llama-untied", step, scratch.path(), format);
+    let of = |format: &'static str| {
+        let output = scratch.path().join(format);
+        (job("method: svd, share: 0.6", format).run(&output).unwrap().manifest, output)
+    };
+    let ((native, folder), (dense, product)) = (of("native"), of("dense"));
+    for (factors, product) in native.sites.iter().zip(&dense.sites) {
+        let [TermOutline::LowRank { rank, values }] = factors.outline.terms[..] else {
+            panic!("{:?}", factors.outline)
+        };
+        let (rows, cols) = (factors.outline.rows, factors.outline.cols);
+        let most = 0.6 * (rows * cols) as f64;
+        assert_eq!(rank, (most / (rows + cols) as f64) as usize, "{}", factors.name);
+        assert_eq!(factors.method, "svd");
+        assert!(factors.outline.bits() as f64 <= most * values.bits() as f64);
+        let difference = factors.output_error.unwrap() / product.output_error.unwrap() - 1.0;
+        assert!(difference.abs() < 1e-2, "{}: {difference}", factors.name);
+    }
+    assert_eq!(open(&folder).format(), "native");
+    let name = format!("{}.weight", native.sites[0].name);
+    let values = |folder: &Path| open(folder).weight(&name).unwrap().decode();
+    let (kept, written) = (values(&folder), values(&product));
+    let far = kept.iter().zip(&written).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(far < 1e-2, "{far}");
+    let refused = job("method: svd, rank: 4096", "native").run(&scratch.path().join("no"));
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("the largest rank that saves any is"), "{refused}");
+}
+
+fn open(folder: &Path) -> Source {
+    Source::open(real(), folder).unwrap()
 }
 
 /// Stopped after each block in turn, a chain goes on to the same bytes, on any number of threads.

@@ -314,6 +314,33 @@ fn a_gguf_from_a_gguf_keeps_its_metadata() {
     assert_eq!(table(&before), table(&after));
 }
 
+/// A cut model is written from a folder and from a GGUF, with the sizes that are left; what follows the
+/// cut and what is only cut.
+#[test]
+fn a_cut_model_has_a_gguf() {
+    let scratch = scratch();
+    let cut = "method: layers, blocks: 0}, {method: minitron, neurons: 0.5, multiple: 32";
+    let model = with_tokenizer("llama-rope-llama3", scratch.path());
+    let place = |name: &str| scratch.path().join(name);
+    setup(model.clone(), EIGHT, scratch.path()).run(&place("whole")).unwrap();
+    let steps = format!("{cut}}}, {{{EIGHT}");
+    setup(model, &steps, scratch.path()).run(&place("of-a-folder")).unwrap();
+    let whole = place("whole").join("model.gguf");
+    setup(whole.clone(), &steps, scratch.path()).run(&place("of-a-file")).unwrap();
+    setup(whole.clone(), cut, scratch.path()).run(&place("only-cut")).unwrap();
+    let before = graphs(&open(&whole));
+    for name in ["of-a-folder", "of-a-file", "only-cut"] {
+        let after = open(&place(name).join("model.gguf"));
+        let read = graphs(&after);
+        assert_eq!(read.blocks.len() + 1, before.blocks.len(), "{name}");
+        let width = |spec: &Spec| spec.blocks[0].linears().last().unwrap().in_features;
+        assert_eq!((width(&before), width(&read)), (56, 32), "{name}");
+        for (tensor, shape) in read.tensors() {
+            assert_eq!(after.shape(&tensor), Some(shape), "{name}: {tensor}");
+        }
+    }
+}
+
 #[test]
 fn a_model_without_a_place_is_refused_by_name() {
     let refused = |name: &str, why: &str| {

@@ -130,3 +130,56 @@ fn options_settle_the_share() {
     let wrong = read("W4A16", Some(0.3), None).unwrap_err().to_string();
     assert!(wrong.contains("no step takes sparsity"), "{wrong}");
 }
+
+/// OWL: blocks keep as their outliers are, the mean is what was asked for, in every block exactly what
+/// the record says; it resumes, and goes with an encoder.
+#[test]
+fn shares_follow_outliers() {
+    for steps in [
+        &["method: wanda, sparsity: 0.6, owl: 0.2"][..],
+        &["method: sparsegpt, sparsity: 0.6, owl: 0.2", GPTQ],
+    ] {
+        let whole = scratch();
+        let job = |folder: &Path| Setup::new("llama-tied", &chain(steps), folder, "native");
+        let manifest = job(whole.path()).run(&whole.path().join("out")).unwrap().manifest;
+        // Rows are short here, and lose a part of a weight each.
+        assert!((manifest.sparsity.unwrap() - 0.6).abs() < 0.03, "{:?}", manifest.sparsity);
+        let told = std::fs::read(whole.path().join("out/structure.json")).unwrap();
+        let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+        let shares: Vec<f64> = told[0]["scores"]["share of each block"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|share| share.as_f64().unwrap())
+            .collect();
+        let spread = |shares: &[f64]| {
+            let most = shares.iter().copied().fold(0.0, f64::max);
+            most - shares.iter().copied().fold(1.0, f64::min)
+        };
+        assert!((spread(&shares) - 0.4).abs() < 1e-9, "{shares:?}");
+        for site in &manifest.sites {
+            let block: usize = site.name.split('.').nth(2).unwrap().parse().unwrap();
+            assert!((site.sparsity.unwrap() - shares[block]).abs() < 0.05, "{}", site.name);
+        }
+        let scratch = scratch();
+        let (stop, output) = (AtomicBool::new(false), scratch.path().join("out"));
+        let stopped = job(scratch.path());
+        stopped.run_with(&output, &stop, &StopAfter::new(&stop, 1)).unwrap_err();
+        stopped.run(&output).unwrap();
+        assert_eq!(files(&output), files(&whole.path().join("out")));
+    }
+}
+
+/// A search over shares: every layer gets its own, within the size.
+#[test]
+fn a_search_gives_every_layer_its_share() {
+    let scratch = scratch();
+    let step = "method: wanda, sparsity: [0.25, 0.5, 0.75]";
+    let mut job = Setup::new("llama-tied", step, scratch.path(), "native");
+    job.recipe.push_str("budget: {bpw: 18}\n");
+    let manifest = job.run(&scratch.path().join("out")).unwrap().manifest;
+    assert!(manifest.bits_per_weight.unwrap() <= 18.0, "{:?}", manifest.bits_per_weight);
+    let shares: std::collections::BTreeSet<String> =
+        manifest.sites.iter().map(|site| format!("{:.2}", site.sparsity.unwrap())).collect();
+    assert!(shares.len() > 1, "{shares:?}");
+}

@@ -24,7 +24,7 @@ const DECODERS: [&str; 8] = [
 ];
 
 /// Logits of some tokens, in f32; `see` is given the residual stream before each block and the head.
-fn run(source: &Source, see: &mut dyn FnMut(&[f32])) -> Vec<f32> {
+pub(crate) fn run(source: &Source, see: &mut dyn FnMut(&[f32])) -> Vec<f32> {
     let spec = spec(source.config()).unwrap();
     let executor = Executor::new(Fused { precision: Precision::F32 });
     let batch = Batch { rows: 2, seq_len: 12 };
@@ -43,7 +43,7 @@ fn logits(folder: &Path) -> Vec<f32> {
 }
 
 /// `max |a − b|` of the largest `|b|`.
-fn difference(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let most = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0, |m: f32, v| m.max(v.abs()));
     most(&mut a.iter().zip(b).map(|(a, b)| a - b)) / most(&mut b.iter().copied())

@@ -144,6 +144,34 @@ fn a_text_shorter_than_a_window_is_refused() {
     assert!(none.is_err(), "no window is no perplexity");
 }
 
+/// The loss whose gradients are taken is what the evaluation takes the exponential of.
+#[test]
+fn the_loss_of_gradients_is_that_of_the_evaluation() {
+    use lapidary_model::gradient::{Backward, NextToken};
+    let (tokenizer, text) = (tokenizer(false), text(700, 6));
+    for name in ["llama-untied", "mistral-sliding", "qwen3"] {
+        let model = model(name);
+        let evaluation = Evaluation {
+            model: (&model.source, &model.spec),
+            reference: None,
+            tokenizer: &tokenizer,
+            text: &text,
+            protocol: Protocol::Windows,
+            limit: None,
+            // Longer than what the head does at a time.
+            context: Some(300),
+            precision: Precision::F32,
+            stop: &AtomicBool::new(false),
+        };
+        let report = evaluate(&evaluation, &mut |_, _| {}).unwrap();
+        let rows: Vec<Vec<u32>> = ids(&text).chunks_exact(300).map(<[u32]>::to_vec).collect();
+        let loss = NextToken::new(&model.spec, &model.source).unwrap();
+        let losses = Backward::new(&model.spec, &model.source).losses(&rows, &loss).unwrap();
+        assert_eq!(losses.len(), 2);
+        close(losses.iter().sum::<f64>() / 2.0, report.scored.perplexity.ln());
+    }
+}
+
 #[test]
 fn a_shorter_context_makes_shorter_windows() {
     let (model, tokenizer, text) = (model("llama-untied"), tokenizer(false), text(1000, 5));

@@ -128,6 +128,13 @@ impl GgufFile {
         let file_type = file_type(tensors);
         if let Some(mut metadata) = source.gguf_metadata()? {
             metadata.retain(|key| !key.starts_with("split.") && !key.starts_with("quantize."));
+            if source.is_cut() {
+                // Sizes are others; everything else stays as whoever made the file wrote it.
+                metadata.retain(|key| key != "general.size_label");
+                for (key, value) in self.model.sizes() {
+                    metadata.set(&key, value);
+                }
+            }
             mark(&mut metadata, file_type);
             return Ok((metadata, vec![]));
         }

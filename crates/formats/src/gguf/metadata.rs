@@ -55,10 +55,16 @@ impl Model {
         metadata.set("general.architecture", MetaValue::String(name.to_owned()));
         metadata.set("general.type", MetaValue::String("model".to_owned()));
         mark(&mut metadata, file_type);
-        for (key, value) in &self.entries {
-            metadata.set(&format!("{name}.{key}"), value.clone());
+        for (key, value) in self.sizes() {
+            metadata.set(&key, value);
         }
         metadata
+    }
+
+    /// What the architecture's keys say.
+    pub(super) fn sizes(&self) -> impl Iterator<Item = (String, MetaValue)> {
+        let name = self.architecture.name();
+        self.entries.iter().map(move |(key, value)| (format!("{name}.{key}"), value.clone()))
     }
 }
 

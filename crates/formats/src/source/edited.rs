@@ -26,10 +26,20 @@ impl Source {
     pub(super) fn values(&self, logical: &LogicalTensor) -> Result<Vec<f32>, FormatError> {
         let mut values = self.unedited_values(logical)?;
         if let Some(edits) = self.edits.get(&logical.name) {
-            edit(edits, &logical.shape, &mut values, &Unedited(self)).map_err(refused(logical))?;
-            check_finite(&logical.name, &values)?;
+            self.edit(logical, edits, &mut values)?;
         }
         Ok(values)
+    }
+
+    /// Edits all values of a tensor.
+    pub(super) fn edit(
+        &self,
+        logical: &LogicalTensor,
+        edits: &[Edit],
+        values: &mut [f32],
+    ) -> Result<(), FormatError> {
+        edit(edits, &logical.shape, values, &Unedited(self)).map_err(refused(logical))?;
+        check_finite(&logical.name, values)
     }
 
     /// Rows of a matrix.

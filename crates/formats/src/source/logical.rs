@@ -1,5 +1,6 @@
 //! A tensor as the model sees it, and what it is in the files.
 
+use super::selected::Part;
 use crate::Module;
 use lapidary_store::{Dtype, TensorInfo};
 use lapidary_weight::{BookType, FloatType, TermOutline};
@@ -26,6 +27,8 @@ pub(super) enum Storage {
     Raised(TensorInfo),
     /// A tensor of a GGUF whose rows stand in pairs, for so many heads.
     Paired(TensorInfo, usize),
+    /// What a cut has left of a tensor.
+    Part(Part),
 }
 
 impl LogicalTensor {
@@ -37,13 +40,19 @@ impl LogicalTensor {
     /// Whether it stands in the checkpoint the other way round, columns as rows. Handed on as
     /// [bytes](Source::raw) it stays so.
     pub fn is_transposed(&self) -> bool {
-        matches!(self.storage, Storage::Transposed(_))
+        match &self.storage {
+            Storage::Part(part) => part.of.is_transposed(),
+            storage => matches!(storage, Storage::Transposed(_)),
+        }
     }
 
     /// The shape of what [`Source::raw`] hands on.
     pub fn raw_shape(&self) -> Vec<usize> {
         match &self.storage {
             Storage::Transposed(info) => info.shape.clone(),
+            Storage::Part(part) if part.of.is_transposed() => {
+                self.shape.iter().rev().copied().collect()
+            }
             _ => self.shape.clone(),
         }
     }
@@ -56,6 +65,7 @@ impl LogicalTensor {
             | Storage::Raised(info)
             | Storage::Transposed(info) => vec![&info.name],
             Storage::Compressed(module, _) => module.tensors.iter().map(String::as_str).collect(),
+            Storage::Part(part) => part.of.stored_as(),
         }
     }
 
@@ -77,6 +87,7 @@ impl LogicalTensor {
             | Storage::Raised(info)
             | Storage::Transposed(info) => float_type(info.dtype),
             Storage::Compressed(_, float) => *float,
+            Storage::Part(part) => part.of.float_type(),
         }
     }
 }

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses some of it")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+pub(crate) mod spectrum;
+
 use lapidary_methods::{Encoded, Method, Site, Statistics, Tensorwise, find};
 use lapidary_weight::{FloatType, Term};
 use serde_json::Value;

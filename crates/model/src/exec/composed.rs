@@ -255,7 +255,9 @@ impl Backend for Composed {
 
 /// The softmax of rows.
 fn softmax(x: &Tensor) -> Result<Tensor, ModelError> {
-    let exponentials = x.broadcast_sub(&x.max_keepdim(D::Minus1)?)?.exp()?;
+    // The largest cancels out, so that its gradient is 0.
+    let largest = x.max_keepdim(D::Minus1)?.detach();
+    let exponentials = x.broadcast_sub(&largest)?.exp()?;
     Ok(exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)?)
 }
 

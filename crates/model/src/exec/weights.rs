@@ -1,10 +1,12 @@
 //! The weights of one graph, prepared for an executor.
 
 use super::Backend;
+use super::composed::{Composed, TensorLinear};
 use super::fused::Fused;
 use crate::ModelError;
 use crate::graph::Graph;
 use crate::spec::{LinearOp, Op};
+use candle_core::{Tensor, Var};
 use lapidary_weight::{InputRounding, Tensors};
 use std::collections::BTreeMap;
 
@@ -132,6 +134,66 @@ impl<B: Backend> GraphWeights<B> {
     pub(super) fn vector(&self, name: &str) -> Result<&B::Vector, ModelError> {
         let missing = || ModelError::MissingTensor { name: name.to_owned() };
         self.vectors.get(name).ok_or_else(missing)
+    }
+}
+
+impl GraphWeights<Composed> {
+    /// The same, each tensor a variable that gradients are taken of; inputs are not rounded, since
+    /// rounding has no gradient.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub(crate) fn into_variables(self) -> Result<Self, ModelError> {
+        let variable = |tensor: Tensor| -> Result<Tensor, ModelError> {
+            Ok(Var::from_tensor(&tensor)?.as_tensor().clone())
+        };
+        let linear = |(module, linear): (String, TensorLinear)| {
+            let weight = variable(linear.weight)?;
+            let bias = linear.bias.map(variable).transpose()?;
+            Ok((module, TensorLinear { weight, bias }))
+        };
+        let vector = |(name, vector)| Ok((name, variable(vector)?));
+        Ok(Self {
+            linears: self.linears.into_iter().map(linear).collect::<Result<_, ModelError>>()?,
+            vectors: self.vectors.into_iter().map(vector).collect::<Result<_, ModelError>>()?,
+            inputs: BTreeMap::new(),
+        })
+    }
+
+    /// The graph's tensors by name, in the order they are first read; several for a name that more
+    /// than one module reads.
+    pub(crate) fn by_name<'a>(
+        &'a self,
+        graph: &'a Graph,
+    ) -> Result<Vec<(&'a str, Vec<&'a Tensor>)>, ModelError> {
+        let mut found: Vec<(&str, Vec<&Tensor>)> = vec![];
+        let mut add = |name: &'a str, tensor: &'a Tensor| match found
+            .iter_mut()
+            .find(|(other, _)| *other == name)
+        {
+            Some((_, tensors)) if tensors.iter().any(|other| other.id() == tensor.id()) => {}
+            Some((_, tensors)) => tensors.push(tensor),
+            None => found.push((name, vec![tensor])),
+        };
+        for node in &graph.nodes {
+            match &node.op {
+                Op::Linear(linear) => {
+                    let held = self.linear(&linear.module)?;
+                    add(&linear.weight, &held.weight);
+                    if let (Some(name), Some(bias)) = (&linear.bias, &held.bias) {
+                        add(name, bias);
+                    }
+                }
+                Op::RmsNorm { gain, .. } => add(gain, self.vector(gain)?),
+                Op::LayerNorm { gain, bias, .. } => {
+                    for name in std::iter::once(gain).chain(bias) {
+                        add(name, self.vector(name)?);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(found)
     }
 }
 

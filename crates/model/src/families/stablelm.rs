@@ -14,6 +14,10 @@ pub(super) fn spec(config: &Config<'_>) -> Result<Spec, ModelError> {
     }
     let fields = Fields { eps: "layer_norm_eps", rotary_part: Some(0.25), ..Fields::default() };
     let mut decoder = Decoder::read(config, fields)?;
+    if decoder.heads * decoder.head_dim != decoder.hidden {
+        let what = "is not supported by this family: heads are as wide as all channels allow";
+        return Err(wrong("head_dim", what));
+    }
     decoder.qkv_bias = config.flag("use_qkv_bias", false)?;
     decoder.norm = Norm::Layer;
     if config.flag("use_parallel_residual", false)? {

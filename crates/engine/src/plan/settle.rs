@@ -1,0 +1,44 @@
+//! Whether a result can be written, and is read back as the model that it was made from.
+
+use super::Plan;
+use crate::EngineError;
+use lapidary_formats::Source;
+use lapidary_methods::Note;
+use lapidary_model::{Spec, spec};
+
+impl Plan {
+    /// Checks with the container that a result can be written, and that what is read back from it
+    /// is the same model.
+    pub(super) fn settle(&mut self, source: &Source) -> Result<(), EngineError> {
+        let settled = self.container.settle(source, &self.tensors)?;
+        let facts = settled.remarks.into_iter().map(Note::fact);
+        let fallbacks = settled.departures.into_iter().map(Note::fallback);
+        self.notes.extend(facts.chain(fallbacks).map(|note| (String::new(), note)));
+        let Some(config) = &settled.config else { return Ok(()) };
+        let read = Spec { family: self.spec.family, ..spec(config)? };
+        match difference(&self.spec, &read) {
+            None => Ok(()),
+            Some(what) => Err(EngineError::Refused(format!(
+                "format {} cannot hold this model: read back, {what} would be another",
+                self.format.id()
+            ))),
+        }
+    }
+}
+
+/// What differs between two models.
+fn difference(have: &Spec, read: &Spec) -> Option<String> {
+    if have == read {
+        return None;
+    }
+    let block = have.blocks.iter().zip(&read.blocks).position(|(have, read)| have != read);
+    let parts = [
+        (have.vocab_size != read.vocab_size, "its vocabulary".to_owned()),
+        (have.context != read.context, "its context".to_owned()),
+        (have.embed != read.embed, "its embedding".to_owned()),
+        (block.is_some(), format!("block {}", block.unwrap_or_default())),
+        (have.head != read.head || have.tied != read.tied, "its head".to_owned()),
+    ];
+    let found = parts.into_iter().find(|(differs, _)| *differs);
+    Some(found.map_or_else(|| "its shape".to_owned(), |(_, what)| what))
+}
