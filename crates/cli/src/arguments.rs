@@ -454,6 +454,10 @@ pub(crate) struct BenchArguments {
     /// How often each is measured
     #[arg(long, value_name = "N", default_value = "5")]
     pub(crate) repetitions: NonZeroUsize,
+    /// Measure another model too, in turns, such as what this one was made of; and say what their sizes
+    /// would lead one to expect
+    #[arg(long, value_name = "MODEL", conflicts_with = "compare")]
+    pub(crate) against: Option<String>,
     /// Measure llama.cpp too, in turns with this program: the same file where it is a GGUF, else the
     /// GGUF named here. Needs the Python package llama-cpp-python: LAPIDARY_PYTHON, else python3,
     /// must import llama_cpp

@@ -340,6 +340,17 @@ impl Source {
         Ok(Some(Blocks { kind, rows, cols, bytes }))
     }
 
+    /// Whether a tensor is a matrix of plain numbers of which some rows can be had without the others.
+    pub fn is_plain_by_rows(&self, tensor: &str) -> bool {
+        let is_plain = |logical: &LogicalTensor| match &logical.storage {
+            Storage::Plain(_) => true,
+            Storage::Part(part) => part.is_of_rows(),
+            _ => false,
+        };
+        self.get(tensor).is_some_and(|logical| logical.shape.len() == 2 && is_plain(logical))
+            && self.is_read_by_rows(tensor)
+    }
+
     /// What blocks of ggml are as a term, where they can be told as one.
     fn outline_of_blocks(&self, tensor: &LogicalTensor) -> Option<Outline> {
         let &[rows, cols] = &tensor.shape[..] else { return None };
@@ -596,21 +607,25 @@ impl Source {
                 return Ok(rows.iter().flat_map(row).collect());
             }
         };
-        // Each distinct row is read once, in the order of the file.
+        // Each distinct row is read once, in the order of the file, neighbours together.
         let mut distinct: Vec<u32> = rows.to_vec();
         distinct.sort_unstable();
         distinct.dedup();
         let row_bytes = info.span.len() / (height.max(1) as u64);
-        let mut bytes = vec![0; row_bytes as usize];
-        let mut values: HashMap<u32, Vec<f32>> = HashMap::with_capacity(distinct.len());
-        for row in distinct {
-            let start = u64::from(row) * row_bytes;
-            self.checkpoint.read_range(info, start..start + row_bytes, &mut bytes)?;
-            let decoded = to_f32(info, &bytes, width)?;
-            check_finite(name, &decoded)?;
-            values.insert(row, decoded);
+        let (mut bytes, mut values) = (vec![], Vec::with_capacity(distinct.len() * width));
+        for run in distinct.chunk_by(|row, next| *next == row + 1) {
+            let start = u64::from(run[0]) * row_bytes;
+            let length = run.len() as u64 * row_bytes;
+            bytes.resize(length as usize, 0);
+            self.checkpoint.read_range(info, start..start + length, &mut bytes)?;
+            values.append(&mut to_f32(info, &bytes, run.len() * width)?);
         }
-        Ok(rows.iter().flat_map(|row| &values[row]).copied().collect())
+        check_finite(name, &values)?;
+        if distinct == rows {
+            return Ok(values);
+        }
+        let place = |row: &u32| distinct.partition_point(|known| known < row) * width;
+        Ok(rows.iter().flat_map(|row| &values[place(row)..][..width]).copied().collect())
     }
 }
 

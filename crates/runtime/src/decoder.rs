@@ -177,6 +177,17 @@ impl Decoder {
         self.weights.bytes_per_token([&self.body, &self.head])
     }
 
+    /// Bytes of all weights, as they are held.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    /// Multiplications that a token of a prompt needs in linear layers, as if all were dense. The head
+    /// is left out, which only the last one goes through.
+    pub fn products_per_token(&self) -> usize {
+        self.weights.multiplied(&self.body)
+    }
+
     /// Bytes a second that the threads read of memory of the size that a step reads, measured.
     pub fn read_bandwidth(&mut self) -> f64 {
         let bytes = self.bytes_per_token();

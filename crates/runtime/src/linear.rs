@@ -4,10 +4,14 @@
 //! column terms as what they are. Plain floats and trellises (whose states have to be followed down a
 //! column) are packed as floats of 16 bits.
 
-use crate::RuntimeError;
+use crate::{RuntimeError, load};
 use lapidary_formats::Source;
 use lapidary_kernels::packed::{self, PackError, Packed, Precision};
-use lapidary_weight::{Grouping, Planes, Tensors, Term, Weight, Zeros};
+use lapidary_weight::{Grouping, Planes, TensorError, Tensors, Term, Weight, Zeros};
+use std::sync::{Mutex, PoisonError};
+
+/// Bytes of a plain matrix, as 32-bit floats, that are read at once.
+const STRETCH_BYTES: usize = 1 << 20;
 
 /// What is said of a model whose layers round their inputs when it is run: the packed products round
 /// them in their own way.
@@ -39,7 +43,43 @@ pub(crate) fn pack(
         let all = packed::Source::Blocks { kind: blocks.kind, bytes: &blocks.bytes };
         return Packed::new(blocks.rows, blocks.cols, precision, &[all]).map_err(wrong);
     }
+    if let (true, Some(&[rows, cols])) =
+        (source.is_plain_by_rows(tensor), source.shape(tensor).as_deref())
+    {
+        return pack_rows(source, tensor, (rows, cols), precision);
+    }
     pack_weight(&source.weight(tensor)?, precision).map_err(wrong)
+}
+
+/// Packs a plain matrix without ever holding all of it in 32 bits: rows are read a few at a time, in
+/// the order in which they are packed.
+fn pack_rows(
+    source: &Source,
+    tensor: &str,
+    (rows, cols): (usize, usize),
+    precision: Precision,
+) -> Result<Packed, RuntimeError> {
+    let at_once = (STRETCH_BYTES / (4 * cols.max(1))).max(1);
+    let stretch = Mutex::new((0..0, vec![]));
+    let lost = Mutex::new(None);
+    let row = |row: usize, out: &mut [f32]| {
+        let mut stretch = stretch.lock().unwrap_or_else(PoisonError::into_inner);
+        let (held, values) = &mut *stretch;
+        if !held.contains(&row) {
+            *held = row..rows.min(row + at_once);
+            let wanted: Vec<u32> = held.clone().map(|row| row as u32).collect();
+            *values = source.read_rows(tensor, &wanted).unwrap_or_else(|error| {
+                *lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                vec![0.0; wanted.len() * cols]
+            });
+        }
+        out.copy_from_slice(&values[(row - held.start) * cols..][..cols]);
+    };
+    let packed = Packed::new(rows, cols, precision, &[packed::Source::Rows(&row)]);
+    if let Some(TensorError(error)) = lost.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(load::lost(error));
+    }
+    packed.map_err(|error| RuntimeError::Pack { tensor: tensor.to_owned(), error })
 }
 
 /// Packs a sum of terms.

@@ -152,6 +152,21 @@ impl Weights {
         products.flatten().map(|(matrix, _)| self.matrices[*matrix].bytes()).sum()
     }
 
+    /// Bytes of all matrices.
+    pub(crate) fn bytes(&self) -> usize {
+        self.matrices.iter().map(Packed::bytes).sum()
+    }
+
+    /// Numbers of the matrices that a plan multiplies by, counted as if all were dense.
+    pub(crate) fn multiplied(&self, plan: &Plan) -> usize {
+        let products = plan.stages.iter().filter_map(|stage| match stage {
+            Stage::Products(stage) => Some(&stage.products),
+            _ => None,
+        });
+        let size = |matrix: &Packed| matrix.rows() * matrix.cols();
+        products.flatten().map(|(matrix, _)| size(&self.matrices[*matrix])).sum()
+    }
+
     /// Widest product that a low-rank term begins with.
     pub(crate) fn widest_inner(&self) -> usize {
         let inner = |matrix: &Packed| matrix.inner().map_or(0, Packed::rows);
@@ -182,7 +197,7 @@ fn check(source: &Source, name: &str, need: &[usize]) -> Result<(), RuntimeError
 }
 
 /// The error of a tensor as what it is.
-fn lost(error: Box<dyn std::error::Error + Send + Sync>) -> RuntimeError {
+pub(crate) fn lost(error: Box<dyn std::error::Error + Send + Sync>) -> RuntimeError {
     match error.downcast::<FormatError>() {
         Ok(error) => (*error).into(),
         Err(error) => ModelError::Tensor(TensorError(error)).into(),

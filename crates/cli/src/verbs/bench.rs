@@ -1,5 +1,7 @@
-//! `lapidary bench`: how fast a model runs on this machine, beside llama.cpp on request.
+//! `lapidary bench`: how fast a model runs on this machine, beside another model or llama.cpp on
+//! request.
 
+mod against;
 mod llama_cpp;
 
 use super::{disk, locate, open};
@@ -38,6 +40,9 @@ pub(crate) fn run(
     threads: Option<NonZeroUsize>,
     output: &mut Output,
 ) -> Result<(), CliError> {
+    if let Some(other) = &arguments.against {
+        return against::run(arguments, other, threads, output);
+    }
     let (prompt, generate) = (arguments.prompt.get(), arguments.generate.get());
     let peer = arguments.compare.as_ref().map(|file| peer_file(arguments, file.as_ref()));
     let peer = peer.transpose()?;

@@ -146,6 +146,36 @@ fn a_bench_has_its_keys() {
     run(folder.path(), "bench model --compare").failed(2, &["--compare FILE"]);
 }
 
+/// A smaller model beside its source: what is expected of it follows from the sizes.
+#[test]
+fn a_bench_sets_a_model_against_another() {
+    let folder = with_model();
+    run(
+        folder.path(),
+        "compress model -o small --method layers --set layers.drop=1 --samples 2 --seq-len 32",
+    )
+    .ok();
+    let line = "bench small --against model --prompt 8 --generate 4 --repetitions 3 --threads 1";
+    let found = run(folder.path(), &format!("{line} --json")).json();
+    let config = |model: &str| {
+        let text = std::fs::read(folder.path().join(model).join("config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&text).unwrap();
+        config["num_hidden_layers"].as_f64().unwrap()
+    };
+    let ratio = |key: &str| found["expected_ratio"][key].as_f64().unwrap();
+    let layers = config("model") / config("small");
+    assert!((ratio("prefill") - layers).abs() < 1e-9, "{found}");
+    // The head is read for every token, and is held as well.
+    assert!(ratio("decode") > 1.0 && ratio("decode") < layers, "{found}");
+    assert!(ratio("memory") < 1.0, "{found}");
+    for key in ["prefill", "decode"] {
+        assert!(found["measured_ratio"][key].as_f64().unwrap() > 0.0, "{found}");
+    }
+    let shown = run(folder.path(), line).ok();
+    assert!(shown.contains("expected"), "{shown}");
+    run(folder.path(), "bench small --against nowhere").failed(4, &["nowhere"]);
+}
+
 #[cfg(unix)]
 #[test]
 fn a_bench_compares_in_turns() {

@@ -38,17 +38,24 @@ impl Dense {
         precision: Precision,
         row: &dyn Fn(usize, &mut [f32]),
     ) -> Self {
-        let mut values = vec![0.0; rows.div_ceil(STRIP) * cols * STRIP];
+        let mut values = Values::Bf16(Vec::with_capacity(rows.div_ceil(STRIP) * cols * STRIP));
         let mut buffer = vec![0.0; cols];
-        for index in 0..rows {
-            buffer.fill(0.0);
-            row(index, &mut buffer);
-            let strip = &mut values[index / STRIP * cols * STRIP..][..cols * STRIP];
-            for (column, value) in strip.chunks_exact_mut(STRIP).zip(&buffer) {
-                column[index % STRIP] = *value;
+        let mut strip = vec![0.0; cols * STRIP];
+        for first in (0..rows).step_by(STRIP) {
+            strip.fill(0.0);
+            for index in first..rows.min(first + STRIP) {
+                buffer.fill(0.0);
+                row(index, &mut buffer);
+                for (column, value) in strip.chunks_exact_mut(STRIP).zip(&buffer) {
+                    column[index % STRIP] = *value;
+                }
             }
+            values.extend(&strip);
         }
-        Self { cols, values: narrow(values, precision) }
+        if let Values::F32(wide) = values {
+            values = narrow(wide, precision);
+        }
+        Self { cols, values }
     }
 
     /// Whether all values are numbers.
@@ -106,6 +113,23 @@ impl Dense {
 }
 
 impl Values {
+    /// Adds values to the end. What is exact in 16 bits so far is kept in them, so that a matrix of a
+    /// checkpoint never stands in memory twice as wide as in its file.
+    fn extend(&mut self, more: &[f32]) {
+        match self {
+            Self::Bf16(all) if more.iter().all(is_bf16) => all.extend(more.iter().map(to_bf16)),
+            Self::F16(all) if more.iter().all(is_f16) => all.extend(more.iter().map(to_f16)),
+            Self::F32(all) => all.extend_from_slice(more),
+            Self::Bf16(all) if all.is_empty() && more.iter().all(is_f16) => {
+                let mut narrow = Vec::with_capacity(all.capacity());
+                narrow.extend(more.iter().map(to_f16));
+                *self = Self::F16(narrow);
+            }
+            Self::Bf16(all) => *self = Self::F32(widened(all, more)),
+            Self::F16(all) => *self = Self::F32(widened(all, more)),
+        }
+    }
+
     /// Whether all are numbers.
     pub(super) fn is_finite(&self) -> bool {
         match self {
@@ -150,15 +174,22 @@ vectorized! {
     }
 }
 
+/// Values of 16 bits, and more after them; with the room that was set aside.
+fn widened<T: Copy + Into<f32>>(values: &mut Vec<T>, more: &[f32]) -> Vec<f32> {
+    let mut wide = Vec::with_capacity(values.capacity());
+    wide.extend(values.iter().map(|value| (*value).into()));
+    wide.extend_from_slice(more);
+    wide
+}
+
 /// The narrowest type that the precision allows.
 pub(super) fn narrow(values: Vec<f32>, precision: Precision) -> Values {
-    let same = |a: f32, b: f32| a.to_bits() == b.to_bits();
-    let bf16s = || Values::Bf16(values.iter().map(|v| bf16::from_f32(*v)).collect());
-    let f16s = || Values::F16(values.iter().map(|v| f16::from_f32(*v)).collect());
-    if values.iter().all(|v| same(bf16::from_f32(*v).to_f32(), *v)) {
+    let bf16s = || Values::Bf16(values.iter().map(to_bf16).collect());
+    let f16s = || Values::F16(values.iter().map(to_f16).collect());
+    if values.iter().all(is_bf16) {
         return bf16s();
     }
-    if values.iter().all(|v| same(f16::from_f32(*v).to_f32(), *v)) {
+    if values.iter().all(is_f16) {
         return f16s();
     }
     if precision == Precision::Float {
@@ -167,4 +198,58 @@ pub(super) fn narrow(values: Vec<f32>, precision: Precision) -> Values {
     // f16 has the finer steps where its exponents reach.
     let greatest = values.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
     if (1e-2..6e4).contains(&greatest) { f16s() } else { bf16s() }
+}
+
+fn to_bf16(value: &f32) -> bf16 {
+    bf16::from_f32(*value)
+}
+
+fn to_f16(value: &f32) -> f16 {
+    f16::from_f32(*value)
+}
+
+fn is_bf16(value: &f32) -> bool {
+    to_bf16(value).to_f32().to_bits() == value.to_bits()
+}
+
+fn is_f16(value: &f32) -> bool {
+    to_f16(value).to_f32().to_bits() == value.to_bits()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a matrix is stored in does not depend on how far it could be stored in less.
+    #[test]
+    fn rows_one_by_one_take_the_type_of_all() {
+        let (rows, cols) = (3 * STRIP + 5, 7);
+        let brain = |place: usize| bf16::from_f32(1.0 + place as f32).to_f32() * 2.0_f32.powi(90);
+        let half = |place: usize| f16::from_f32(1.0 + place as f32 / 1024.0).to_f32();
+        let full = |place: usize| 1.0 + place as f32 / 8_388_608.0;
+        let small = |place: usize| full(place) * 1e-4;
+        let values: [&dyn Fn(usize) -> f32; 4] = [&brain, &half, &full, &small];
+        for kinds in (0..4_usize.pow(4)).map(|n| [n % 4, n / 4 % 4, n / 16 % 4, n / 64]) {
+            let value = |row: usize, col: usize| values[kinds[row / STRIP]](row * cols + col);
+            let row = |row: usize, out: &mut [f32]| {
+                out.iter_mut().enumerate().for_each(|(col, out)| *out += value(row, col));
+            };
+            let mut whole = vec![0.0; rows.div_ceil(STRIP) * cols * STRIP];
+            for row in 0..rows {
+                for col in 0..cols {
+                    whole[(row / STRIP * cols + col) * STRIP + row % STRIP] = value(row, col);
+                }
+            }
+            for precision in [Precision::Float, Precision::Int8] {
+                let bits = |values: &Values| match values {
+                    Values::F32(v) => (32, v.iter().map(|v| v.to_bits()).collect::<Vec<_>>()),
+                    Values::F16(v) => (16, v.iter().map(|v| u32::from(v.to_bits())).collect()),
+                    Values::Bf16(v) => (8, v.iter().map(|v| u32::from(v.to_bits())).collect()),
+                };
+                let dense = Dense::new(rows, cols, precision, &row);
+                let want = narrow(whole.clone(), precision);
+                assert_eq!(bits(&dense.values), bits(&want), "{kinds:?} {precision:?}");
+            }
+        }
+    }
 }
