@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lapidary_engine::plan::Limits;
-use lapidary_engine::recipe::{Budget, Overrides, parse_bytes};
+use lapidary_engine::recipe::{Budget, Overrides, parse_bytes, parse_count};
 use lapidary_engine::target::{Engine, Target};
 use lapidary_runtime::{CacheType, Options, Precision};
 use std::net::{IpAddr, Ipv4Addr};
@@ -98,6 +98,13 @@ pub(crate) struct RecipeArguments {
     /// The same for a divergence from the uncompressed model, in nats a token (predicted)
     #[arg(long, value_name = "NATS", group = "budget", conflicts_with = "bits")]
     max_kl: Option<f64>,
+    /// The same for parameters that are not pruned, for instance 100M
+    #[arg(long, value_name = "COUNT", value_parser = parse_count, group = "budget")]
+    parameters: Option<u64>,
+    /// The same for how many times as fast it is to write tokens, at the least, by the bytes of weights
+    /// that a token reads
+    #[arg(long, value_name = "TIMES", group = "budget", conflicts_with = "bits")]
+    speedup: Option<f64>,
     /// Calibration text: a file of text or JSONL, rows in safetensors, or builtin
     #[arg(long)]
     calibration: Option<String>,
@@ -161,6 +168,8 @@ impl RecipeArguments {
             self.bpw.map(Budget::BitsPerWeight),
             self.size.map(Budget::Size),
             self.max_kl.map(Budget::Divergence),
+            self.parameters.map(Budget::Parameters),
+            self.speedup.map(Budget::Speedup),
         ];
         Overrides {
             bits: self.bits,

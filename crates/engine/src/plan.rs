@@ -1,6 +1,7 @@
 //! The plan: what a recipe would do to a model, everything checked and predicted before any work.
 
 mod chain;
+mod count;
 mod fit;
 mod memory;
 mod prepare;
@@ -8,6 +9,7 @@ mod rescale;
 mod settle;
 mod stored;
 
+pub(crate) use count::read_by_a_token;
 pub(crate) use memory::CHUNK_TOKENS;
 pub use memory::{ActivationsIn, MemoryPlan};
 pub(crate) use prepare::{prepared, untied};

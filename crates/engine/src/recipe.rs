@@ -26,7 +26,7 @@ mod preset;
 mod schema;
 
 pub use activations::Activations;
-pub use candidates::{Budget, parse_bytes};
+pub use candidates::{Budget, parse_bytes, parse_count};
 pub use document::{Content, Field, Node, Place};
 pub(crate) use layers::Depth;
 pub use layers::Layers;
@@ -184,8 +184,8 @@ impl Recipe {
         let budget = Budget::read(document)?;
         let mut document = document.clone();
         let mut ways = candidates::expand(steps_of(&document)?)?;
-        if budget.is_some() && ways.len() == 1 {
-            candidates::open_bits(&mut document)?;
+        if let (Some(budget), 1) = (budget, ways.len()) {
+            candidates::open_bits(&mut document, budget)?;
             ways = candidates::expand(steps_of(&document)?)?;
         }
         let asked = document.field("steps").map(|field| field.node.to_json()).unwrap_or_default();
@@ -198,7 +198,7 @@ impl Recipe {
         if budget.is_none() && candidates.len() > 1 {
             let what = format!(
                 "the steps have {} candidates and no budget to choose by; add for instance \
-                 budget: {{bpw: 3.25}}, or give --bpw, --size or --max-kl",
+                 budget: {{bpw: 3.25}}, or give --bpw, --size, --max-kl, --parameters or --speedup",
                 candidates.len()
             );
             return Err(RecipeError::new(document.place_of("steps"), what));

@@ -8,6 +8,7 @@ mod observe;
 mod owl;
 mod publish;
 mod rescale;
+mod shapes;
 mod structure;
 mod work;
 
@@ -15,7 +16,7 @@ use crate::calibration::{self, Rows};
 use crate::cost::{Costs, Part};
 use crate::plan::{Limits, Plan, SitePlan, prepared};
 use crate::recipe::Recipe;
-use crate::search::Survey;
+use crate::search::{Shapes, Survey};
 use crate::structure::provisional;
 use crate::{EngineError, Manifest, Progress};
 use block::BlockRunner;
@@ -93,25 +94,89 @@ impl Job<'_> {
 /// When the plan refuses, an input is damaged, the disk fails, or a stop is asked for; nothing is
 /// visible under the output's name then, and what was committed stays.
 pub fn compress(job: &Job<'_>) -> Result<Outcome, EngineError> {
-    let sized = provisional(job.source, job.recipe)?;
-    let source = sized.as_ref().map_or(job.source, |(sized, _)| sized);
-    let prepared = prepared(source, job.recipe, job.seed)?;
-    let source = prepared.as_ref().unwrap_or(source);
-    compress_source(&Job { source, fs: Arc::clone(&job.fs), ..*job }, job.source)
+    if Shapes::are_open(job.recipe)? {
+        return compress_best_shape(job);
+    }
+    on_sized(job, job.source, |job, whole| {
+        let planned = Planned::new(job)?;
+        let plan = planned.plan();
+        check_place(job)?;
+        check_name(job, plan)?;
+        if is_settled(job) {
+            planned.announce(job)?;
+        }
+        match begin(job, plan, planned.largest())? {
+            Begun::Complete(outcome) => Ok(*outcome),
+            Begun::Open(open) => {
+                let (inputs, work) = *open;
+                match is_settled(job) {
+                    true => proceed(job, &planned, inputs, work, &[]),
+                    false => settle(job, whole, plan, inputs, work, &[]),
+                }
+            }
+        }
+    })
 }
 
-/// Compresses the source as the recipe wants it: of which size, rewritten or not, tied or not. Which
-/// parts of the `whole` stay is settled on the way.
-fn compress_source(job: &Job<'_>, whole: &Source) -> Result<Outcome, EngineError> {
-    let costs = Costs::default();
-    let planned = Planned::new(job)?;
-    let plan = planned.plan();
+/// The same where the recipe leaves open how the model is cut: chooses, and goes on as with the recipe
+/// that was found.
+fn compress_best_shape(job: &Job<'_>) -> Result<Outcome, EngineError> {
+    let shapes = Shapes::new(&job.fs, job.source, job.recipe, job.limits, job.shard_bytes)?;
     check_place(job)?;
-    check_name(job, plan)?;
-    let (is_cut, is_open) = (job.source.is_cut(), owl::is_open(job.recipe));
-    if !is_cut && !is_open {
-        planned.announce(job)?;
+    check_name(job, shapes.largest())?;
+    let (inputs, mut work) = match begin(job, shapes.largest(), shapes.largest())? {
+        Begun::Complete(outcome) => return Ok(*outcome),
+        Begun::Open(open) => *open,
+    };
+    for (shape, why) in &shapes.refused {
+        job.progress.note(&format!("{shape} is no candidate: {why}"));
     }
+    let costs = Costs::default();
+    let found = inputs.costs.charge(Part::Search, || {
+        shapes::choose(job, &shapes, means(shapes.largest(), &inputs, &costs), &mut work)
+    })?;
+    costs.halt();
+    for line in &found.summary {
+        job.progress.note(line);
+    }
+    let found_job = Job { recipe: &found.recipe, fs: Arc::clone(&job.fs), ..*job };
+    let outcome = on_sized(&found_job, job.source, |job, whole| {
+        // A recipe that needs no rows is carried out without, as it is when it is run by itself.
+        let rows = inputs.rows.filter(|_| found.plan.calibration.is_some());
+        let inputs = Inputs { rows, ..inputs };
+        settle(job, whole, &found.plan, inputs, work, &found.files)
+    })?;
+    Ok(Outcome { search_costs: Some(costs), ..outcome })
+}
+
+/// Goes on with the source as the recipe wants it: of which size, rewritten or not, tied or not. Which
+/// parts of the whole stay is settled later.
+fn on_sized(
+    job: &Job<'_>,
+    whole: &Source,
+    go_on: impl FnOnce(&Job<'_>, &Source) -> Result<Outcome, EngineError>,
+) -> Result<Outcome, EngineError> {
+    let sized = provisional(whole, job.recipe)?;
+    let source = sized.as_ref().map_or(whole, |(sized, _)| sized);
+    let prepared = prepared(source, job.recipe, job.seed)?;
+    let source = prepared.as_ref().unwrap_or(source);
+    go_on(&Job { source, fs: Arc::clone(&job.fs), ..*job }, whole)
+}
+
+/// Whether the plan of a job says all there is to be chosen before the loop.
+fn is_settled(job: &Job<'_>) -> bool {
+    !job.source.is_cut() && !owl::is_open(job.recipe)
+}
+
+/// A job before its work: finished by an earlier run, or with its work folder open.
+enum Begun {
+    Complete(Box<Outcome>),
+    Open(Box<(Inputs, Work)>),
+}
+
+/// Reads the calibration text, hashes the source, and opens the work folder.
+fn begin(job: &Job<'_>, plan: &Plan, largest: &Plan) -> Result<Begun, EngineError> {
+    let costs = Costs::default();
     // What opening the source took, and then what the tokenizer took, is not needed again.
     return_freed();
     let rows = rows(job, plan)?;
@@ -121,29 +186,46 @@ fn compress_source(job: &Job<'_>, whole: &Source) -> Result<Outcome, EngineError
         // A run that ended between naming the result and tidying up has left its work behind.
         work::discard(job)?;
         let search_costs = None;
-        return Ok(Outcome { manifest, resumed: 0, was_complete: true, costs, search_costs });
+        let outcome = Outcome { manifest, resumed: 0, was_complete: true, costs, search_costs };
+        return Ok(Begun::Complete(Box::new(outcome)));
     }
-    check_disk(job, planned.largest())?;
-    let mut work = Work::open(job, &identity)?;
-    let inputs = Inputs { rows, identity, costs };
-    if !is_cut && !is_open {
-        return proceed(job, &planned, inputs, work);
-    }
-    let means = structure::Means {
+    check_disk(job, largest)?;
+    let work = Work::open(job, &identity)?;
+    Ok(Begun::Open(Box::new((Inputs { rows, identity, costs }, work))))
+}
+
+/// How a cut is gone about in a job.
+fn means<'a>(plan: &Plan, inputs: &'a Inputs, costs: &'a Costs) -> structure::Means<'a> {
+    structure::Means {
         rows: inputs.rows.as_ref(),
         precision: plan.precision(),
         activations_in: plan.memory.activations_in,
-        costs: &inputs.costs,
-    };
+        costs,
+    }
+}
+
+/// Settles what the rows decide before the loop (what is cut, and how much is pruned where), and goes
+/// on.
+fn settle(
+    job: &Job<'_>,
+    whole: &Source,
+    plan: &Plan,
+    inputs: Inputs,
+    mut work: Work,
+    more_files: &[(&str, Vec<u8>)],
+) -> Result<Outcome, EngineError> {
+    let means = means(plan, &inputs, &inputs.costs);
+    let is_cut = job.source.is_cut();
     let cut = is_cut.then(|| structure::cut(job, whole, means, &mut work)).transpose()?;
     let prepared = cut.as_ref().map(|cut| prepared(cut, job.recipe, job.seed)).transpose()?;
     let source = prepared.as_ref().and_then(Option::as_ref).or(cut.as_ref()).unwrap_or(job.source);
+    let is_open = owl::is_open(job.recipe);
     let settled = is_open.then(|| owl::settle(job, source, means, &mut work)).transpose()?;
     let recipe = settled.as_ref().unwrap_or(job.recipe);
     let job = Job { source, recipe, fs: Arc::clone(&job.fs), ..*job };
     let planned = Planned::new(&job)?;
     planned.announce(&job)?;
-    proceed(&job, &planned, inputs, work)
+    proceed(&job, &planned, inputs, work, more_files)
 }
 
 /// What a job will do: one plan, or a survey of many.
@@ -195,10 +277,11 @@ fn proceed(
     planned: &Planned<'_>,
     inputs: Inputs,
     work: Work,
+    more_files: &[(&str, Vec<u8>)],
 ) -> Result<Outcome, EngineError> {
     match planned {
         Planned::Survey(survey) => search(job, survey, inputs, work),
-        Planned::Plan(plan) => carry_out(job, plan, inputs, work, &[]),
+        Planned::Plan(plan) => carry_out(job, plan, inputs, work, more_files),
     }
 }
 

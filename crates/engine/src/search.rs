@@ -9,18 +9,22 @@
 //!
 //! The result is an ordinary recipe.
 
+mod budget;
 mod memory;
 mod merge;
 mod report;
+mod shapes;
 
 pub(crate) use memory::{LOGIT_ROWS, PROBE_ROWS, PROBE_TOKENS, is_resident};
 pub use report::{FILE_NAME as SEARCH, RECIPE_NAME};
+pub(crate) use shapes::Trial;
+pub use shapes::{Shape, Shapes};
 
 use crate::EngineError;
 use crate::plan::{Limits, Plan};
 use crate::recipe::{Budget, Depth, Recipe, Step};
 use lapidary_formats::Source;
-use lapidary_methods::allocate::{Allocation, Choice, allocate, frontier};
+use lapidary_methods::allocate::{Allocation, Choice, frontier};
 use lapidary_methods::{Method, NoteKind};
 use lapidary_model::{Graph, Matrix, Place};
 use lapidary_store::Fs;
@@ -74,6 +78,8 @@ pub struct UnitChoice {
     pub candidate: usize,
     /// Bytes stored for the unit.
     pub bytes: u64,
+    /// Weights of the unit that are not pruned.
+    pub left: u64,
 }
 
 /// What was measured of a unit.
@@ -143,28 +149,6 @@ fn is_of_one_layer(step: &Step) -> Result<(), EngineError> {
     }
 }
 
-/// Refuses candidates that cut the model otherwise: their layers could not be compared.
-fn same_cuts(recipe: &Recipe) -> Result<(), EngineError> {
-    let cuts = |steps: &[Step]| -> Result<Vec<Value>, EngineError> {
-        let mut cuts = vec![];
-        for step in steps {
-            if let Method::Structural(_) = step.build()? {
-                cuts.push(step.to_json());
-            }
-        }
-        Ok(cuts)
-    };
-    let first = cuts(&recipe.steps)?;
-    for candidate in &recipe.candidates {
-        if cuts(candidate)? != first {
-            let what = "steps that cut the model smaller take one value of each parameter: a search \
-                        compares what is done to the same layers";
-            return Err(EngineError::Refused(what.to_owned()));
-        }
-    }
-    Ok(())
-}
-
 impl<'a> Survey<'a> {
     /// Plans every candidate of a recipe that has a budget.
     ///
@@ -207,7 +191,6 @@ impl<'a> Survey<'a> {
         let none = || EngineError::Internal("a search without a budget".to_owned());
         let budget = recipe.budget.ok_or_else(none)?;
         recipe.candidates.iter().flatten().try_for_each(is_of_one_layer)?;
-        same_cuts(recipe)?;
         let labels = merge::labels(&recipe.candidates);
         let (mut candidates, mut refused, mut first) = (vec![], vec![], None);
         for (index, label) in labels.into_iter().enumerate() {
@@ -280,67 +263,10 @@ impl<'a> Survey<'a> {
         Ok((size(least_bytes)?, size(most_bytes)?))
     }
 
-    fn check_budget(&self) -> Result<(), EngineError> {
-        match self.budget {
-            Budget::BitsPerWeight(bits) => {
-                let (least, _) = self.range_of_bits();
-                if bits < least {
-                    let what = format!(
-                        "{bits} bits a weight cannot be reached: the smallest candidates take \
-                         {least:.4} with their scales; ask for {:.3} or more, or add smaller ones",
-                        (least * 1e3).ceil() / 1e3
-                    );
-                    return Err(EngineError::Refused(what));
-                }
-            }
-            Budget::Size(bytes) => {
-                let (least, _) = self.range_of_sizes()?;
-                if bytes < least {
-                    let what = format!(
-                        "weight files of {bytes} bytes cannot be reached: with the smallest \
-                         candidates they take {least} ({:.2} MB); ask for that or more, or add \
-                         smaller candidates",
-                        least.div_ceil(10_000) as f64 / 100.0
-                    );
-                    return Err(EngineError::Refused(what));
-                }
-            }
-            Budget::Divergence(_) if self.plan().spec.head.is_none() => {
-                let what = "the model has no language-model head and so no divergence to limit; \
-                            use --bpw or --size";
-                return Err(EngineError::Refused(what.to_owned()));
-            }
-            Budget::Divergence(_) => {}
-        }
-        Ok(())
-    }
-
     /// Chooses, from what was measured of every unit.
     pub(crate) fn choose(&self, measured: &[Measured]) -> Result<Found, EngineError> {
         let losses = self.losses(measured);
-        let allocation = match self.budget {
-            Budget::BitsPerWeight(bits) => {
-                let counted = self.units.iter().filter(|unit| is_counted(unit));
-                let weights: u64 = counted.map(|unit| unit.weights).sum();
-                let budget = (bits * weights as f64 / 8.0).floor();
-                allocate(&self.counted(&losses), budget)
-            }
-            Budget::Size(bytes) => self.fit_size(&losses, bytes)?,
-            Budget::Divergence(nats) => {
-                let turn = |choice: &Choice| Choice { size: choice.cost, cost: choice.size };
-                let turned: Vec<Vec<Choice>> =
-                    losses.iter().map(|unit| unit.iter().map(turn).collect()).collect();
-                let least: f64 = losses.iter().map(|unit| least_cost(unit)).sum();
-                if nats < least {
-                    let what = format!(
-                        "a divergence of {nats} cannot be reached: that of the best candidates is \
-                         predicted to be {least:.6}; ask for more, or add better candidates"
-                    );
-                    return Err(EngineError::Refused(what));
-                }
-                allocate(&turned, nats)
-            }
-        };
+        let allocation = self.within_budget(&losses)?;
         let none = || EngineError::Internal("a budget that fitted fits no longer".to_owned());
         let allocation = allocation.ok_or_else(none)?;
         let recipe = self.merged(&allocation.choices)?;
@@ -365,38 +291,6 @@ impl<'a> Survey<'a> {
             unit.choices.iter().zip(&measured.errors).map(choice).collect()
         };
         self.units.iter().zip(measured).map(of_unit).collect()
-    }
-
-    /// The losses, with sizes only where a budget of bits for each weight counts them.
-    fn counted(&self, losses: &[Vec<Choice>]) -> Vec<Vec<Choice>> {
-        let mut losses = losses.to_vec();
-        for (unit, losses) in self.units.iter().zip(&mut losses) {
-            if !is_counted(unit) {
-                losses.iter_mut().for_each(|choice| choice.size = 0.0);
-            }
-        }
-        losses
-    }
-
-    /// The best whose files, headers and all, take no more than `bytes`. The length of a header
-    /// depends on what is in it: what the files exceed the limit by is taken off until they do not.
-    fn fit_size(
-        &self,
-        losses: &[Vec<Choice>],
-        bytes: u64,
-    ) -> Result<Option<Allocation>, EngineError> {
-        let smallest: u64 = self.units.iter().map(least_bytes).sum();
-        let (least, _) = self.range_of_sizes()?;
-        let mut budget = smallest + (bytes - least.min(bytes));
-        loop {
-            let Some(allocation) = allocate(losses, budget as f64) else { return Ok(None) };
-            let plan = self.plan_of(&self.merged(&allocation.choices)?)?;
-            let excess = self.file_bytes(&plan)?.saturating_sub(bytes);
-            if excess == 0 {
-                return Ok(Some(allocation));
-            }
-            budget = budget.saturating_sub(excess);
-        }
     }
 
     fn plan_of(&self, recipe: &Recipe) -> Result<Plan, EngineError> {
@@ -520,7 +414,7 @@ fn units(recipe: &Recipe, candidates: &[Candidate]) -> Vec<Unit> {
         let linears = || matrices.iter().map(|matrix| &matrix.linear);
         let weights = linears().map(|l| (l.in_features * l.out_features) as u64).sum();
         let modules = linears().map(|linear| linear.module.clone()).collect();
-        let choices = choices(recipe, candidates, &matrices);
+        let choices = choices(recipe, candidates, &matrices, weights);
         units.push(Unit { place: site.place, modules, weights, choices });
     }
     // In the order in which they are measured.
@@ -530,7 +424,12 @@ fn units(recipe: &Recipe, candidates: &[Candidate]) -> Vec<Unit> {
 
 /// What some matrices may become: candidates that do the same to them count once, and one that the
 /// format has changed into another does not count beside that other.
-fn choices(recipe: &Recipe, candidates: &[Candidate], matrices: &[&Matrix]) -> Vec<UnitChoice> {
+fn choices(
+    recipe: &Recipe,
+    candidates: &[Candidate],
+    matrices: &[&Matrix],
+    weights: u64,
+) -> Vec<UnitChoice> {
     struct Seen {
         choice: UnitChoice,
         does: Value,
@@ -548,7 +447,8 @@ fn choices(recipe: &Recipe, candidates: &[Candidate], matrices: &[&Matrix]) -> V
         let bytes = sites.iter().map(|site| plan.site_bytes(site)).sum();
         let is_fallback =
             plan.notes.iter().any(|(site, note)| of_unit(site) && note.kind == NoteKind::Fallback);
-        let choice = UnitChoice { candidate: index, bytes };
+        let pruned: u64 = sites.iter().map(|site| plan.pruned(site)).sum();
+        let choice = UnitChoice { candidate: index, bytes, left: weights - pruned };
         if is_fallback {
             // The groups are not those it names.
             merge::forget_groups(&mut does);

@@ -6,7 +6,7 @@ use crate::error::CliError;
 use crate::output::Output;
 use crate::table::{megabytes, stored_bits, table, with_inputs};
 use lapidary_engine::plan::ActivationsIn;
-use lapidary_engine::search::Candidate;
+use lapidary_engine::search::{Candidate, Shape, Shapes};
 use lapidary_engine::{Plan, Survey};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -17,6 +17,10 @@ pub(crate) fn run(arguments: &PlanArguments, output: &mut Output) -> Result<(), 
     let source = open(&fs, &arguments.recipe.model)?;
     let recipe = recipe(&*fs, &arguments.recipe)?;
     let limits = arguments.recipe.limits();
+    if Shapes::are_open(&recipe)? {
+        let shapes = Shapes::new(&fs, &source, &recipe, limits, arguments.shard_size)?;
+        return output.result(|| shapes_to_json(&shapes), || describe_shapes(&shapes));
+    }
     if recipe.budget.is_some() {
         let survey = Survey::new(&fs, &source, &recipe, limits, arguments.shard_size)?;
         let (bits, sizes) = (survey.range_of_bits(), survey.range_of_sizes()?);
@@ -69,6 +73,64 @@ fn to_json(plan: &Plan) -> Value {
         "dropped": plan.dropped,
         "notes": notes,
     })
+}
+
+/// The shapes that a search chooses from.
+fn shapes_to_json(shapes: &Shapes<'_>) -> Value {
+    let of_shape = |shape: &Shape| {
+        json!({
+            "label": shape.label,
+            "weight_file_bytes": shape.file_bytes,
+            "parameters": shape.parameters,
+            "expected_speedup": shape.speedup,
+            "fits": shape.fits,
+            "is_tried": shape.is_tried,
+        })
+    };
+    let refused: Vec<Value> =
+        shapes.refused.iter().map(|(label, why)| json!({ "label": label, "why": why })).collect();
+    json!({
+        "budget": shapes.budget().to_json(),
+        "format": shapes.largest().format.id(),
+        "shapes": shapes.shapes.iter().map(of_shape).collect::<Vec<_>>(),
+        "refused": refused,
+        "source_bytes": shapes.largest().source_bytes,
+        "peak_memory_bytes": shapes.memory(),
+    })
+}
+
+fn describe_shapes(shapes: &Shapes<'_>) -> String {
+    let row = |shape: &Shape| {
+        let is_tried = match (shape.fits, shape.is_tried) {
+            (false, _) => "too large",
+            (true, false) => "in a larger one",
+            (true, true) => "yes",
+        };
+        vec![
+            shape.label.clone(),
+            format!("{:.2} M", shape.parameters as f64 / 1e6),
+            megabytes(shape.file_bytes),
+            format!("{:.2}", shape.speedup),
+            is_tried.to_owned(),
+        ]
+    };
+    let rows: Vec<Vec<String>> = shapes.shapes.iter().map(row).collect();
+    let header = ["shape", "parameters", "weights", "expected speed", "is tried"];
+    let plan = shapes.largest();
+    let mut text = table(&header, &rows);
+    let _ = write!(
+        text,
+        "\n\nbudget {}: each shape that may be the best is cut and compared with the whole model\n\
+         format {} ({})\nmemory at most {}\n",
+        shapes.budget(),
+        plan.format.id(),
+        plan.format.loaders(),
+        megabytes(shapes.memory()),
+    );
+    for (label, why) in &shapes.refused {
+        let _ = writeln!(text, "note: {label} is no candidate: {why}");
+    }
+    text
 }
 
 /// What a search chooses from; `bits` and `sizes` are the least and the most that can come out.

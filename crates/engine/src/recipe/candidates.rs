@@ -5,7 +5,7 @@
 //!   - method: gptq
 //!     bits: [2, 3, 4, 5, 6, 8]     # each value of a list is a candidate,
 //!     group_size: [64, 128]        # of several lists each combination
-//! budget: {bpw: 3.25}              # or {size: 80MB}, or {max_kl: 0.05}
+//! budget: {bpw: 3.25}              # or {size: 80MB}, {max_kl: 0.05}, {parameters: 100M}, {speedup: 2}
 //! ```
 //!
 //! A step may also be `one_of:` several steps, or lists of steps that go together. A budget without
@@ -25,6 +25,11 @@ pub enum Budget {
     Size(u64),
     /// Divergence from the uncompressed model, in nats a token, at the most.
     Divergence(f64),
+    /// Parameters of the model that are not pruned, at the most.
+    Parameters(u64),
+    /// How many times as fast as the uncompressed model it is to write tokens, at the least: by the
+    /// bytes of weights that a token reads.
+    Speedup(f64),
 }
 
 /// As people read it.
@@ -34,12 +39,14 @@ impl std::fmt::Display for Budget {
             Self::BitsPerWeight(bits) => write!(f, "{bits} bits a weight"),
             Self::Size(bytes) => write!(f, "weight files of {:.1} MB", *bytes as f64 / 1e6),
             Self::Divergence(nats) => write!(f, "a divergence of {nats}"),
+            Self::Parameters(count) => write!(f, "{:.2} million parameters", *count as f64 / 1e6),
+            Self::Speedup(times) => write!(f, "tokens written {times} times as fast"),
         }
     }
 }
 
 /// Keys of a budget.
-const BUDGET_KEYS: [&str; 3] = ["bpw", "size", "max_kl"];
+const BUDGET_KEYS: [&str; 5] = ["bpw", "size", "max_kl", "parameters", "speedup"];
 
 /// Most candidates of a recipe: each is tried on every layer.
 const MOST: usize = 256;
@@ -54,6 +61,8 @@ impl Budget {
             Self::BitsPerWeight(bits) => json!({ "bpw": bits }),
             Self::Size(bytes) => json!({ "size": bytes }),
             Self::Divergence(nats) => json!({ "max_kl": nats }),
+            Self::Parameters(count) => json!({ "parameters": count }),
+            Self::Speedup(times) => json!({ "speedup": times }),
         }
     }
 
@@ -65,23 +74,51 @@ impl Budget {
             check_known(field, "of a budget", &BUDGET_KEYS)?;
         }
         let [Field { key, node, .. }] = node.fields().unwrap_or_default() else {
-            let what = "budget is one of bpw, size and max_kl, for instance {bpw: 3.25}";
+            let what = "budget is one of bpw, size, max_kl, parameters and speedup, for instance \
+                        {bpw: 3.25}";
             return Err(RecipeError::new(node.place, what));
         };
         let value = node.to_json();
         let wrong =
             |what: &str| RecipeError::new(node.place, format!("budget.{key}: {value} is {what}"));
+        let counted = |parse: fn(&str) -> Result<u64, String>| match &value {
+            Value::String(text) => parse(text).ok(),
+            number => number.as_u64(),
+        };
         if key == "size" {
-            let size = match &value {
-                Value::String(text) => parse_bytes(text),
-                number => number.as_u64().ok_or_else(String::new),
-            };
-            let size = size.map_err(|_| wrong("not a size; write for instance 80MB"))?;
+            let size = counted(parse_bytes);
+            let size = size.ok_or_else(|| wrong("not a size; write for instance 80MB"))?;
             return Ok(Some(Self::Size(size)));
+        }
+        if key == "parameters" {
+            let count = counted(parse_count);
+            let count = count.ok_or_else(|| wrong("not a number; write for instance 100M"))?;
+            return Ok(Some(Self::Parameters(count)));
         }
         let number = value.as_f64().filter(|number| *number > 0.0);
         let number = number.ok_or_else(|| wrong("not a positive number"))?;
-        Ok(Some(if key == "bpw" { Self::BitsPerWeight(number) } else { Self::Divergence(number) }))
+        Ok(Some(match key.as_str() {
+            "bpw" => Self::BitsPerWeight(number),
+            "speedup" => Self::Speedup(number),
+            _ => Self::Divergence(number),
+        }))
+    }
+}
+
+/// A number of parameters such as `100M`, `1.5B` or `20000`.
+///
+/// # Errors
+/// When it is none, as it is shown to the user.
+pub fn parse_count(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a number of parameters; write for instance 100M");
+    let units = [("K", 1e3), ("M", 1e6), ("B", 1e9), ("T", 1e12)];
+    let upper = text.trim().to_ascii_uppercase();
+    let with = |(unit, factor): &(&str, f64)| Some((upper.strip_suffix(unit)?.to_owned(), *factor));
+    let (number, factor) = units.iter().find_map(with).unwrap_or_else(|| (upper.clone(), 1.0));
+    let number: f64 = number.trim().parse().map_err(|_| wrong())?;
+    match number > 0.0 && number * factor < 1e18 {
+        true => Ok((number * factor).round() as u64),
+        false => Err(wrong()),
     }
 }
 
@@ -191,9 +228,15 @@ fn is_list(method: &Entry, key: &str) -> bool {
 
 /// Opens the bits of the first step that has them, together with those of the steps that go to the
 /// same layers.
-pub(super) fn open_bits(document: &mut Node) -> Result<(), RecipeError> {
+pub(super) fn open_bits(document: &mut Node, budget: Budget) -> Result<(), RecipeError> {
     let Some(field) = document.field("steps") else { return Ok(()) };
     let place = field.place;
+    if let Budget::Parameters(_) = budget {
+        let what = "a budget of parameters has nothing to choose from; list what may be left out, for \
+                    instance layers.drop=[0, 2, 4] and minitron.neurons=[0, 0.1, 0.2], or the \
+                    sparsity of a step that prunes";
+        return Err(RecipeError::new(place, what));
+    }
     let Content::List(steps) = &field.node.content else { return Ok(()) };
     let targets = |step: &Node| {
         ["targets", "ignore", "layers"].map(|key| step.field(key).map(|field| field.node.to_json()))
@@ -304,6 +347,8 @@ mod tests {
             ("budget: {bpw: 0}", "line 2, column 15: budget.bpw: 0 is not a positive number"),
             ("budget: {size: 3 apples}", "budget.size: \"3 apples\" is not a size"),
             ("budget: {max_kl: -1}", "budget.max_kl: -1 is not a positive"),
+            ("budget: {parameters: many}", "budget.parameters: \"many\" is not a number; write"),
+            ("budget: {speedup: 0}", "budget.speedup: 0 is not a positive"),
         ];
         for (budget, expected) in cases {
             let text = format!("steps: [{{method: gptq}}]\n{budget}\n");
@@ -335,5 +380,8 @@ mod tests {
         assert_eq!(parse_bytes("123"), Ok(123));
         let wrong = ["-1GB", "8 apples", ""];
         assert!(wrong.iter().all(|text| parse_bytes(text).is_err()));
+        assert_eq!(parse_count("1.5B"), Ok(1_500_000_000));
+        assert_eq!((parse_count("100 m"), parse_count("123")), (Ok(100_000_000), Ok(123)));
+        assert!(["-1M", "M", "8 apples", "1e30", "nan"].iter().all(|t| parse_count(t).is_err()));
     }
 }

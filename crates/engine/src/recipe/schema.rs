@@ -60,8 +60,8 @@ fn one_of() -> Value {
 fn budget() -> Value {
     json!({
         "type": "object",
-        "description": "What the search for the best of all candidates has to keep; one of the \
-                        three. Candidates are the values of parameters that are lists, and the \
+        "description": "What the search for the best of all candidates has to keep; one of \
+                        them. Candidates are the values of parameters that are lists, and the \
                         steps under one_of.",
         "minProperties": 1,
         "maxProperties": 1,
@@ -80,6 +80,16 @@ fn budget() -> Value {
                 "type": "number",
                 "exclusiveMinimum": 0,
                 "description": "Divergence from the uncompressed model, in nats a token.",
+            },
+            "parameters": {
+                "type": ["integer", "string"],
+                "description": "Parameters that are not pruned, for instance 100M.",
+            },
+            "speedup": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "description": "How many times as fast tokens are written, by the bytes of weights \
+                                that a token reads.",
             },
         },
     })

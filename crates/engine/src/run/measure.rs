@@ -93,7 +93,7 @@ fn is_end(place: Place) -> bool {
 
 /// Rows for the statistics, and the beginnings of others for the divergences. Of fewer than 16 rows
 /// none is set aside.
-fn split(rows: &Rows) -> (Rows, Rows) {
+pub(super) fn split(rows: &Rows) -> (Rows, Rows) {
     let count = rows.count();
     let probes = PROBE_ROWS.min(count);
     let part = count / probes.max(1);

@@ -9,10 +9,11 @@ use crate::EngineError;
 use crate::calibration::Rows;
 use crate::cost::{Costs, Part};
 use crate::plan::{ActivationsIn, untied};
+use crate::recipe::Step;
 use crate::structure::{CutRecord, carved, steps};
 use lapidary_formats::Source;
 use lapidary_kernels::softmax::Summary;
-use lapidary_methods::{MethodError, Seen, Walk};
+use lapidary_methods::{MethodError, Seen, Structural, Walk};
 use lapidary_model::{
     Batch, Executor, Fused, Graph, GraphWeights, ModelError, Precision, Spec, spec,
 };
@@ -43,44 +44,57 @@ pub(super) fn cut(
     let mut cut: Option<Source> = None;
     for (index, (step, method)) in steps.iter().enumerate() {
         let source = cut.as_ref().unwrap_or(whole);
-        let apart = untied(source, method.unties())?;
-        let source = apart.as_ref().unwrap_or(source);
-        let known = work.cuts().get(index).filter(|_| !method.edits()).cloned();
-        let mut edits = Edits::new();
+        let known = work.cuts().get(index).cloned();
         let is_new = known.is_none();
-        let mut record = match known {
-            Some(record) => record,
-            None => {
-                job.progress.begin(&format!("choosing what {} leaves", step.name), 0);
-                let walk = over_rows(job, source, means, work)?;
-                let chosen = match method.needs_rows() {
-                    true => method.choose(&walk),
-                    false => method.provisional(&walk.spec),
-                };
-                job.progress.end();
-                let chosen = chosen.map_err(ended)?;
-                edits = chosen.edits;
-                CutRecord {
-                    step: step.name.clone(),
-                    summary: String::new(),
-                    cut: chosen.cut,
-                    scores: chosen.scores.into_iter().collect(),
-                    notes: chosen.notes,
-                }
-            }
-        };
-        let (after, summary) = carved(source, step, &record.cut, edits, true)?;
-        if is_new && work.cuts().get(index).is_none() {
-            record.summary.clone_from(&summary);
+        let (after, record) = cut_once(job, source, (step, &**method), means, work, known)?;
+        if is_new {
             for note in &record.notes {
                 job.progress.note(&format!("{}: {}", step.name, note.what));
             }
             work.commit_cut(record.clone())?;
         }
-        job.progress.note(&summary);
+        job.progress.note(&record.summary);
         cut = Some(after);
     }
     cut.ok_or_else(|| EngineError::Internal("a cut without a step".to_owned()))
+}
+
+/// The source after one step, as it is known to cut or as it chooses to.
+///
+/// # Errors
+/// As [`cut`].
+pub(super) fn cut_once(
+    job: &Job<'_>,
+    source: &Source,
+    (step, method): (&Step, &dyn Structural),
+    means: Means<'_>,
+    work: &Work,
+    known: Option<CutRecord>,
+) -> Result<(Source, CutRecord), EngineError> {
+    let apart = untied(source, method.unties())?;
+    let source = apart.as_ref().unwrap_or(source);
+    // What a cut rewrites is in no journal.
+    if let Some(record) = known.filter(|_| !method.edits()) {
+        let (after, summary) = carved(source, step, &record.cut, Edits::new(), true)?;
+        return Ok((after, CutRecord { summary, ..record }));
+    }
+    job.progress.begin(&format!("choosing what {} leaves", step.name), 0);
+    let walk = over_rows(job, source, means, work)?;
+    let chosen = match method.needs_rows() {
+        true => method.choose(&walk),
+        false => method.provisional(&walk.spec),
+    };
+    job.progress.end();
+    let chosen = chosen.map_err(ended)?;
+    let (after, summary) = carved(source, step, &chosen.cut, chosen.edits, true)?;
+    let record = CutRecord {
+        step: step.name.clone(),
+        summary,
+        cut: chosen.cut,
+        scores: chosen.scores.into_iter().collect(),
+        notes: chosen.notes,
+    };
+    Ok((after, record))
 }
 
 /// A walk over the rows of a job.

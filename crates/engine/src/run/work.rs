@@ -10,7 +10,7 @@ use super::{Job, difference};
 use crate::EngineError;
 use crate::manifest::SiteRecord;
 use crate::plan::{Plan, SitePlan};
-use crate::search::Measured;
+use crate::search::{Measured, Trial};
 use crate::structure::CutRecord;
 use lapidary_formats::FormatError;
 use lapidary_store::fs::FileLock;
@@ -39,6 +39,7 @@ pub(super) struct Work {
     stages: Vec<StageRecord>,
     measured: Vec<MeasuredStage>,
     cuts: Vec<CutRecord>,
+    trials: Vec<Trial>,
     /// The stage that the kept activations stand before.
     kept: Option<usize>,
     last_kept: Instant,
@@ -50,6 +51,7 @@ pub(super) struct Work {
 #[serde(rename_all = "lowercase")]
 enum Line {
     Identity(Value),
+    Trial(Trial),
     Cut(CutRecord),
     Measured(MeasuredStage),
     Stage(StageRecord),
@@ -144,10 +146,11 @@ impl Work {
             }
         }
         let (mut stages, mut kept): (Vec<StageRecord>, _) = (vec![], None);
-        let (mut measured, mut cuts) = (vec![], vec![]);
+        let (mut measured, mut trials, mut cuts) = (vec![], vec![], vec![]);
         for line in lines {
             match line? {
                 Line::Identity(_) => {}
+                Line::Trial(record) => trials.push(record),
                 Line::Cut(record) => cuts.push(record),
                 Line::Measured(record) => measured.push(record),
                 Line::Stage(record) => {
@@ -158,8 +161,18 @@ impl Work {
             }
         }
         let now = Instant::now();
-        let mut work =
-            Self { fs, folder, journal, stages, measured, cuts, kept, last_kept: now, _lock: lock };
+        let mut work = Self {
+            fs,
+            folder,
+            journal,
+            stages,
+            measured,
+            cuts,
+            trials,
+            kept,
+            last_kept: now,
+            _lock: lock,
+        };
         work.check_files(job);
         Ok(work)
     }
@@ -214,6 +227,18 @@ impl Work {
     pub(super) fn commit_cut(&mut self, record: CutRecord) -> Result<(), EngineError> {
         self.journal.append(&json!(Line::Cut(record.clone())))?;
         self.cuts.push(record);
+        Ok(())
+    }
+
+    /// What a search for a shape has tried so far.
+    pub(super) fn trials(&self) -> &[Trial] {
+        &self.trials
+    }
+
+    /// Records what came of the next shape.
+    pub(super) fn commit_trial(&mut self, trial: Trial) -> Result<(), EngineError> {
+        self.journal.append(&json!(Line::Trial(trial.clone())))?;
+        self.trials.push(trial);
         Ok(())
     }
 

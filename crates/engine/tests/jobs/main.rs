@@ -13,6 +13,7 @@ mod refusals;
 mod results;
 mod rewriting;
 mod search;
+mod shapes;
 mod structure;
 mod support;
 mod tables;
