@@ -128,11 +128,15 @@ fn a_layer_that_does_nothing_goes_first() {
 /// Makes what a layer adds to the residual stream zero.
 fn idle(folder: &Path, layer: &str) {
     let writes = |name: &str| name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
-    change(folder, &|name, _| name.starts_with(layer) && writes(name));
+    change(folder, &|name, values| {
+        if name.starts_with(layer) && writes(name) {
+            values.fill(0.0);
+        }
+    });
 }
 
-/// Makes numbers of a model's tensors zero: those for whose tensor and place it is said.
-fn change(folder: &Path, is_zero: &dyn Fn(&str, usize) -> bool) {
+/// Changes the numbers of a model's tensors.
+fn change(folder: &Path, edit: &dyn Fn(&str, &mut [f32])) {
     let source = Source::open(real(), folder).unwrap();
     let spec =
         |tensor: &LogicalTensor| TensorSpec::new(&tensor.name, Dtype::F32, tensor.shape.clone());
@@ -141,9 +145,9 @@ fn change(folder: &Path, is_zero: &dyn Fn(&str, usize) -> bool) {
     let mut writer = Writer::create(&real(), &path, &specs, &BTreeMap::new()).unwrap();
     let order: Vec<String> = writer.order().map(str::to_owned).collect();
     for name in order {
-        let values = source.read(&name).unwrap().into_iter().enumerate();
-        let values = values.map(|(at, value)| if is_zero(&name, at) { 0.0 } else { value });
-        let bytes: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
+        let mut values = source.read(&name).unwrap();
+        edit(&name, &mut values);
+        let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
         writer.append(&name, &bytes).unwrap();
     }
     writer.finish().unwrap();
@@ -259,6 +263,41 @@ fn experts_are_left_out_by_what_tokens_give_them() {
     }
 }
 
+/// An expert that no token goes to is the one that is left out, and no token notices; those after it
+/// take its place.
+#[test]
+fn an_expert_that_no_token_needs_leaves_the_model_as_it_was() {
+    for name in ["mixtral", "mixtral-together"] {
+        let scratch = scratch();
+        let copied = copy(name, scratch.path());
+        let experts = open(&copied).1.blocks[0].experts();
+        // Scores along one direction only: of every token's two best one is expert 0 and the other
+        // expert 1 or the last.
+        change(&copied, &|name, values| {
+            if name.ends_with("gate.weight") {
+                let width = values.len() / experts;
+                let direction = values[..width].to_vec();
+                for (expert, row) in values.chunks_exact_mut(width).enumerate() {
+                    let share = match expert {
+                        1 => 1.0,
+                        last if last + 1 == experts => -1.0,
+                        _ => 0.0,
+                    };
+                    row.iter_mut().zip(&direction).for_each(|(w, d)| *w = share * d);
+                }
+            }
+        });
+        let mut job = setup(scratch.path(), name, &["method: experts, share: 0.25"], "dense");
+        job.model.clone_from(&copied);
+        job.run(&scratch.path().join("out")).unwrap();
+        let (whole, cut) = (open(&copied).0, open(&scratch.path().join("out")));
+        assert_eq!(cut.1.blocks[0].experts(), experts - 1, "{name}");
+        let logits = |source: &Source| crate::rewriting::run(source, &mut |_| {});
+        let difference = crate::rewriting::difference(&logits(&cut.0), &logits(&whole));
+        assert!(difference <= 1e-6, "{name}: {difference}");
+    }
+}
+
 #[test]
 fn what_cannot_be_cut_is_refused_with_the_reason() {
     let refusals = [
@@ -322,10 +361,14 @@ fn what_the_loss_does_not_depend_on_goes_first() {
     let (heads, neurons) = (columns(o), columns(down));
     drop(source);
     // Every second head, and every fourth neuron.
-    change(&copied, &|name, index| {
-        let idle_head = name == o && (index % heads / head_dim).is_multiple_of(2);
-        let idle_neuron = name == down && (index % neurons).is_multiple_of(4);
-        idle_head || idle_neuron
+    change(&copied, &|name, values| {
+        for (index, value) in values.iter_mut().enumerate() {
+            let idle_head = name == o && (index % heads / head_dim).is_multiple_of(2);
+            let idle_neuron = name == down && (index % neurons).is_multiple_of(4);
+            if idle_head || idle_neuron {
+                *value = 0.0;
+            }
+        }
     });
     let idle_heads = |head: &u32| head.is_multiple_of(2);
     for step in [
