@@ -148,7 +148,8 @@ pub(crate) fn statistics(plan: &Plan, graph: &Graph) -> BTreeMap<String, Statist
         let known = plan.importance.as_ref()?;
         let found = group.linears.iter().find_map(|linear| known.layers.get(&linear.weight))?;
         let Inputs { squares, tokens } = found;
-        let statistics = Statistics { gram: squares.clone(), drift: None, tokens: *tokens as u64 };
+        let statistics =
+            Statistics { gram: squares.clone(), drift: None, inputs: None, tokens: *tokens as u64 };
         Some((group.linears[0].module.clone(), statistics))
     };
     graph.shared_inputs().iter().filter_map(of_group).collect()

@@ -13,8 +13,7 @@
 //! where the authors leave such layers alone. `α = 1` is tried too.
 
 use crate::{
-    Blockwise, Encoded, Group, Method, MethodError, Needs, Note, ParamError, Reader, Rescaled, Site,
-    Statistics,
+    Blockwise, Group, Method, MethodError, Needs, Note, ParamError, Rescaled, Statistics,
 };
 use lapidary_kernels::gram::energy;
 use lapidary_kernels::matrix::{PackedMatrix, Precision};
@@ -109,23 +108,7 @@ fn loss(group: &Group<'_>, gram: &PackedMatrix, scales: &[f32]) -> Result<f64, M
     let mut sum = 0.0;
     let mut statistics: Option<Statistics> = None;
     for reader in &group.readers {
-        let draft = reader.encoder.draft();
-        let encoder = draft.as_deref().unwrap_or(reader.encoder);
-        if encoder.needs().gram && statistics.is_none() {
-            statistics = Some(group.statistics.scaled(scales));
-        }
-        let weight = scaled(reader, scales);
-        let site = Site {
-            name: reader.name,
-            rows: reader.rows,
-            cols: scales.len(),
-            weight: &weight,
-            statistics: statistics.as_ref(),
-            scale_type: reader.scale_type,
-            peak: None,
-        };
-        let Encoded { weight: encoded, .. } = encoder.encode(&site)?;
-        let mut error = encoded.decode();
+        let mut error = group.rounded(reader, scales, &mut statistics)?;
         for (error, weight) in
             error.chunks_exact_mut(scales.len()).zip(reader.weight.chunks_exact(scales.len()))
         {
@@ -136,9 +119,4 @@ fn loss(group: &Group<'_>, gram: &PackedMatrix, scales: &[f32]) -> Result<f64, M
         sum += energy(&error, gram);
     }
     Ok(sum)
-}
-
-fn scaled(reader: &Reader<'_>, scales: &[f32]) -> Vec<f32> {
-    let rows = reader.weight.chunks_exact(scales.len().max(1));
-    rows.flat_map(|row| row.iter().zip(scales).map(|(weight, scale)| weight * scale)).collect()
 }

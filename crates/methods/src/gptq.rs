@@ -109,7 +109,7 @@ pub(crate) struct Gptq(pub(crate) Params);
 
 impl Tensorwise for Gptq {
     fn needs(&self) -> Needs {
-        Needs { gram: true, drift: self.0.drift_correction > 0.0 }
+        Needs { gram: true, drift: self.0.drift_correction > 0.0, ..Needs::default() }
     }
 
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {

@@ -1,7 +1,7 @@
 //! The layers of a block that share an input, as a blockwise method sees them.
 
-use crate::{Note, Statistics, Tensorwise};
-use lapidary_weight::FloatType;
+use crate::{Encoded, Inputs, MethodError, Note, Site, Statistics, Tensorwise};
+use lapidary_weight::{FloatType, InputRounding};
 
 /// Layers that share an input, and will be encoded.
 pub struct Group<'a> {
@@ -26,6 +26,48 @@ pub struct Reader<'a> {
     pub scale_type: FloatType,
     /// What will encode it.
     pub encoder: &'a dyn Tensorwise,
+    /// How its inputs are rounded when the model is run.
+    pub inputs: Option<InputRounding>,
+}
+
+impl Group<'_> {
+    /// What was gathered of the inputs themselves.
+    pub(crate) fn inputs(&self) -> Result<&Inputs, MethodError> {
+        self.statistics.inputs.as_ref().ok_or_else(|| MethodError::MissingStatistics {
+            site: self.readers.first().map_or("", |reader| reader.name).to_owned(),
+            what: "the peaks of its inputs",
+        })
+    }
+
+    /// What is stored of a layer when its columns are multiplied by `scales`: `Q(W s)`, by the quickest
+    /// stand-in for its encoder. `statistics` keeps what is known of the scaled inputs, from one layer to
+    /// the next.
+    pub(crate) fn rounded(
+        &self,
+        reader: &Reader<'_>,
+        scales: &[f32],
+        statistics: &mut Option<Statistics>,
+    ) -> Result<Vec<f32>, MethodError> {
+        let draft = reader.encoder.draft();
+        let encoder = draft.as_deref().unwrap_or(reader.encoder);
+        if encoder.needs().gram && statistics.is_none() {
+            *statistics = Some(self.statistics.scaled(scales));
+        }
+        let rows = reader.weight.chunks_exact(scales.len().max(1));
+        let weight: Vec<f32> =
+            rows.flat_map(|row| row.iter().zip(scales).map(|(weight, s)| weight * s)).collect();
+        let site = Site {
+            name: reader.name,
+            rows: reader.rows,
+            cols: scales.len(),
+            weight: &weight,
+            statistics: statistics.as_ref(),
+            scale_type: reader.scale_type,
+            peak: None,
+        };
+        let Encoded { weight: encoded, .. } = encoder.encode(&site)?;
+        Ok(encoded.decode())
+    }
 }
 
 /// Channels that one row of the layer before them feeds: `repeat` heads of `head_dim` channels in

@@ -17,6 +17,7 @@ mod factor;
 mod float_grid;
 mod grid;
 mod group;
+mod inputs;
 mod least_squares;
 mod low_rank;
 mod masked_sweep;
@@ -31,6 +32,7 @@ pub use block_grid::BlockGrid;
 pub use chain::Chain;
 pub use grid::{GridParams, GroupSize};
 pub use group::{Group, Reader, Rescaled, Shared};
+pub use inputs::Inputs;
 pub use pruning::{Masked, Pruned, Pruner, Pruning, Selection};
 pub use registry::{Entry, Method, ParamError, entries, find, method_ids};
 pub use site::{Corrected, Encoded, Needs, Note, NoteKind, Site, Statistics};
@@ -65,6 +67,7 @@ registry::methods! {
     rtn,
     scop,
     slice,
+    smoothquant,
     sparsegpt,
     spqr,
     squeezellm,

@@ -1,6 +1,6 @@
 //! What a method is given, and what it gives back.
 
-use crate::MethodError;
+use crate::{Inputs, MethodError};
 use lapidary_weight::{FloatType, Term, Weight};
 use serde::{Deserialize, Serialize};
 
@@ -11,12 +11,18 @@ pub struct Needs {
     pub gram: bool,
     /// How the inputs have drifted from those of the uncompressed model.
     pub drift: bool,
+    /// The inputs themselves: the peaks of their channels, and a sample of tokens.
+    pub inputs: bool,
 }
 
 impl Needs {
     /// What either needs.
     pub fn or(self, other: Self) -> Self {
-        Self { gram: self.gram || other.gram, drift: self.drift || other.drift }
+        Self {
+            gram: self.gram || other.gram,
+            drift: self.drift || other.drift,
+            inputs: self.inputs || other.inputs,
+        }
     }
 }
 
@@ -29,6 +35,8 @@ pub struct Statistics {
     /// `Σ (x̃ − x) xᵀ`, row-major `[cols, cols]`, where x̃ is the input that the uncompressed model
     /// has for the same token; `None` where nothing before the site is compressed.
     pub drift: Option<Vec<f32>>,
+    /// The inputs themselves, where a method asks for them.
+    pub inputs: Option<Inputs>,
     /// Tokens summed over.
     pub tokens: u64,
 }
@@ -48,7 +56,8 @@ impl Statistics {
             matrix.chunks_exact(self.side().max(1)).zip(scales).flat_map(row).collect()
         };
         let drift = self.drift.as_deref().map(scaled);
-        Self { gram: scaled(&self.gram), drift, tokens: self.tokens }
+        let inputs = self.inputs.as_ref().map(|inputs| inputs.scaled(scales));
+        Self { gram: scaled(&self.gram), drift, inputs, tokens: self.tokens }
     }
 }
 

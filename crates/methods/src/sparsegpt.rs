@@ -75,7 +75,7 @@ struct SparseGpt {
 
 impl Pruner for SparseGpt {
     fn needs(&self) -> Needs {
-        Needs { gram: true, drift: self.params.drift_correction > 0.0 }
+        Needs { gram: true, drift: self.params.drift_correction > 0.0, ..Needs::default() }
     }
 
     fn sparsity(&self) -> Sparsity {

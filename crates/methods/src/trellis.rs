@@ -164,7 +164,7 @@ impl TrellisCoded {
 impl Tensorwise for TrellisCoded {
     fn needs(&self) -> Needs {
         let drift = self.has_statistics && self.params.drift_correction > 0.0;
-        Needs { gram: self.has_statistics, drift }
+        Needs { gram: self.has_statistics, drift, ..Needs::default() }
     }
 
     fn outline(&self, rows: usize, cols: usize, scales: FloatType) -> Outline {

@@ -36,6 +36,7 @@ impl Layers {
             weight,
             scale_type: FloatType::F32,
             encoder: &*self.encoder,
+            inputs: None,
         });
         let readers = readers.collect();
         let group = Group { readers, statistics: &self.statistics, shared: self.shared };

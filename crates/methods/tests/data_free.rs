@@ -117,7 +117,7 @@ fn weighing_by_the_inputs_lowers_the_weighted_error() {
     let statistics = gram(&inputs, cols);
     let mut diagonal = vec![0.0; cols * cols];
     (0..cols).for_each(|i| diagonal[i * cols + i] = statistics.gram[i * cols + i]);
-    let diagonal = Statistics { gram: diagonal, drift: None, tokens: 300 };
+    let diagonal = Statistics { gram: diagonal, drift: None, inputs: None, tokens: 300 };
     for (id, bits) in [("bcq", 2), ("bcq", 3), ("squeezellm", 3), ("squeezellm", 4)] {
         let error = |weighted: bool| {
             let changes = json!({"bits": bits, "weighted": weighted});

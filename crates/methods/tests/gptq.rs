@@ -141,7 +141,7 @@ fn a_diagonal_gram_matrix_gives_round_to_nearest_code_for_code() {
     let weight = random.gaussians(rows * cols);
     let mut diagonal = vec![0.0; cols * cols];
     (0..cols).for_each(|i| diagonal[i * cols + i] = 0.1 + random.uniform() as f32);
-    let statistics = Statistics { gram: diagonal, drift: None, tokens: 100 };
+    let statistics = Statistics { gram: diagonal, drift: None, inputs: None, tokens: 100 };
     for (group, act_order) in [(json!("row"), false), (json!(16), false), (json!(16), true)] {
         let mut changes = plain(3, group.clone());
         changes["act_order"] = json!(act_order);
@@ -259,7 +259,7 @@ fn a_matrix_that_cannot_be_factored_falls_back_and_says_so() {
     // Not positive whatever is added to its diagonal within reason.
     let mut gram = vec![1000.0; cols * cols];
     (0..cols).for_each(|i| gram[i * cols + i] = 1.0);
-    let statistics = Statistics { gram, drift: None, tokens: 10 };
+    let statistics = Statistics { gram, drift: None, inputs: None, tokens: 10 };
     let encoded =
         encode(&*method("gptq", json!({"group_size": "row"})), &weight, cols, Some(&statistics));
     assert!(
@@ -267,7 +267,8 @@ fn a_matrix_that_cannot_be_factored_falls_back_and_says_so() {
         "{:?}",
         encoded.notes
     );
-    let raised = Statistics { gram: vec![1.0, 1.05, 1.05, 1.0], drift: None, tokens: 10 };
+    let raised =
+        Statistics { gram: vec![1.0, 1.05, 1.05, 1.0], drift: None, inputs: None, tokens: 10 };
     let encoded = encode(&*method("gptq", json!({"group_size": "row"})), &weight, 2, Some(&raised));
     let note = &encoded.notes[0];
     assert!(note.kind == NoteKind::Fallback && note.what.contains("damping of 0.1"), "{note:?}");
@@ -349,7 +350,7 @@ fn the_largest_numbers_are_encoded_or_refused_but_never_lost() {
         (0..rows * cols).map(|i| if i % 2 == 0 { f32::MAX } else { -f32::MAX }).collect();
     let mut diagonal = vec![0.0; cols * cols];
     (0..cols).for_each(|i| diagonal[i * cols + i] = f32::MAX);
-    let statistics = Statistics { gram: diagonal, drift: None, tokens: 1 };
+    let statistics = Statistics { gram: diagonal, drift: None, inputs: None, tokens: 1 };
     for id in ["gptq", "omse", "rtn"] {
         for symmetric in [true, false] {
             let changes = json!({"group_size": "row", "symmetric": symmetric});

@@ -5,7 +5,7 @@ use crate::EngineError;
 use crate::calibration::is_ready;
 use crate::recipe::{Calibration, CalibrationPrecision};
 use lapidary_formats::Source;
-use lapidary_methods::Needs;
+use lapidary_methods::{Inputs, Needs};
 use lapidary_model::{Graph, InputGroup, LinearOp, Op, Place, Spec};
 use lapidary_weight::{Outline, TermOutline};
 use std::path::Path;
@@ -144,7 +144,7 @@ impl Shapes<'_> {
         7 * bytes.map_or(0, |file| file.bytes)
     }
 
-    /// Gram matrices of the inputs that some site's method asks for.
+    /// Gram matrices, and samples, of the inputs that some site's method asks for.
     fn statistics(&self, graph: &Graph) -> u64 {
         let needs = |linear: &LinearOp| {
             let site = self.sites.iter().find(|site| site.linear.weight == linear.weight);
@@ -153,8 +153,10 @@ impl Shapes<'_> {
         let groups = graph.shared_inputs();
         let of_group = |group: &InputGroup<'_>| {
             let needs = group.linears.iter().map(|l| needs(l)).fold(Needs::default(), Needs::or);
-            let matrices = u64::from(needs.gram) + u64::from(needs.drift);
-            4 * matrices * square(group.linears[0].in_features)
+            // The Gram matrix is gathered with whatever else is, for the errors that are reported.
+            let matrices = u64::from(needs != Needs::default()) + u64::from(needs.drift);
+            let sample = u64::from(needs.inputs) * Inputs::bytes(group.linears[0].in_features);
+            4 * matrices * square(group.linears[0].in_features) + sample
         };
         groups.iter().map(of_group).sum()
     }

@@ -9,28 +9,33 @@ use crate::plan::SitePlan;
 use lapidary_kernels::cross::Cross;
 use lapidary_kernels::gram::Gram;
 use lapidary_kernels::matrix::Precision;
-use lapidary_methods::{Needs, Statistics};
+use lapidary_methods::{Inputs, Needs, Statistics};
 use lapidary_model::{Batch, Graph, GraphWeights, InputGroup, Place};
 use std::collections::BTreeMap;
 
 /// Inputs of groups of linears, by the module of the first.
-type Inputs = BTreeMap<String, Vec<f32>>;
+type Taken = BTreeMap<String, Vec<f32>>;
 
 /// The statistics of one group in the making.
 struct Gathered {
     gram: Gram,
     drift: Option<Cross>,
+    inputs: Option<Inputs>,
 }
 
 impl Gathered {
     fn new(columns: usize, needs: Needs, precision: Precision) -> Self {
         let drift = needs.drift.then(|| Cross::new(columns, precision));
-        Self { gram: Gram::new(columns, precision), drift }
+        let inputs = needs.inputs.then(|| Inputs::new(columns));
+        Self { gram: Gram::new(columns, precision), drift, inputs }
     }
 
     /// Adds inputs, and how they differ from those that the uncompressed model has.
     fn add(&mut self, inputs: &[f32], tokens: usize, uncompressed: Option<&mut Vec<f32>>) {
         self.gram.accumulate(inputs, tokens);
+        if let Some(known) = &mut self.inputs {
+            known.add(inputs);
+        }
         if let (Some(drift), Some(difference)) = (&mut self.drift, uncompressed) {
             difference.iter_mut().zip(inputs).for_each(|(value, input)| *value -= input);
             drift.accumulate(difference, inputs);
@@ -67,7 +72,7 @@ impl BlockRunner<'_> {
                     let input = stream.read(start, batch.tokens())?;
                     self.inputs(graph, weights, batch, input, &wanted)?
                 }
-                None => Inputs::new(),
+                None => Taken::new(),
             };
             let input = streams.compressed.read(start, batch.tokens())?;
             self.costs.charge(Part::Forward, || {
@@ -90,10 +95,10 @@ impl BlockRunner<'_> {
             })?;
         }
         let mut by_module = BTreeMap::new();
-        for (module, Gathered { gram, drift }) in gathered {
+        for (module, Gathered { gram, drift, inputs }) in gathered {
             let tokens = gram.rows() as u64;
             let drift = drift.map(Cross::finish);
-            let statistics = Statistics { gram: gram.finish(), drift, tokens };
+            let statistics = Statistics { gram: gram.finish(), drift, inputs, tokens };
             let mut values = statistics.gram.iter().chain(statistics.drift.iter().flatten());
             if !values.all(|value| value.is_finite()) {
                 let what = format!("the inputs of {module} are not finite");
@@ -112,8 +117,8 @@ impl BlockRunner<'_> {
         batch: Batch,
         input: Vec<f32>,
         wanted: &[&SitePlan],
-    ) -> Result<Inputs, EngineError> {
-        let mut inputs = Inputs::new();
+    ) -> Result<Taken, EngineError> {
+        let mut inputs = Taken::new();
         self.costs.charge(Part::Forward, || {
             self.executor.observe(graph, weights, batch, input, &mut |tap| {
                 if needs(wanted, graph, tap.group).is_some_and(|needs| needs.drift) {

@@ -79,6 +79,7 @@ impl BlockRunner<'_> {
             weight,
             scale_type: self.plan.scale_type(site),
             encoder: &*site.method,
+            inputs: site.inputs,
         });
         let shared = match *absorber {
             Absorber::Norm { .. } => Shared::default(),

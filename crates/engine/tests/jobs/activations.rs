@@ -23,9 +23,14 @@ const W8A8: &str = "method: gptq, bits: 8, group_size: row, activations: int8";
 
 #[test]
 fn a_job_writes_what_engines_read_and_records_it() {
-    let scratch = scratch();
     for (step, inputs, form, weights) in [
         (W8A8, InputRounding::INT8, "int-quantized", "channel"),
+        (
+            "method: smoothquant}, {method: rtn, group_size: row, bits: 8, activations: int8",
+            InputRounding::INT8,
+            "int-quantized",
+            "channel",
+        ),
         (
             "method: rtn, bits: 4, group_size: 8, activations: int8",
             InputRounding::INT8,
@@ -34,7 +39,8 @@ fn a_job_writes_what_engines_read_and_records_it() {
         ),
         ("method: fp8, activations: fp8", InputRounding::FP8, "float-quantized", "channel"),
     ] {
-        let output = scratch.path().join(form.to_owned() + weights);
+        let scratch = scratch();
+        let output = scratch.path().join("out");
         let setup = Setup::new("llama-untied", step, scratch.path(), "compressed-tensors");
         let manifest = setup.run(&output).unwrap().manifest;
         assert!(manifest.sites.iter().all(|site| site.inputs == Some(inputs)), "{step}");

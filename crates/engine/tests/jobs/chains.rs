@@ -110,5 +110,7 @@ fn chains_resume_and_do_not_depend_on_threads() {
 const CHAINS: &[&[&str]] = &[
     &[GPTQ, "method: lqer, rank: 4, rounds: 2"],
     &["method: awq", GPTQ],
+    &["method: smoothquant", "method: gptq, bits: 8, group_size: row, activations: int8"],
+    &["method: smoothquant, alpha: search", "method: rtn, bits: 4, activations: int8"],
     &["method: rotate", "method: awq", GPTQ, "method: lqer, rank: 2"],
 ];

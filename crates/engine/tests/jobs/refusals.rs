@@ -38,6 +38,12 @@ fn recipes_that_do_not_fit_the_model() {
             "llama-tied",
             "step awq-2 scales what a step",
         ),
+        (
+            "method: awq}, {method: smoothquant}, {method: rtn",
+            "llama-tied",
+            "step smoothquant scales what a step before it has scaled already",
+        ),
+        ("method: rtn}, {method: smoothquant", "llama-tied", "step smoothquant scales weights"),
         ("method: awq}, {method: rotate}, {method: rtn", "llama-tied", "rotate: it rewrites the"),
         ("method: rotate}, {method: rotate}, {method: rtn", "llama-tied", "put it first, and only"),
         (

@@ -62,7 +62,12 @@ pub(crate) fn gram(inputs: &[f32], n: usize) -> Statistics {
         }
     }
     let tokens = (inputs.len() / n) as u64;
-    Statistics { gram: sums.into_iter().map(|sum| sum as f32).collect(), drift: None, tokens }
+    Statistics {
+        gram: sums.into_iter().map(|sum| sum as f32).collect(),
+        drift: None,
+        inputs: None,
+        tokens,
+    }
 }
 
 /// The encoder of this name with some parameters changed.
