@@ -90,20 +90,20 @@ pub(crate) struct RecipeArguments {
     #[arg(long)]
     asymmetric: bool,
     /// Search for the best bits of every layer: bits stored for each weight, at the most
-    #[arg(long, value_name = "BITS", group = "budget", conflicts_with = "bits")]
+    #[arg(long, value_name = "BITS", group = "budget")]
     bpw: Option<f64>,
     /// The same for a size of the weight files, for instance 80MB
-    #[arg(long, value_parser = parse_bytes, group = "budget", conflicts_with = "bits")]
+    #[arg(long, value_parser = parse_bytes, group = "budget")]
     size: Option<u64>,
     /// The same for a divergence from the uncompressed model, in nats a token (predicted)
-    #[arg(long, value_name = "NATS", group = "budget", conflicts_with = "bits")]
+    #[arg(long, value_name = "NATS", group = "budget")]
     max_kl: Option<f64>,
     /// The same for parameters that are not pruned, for instance 100M
     #[arg(long, value_name = "COUNT", value_parser = parse_count, group = "budget")]
     parameters: Option<u64>,
     /// The same for how many times as fast it is to write tokens, at the least, by the bytes of weights
     /// that a token reads
-    #[arg(long, value_name = "TIMES", group = "budget", conflicts_with = "bits")]
+    #[arg(long, value_name = "TIMES", group = "budget")]
     speedup: Option<f64>,
     /// Calibration text: a file of text or JSONL, rows in safetensors, or builtin
     #[arg(long)]

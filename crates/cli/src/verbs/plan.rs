@@ -77,22 +77,12 @@ fn to_json(plan: &Plan) -> Value {
 
 /// The shapes that a search chooses from.
 fn shapes_to_json(shapes: &Shapes<'_>) -> Value {
-    let of_shape = |shape: &Shape| {
-        json!({
-            "label": shape.label,
-            "weight_file_bytes": shape.file_bytes,
-            "parameters": shape.parameters,
-            "expected_speedup": shape.speedup,
-            "fits": shape.fits,
-            "is_tried": shape.is_tried,
-        })
-    };
     let refused: Vec<Value> =
         shapes.refused.iter().map(|(label, why)| json!({ "label": label, "why": why })).collect();
     json!({
         "budget": shapes.budget().to_json(),
         "format": shapes.largest().format.id(),
-        "shapes": shapes.shapes.iter().map(of_shape).collect::<Vec<_>>(),
+        "shapes": shapes.shapes.iter().map(Shape::to_json).collect::<Vec<_>>(),
         "refused": refused,
         "source_bytes": shapes.largest().source_bytes,
         "peak_memory_bytes": shapes.memory(),

@@ -1,4 +1,4 @@
-//! A model of a given size: `--bpw`, `--size`, `--max-kl`.
+//! A model of a given size: `--bpw`, `--size`, `--max-kl`, `--parameters`, `--speedup`.
 
 use crate::support::{SMALL, entries, files, read_json, run, with_model, with_tiny};
 
@@ -42,10 +42,43 @@ fn a_size_is_planned_searched_for_and_found_again_by_its_recipe() {
 }
 
 #[test]
+fn a_shape_is_planned_searched_for_and_found() {
+    let folder = with_model();
+    let here = folder.path();
+    let job = format!(
+        "model {SMALL} --method layers+minitron --set layers.drop=[0,1,2] --set \
+         minitron.neurons=[0,0.25]"
+    );
+    let plan = run(here, &format!("plan {job} --speedup 1.2")).ok();
+    for part in ["layers drop 1 + minitron neurons 0.25", "too large", "tokens written 1.2 times"] {
+        assert!(plan.contains(part), "no {part:?} in {plan}");
+    }
+    let shapes = run(here, &format!("plan {job} --speedup 1.2 --json")).json();
+    assert_eq!(shapes["shapes"].as_array().unwrap().len(), 6);
+    assert_eq!(entries(here), ["model"], "a plan writes nothing");
+    // Bits that are settled are no hindrance where shapes are open.
+    let quantized = format!("{job} --speedup 2").replace("minitron ", "minitron+gptq --bits 4 ");
+    let plan = run(here, &format!("plan {quantized} --json")).json();
+    assert!(plan["shapes"][0]["label"].as_str().unwrap().ends_with("gptq"), "{plan}");
+    let most = shapes["shapes"][3]["parameters"].as_u64().unwrap();
+    let said = run(here, &format!("compress {job} --parameters {most} -o small"));
+    assert!(said.err.contains("note: chosen: layers drop"), "{said:?}");
+    said.ok();
+    let found = read_json(&here.join("small/search.json"));
+    let is_chosen = |shape: &&serde_json::Value| shape["chosen"] == true;
+    let chosen = found["shapes"].as_array().unwrap().iter().find(is_chosen).unwrap();
+    assert!(chosen["parameters"].as_u64().unwrap() <= most, "{found}");
+    assert!(run(here, "verify small").ok().contains("files match"));
+}
+
+#[test]
 fn targets_that_make_no_sense() {
     let folder = with_tiny();
     let here = folder.path();
-    let cases: [(&str, i32, &[&str]); 6] = [
+    let cases: [(&str, i32, &[&str]); 9] = [
+        ("--parameters 1k", 2, &["nothing to choose from", "layers.drop=[0, 2, 4]"]),
+        ("--size 1MB --bits 4", 2, &["--bits 4 leaves a budget", "nothing to choose"]),
+        ("--speedup 99", 3, &["99 times the speed cannot be reached", "are expected"]),
         ("--bpw 0", 2, &["budget.bpw: 0.0 is not a positive number"]),
         ("--max-kl=-1", 2, &["budget.max_kl: -1.0 is not a positive number"]),
         ("--bpw 1", 3, &["1 bits a weight cannot be reached", "ask for"]),

@@ -1,8 +1,9 @@
 //! What the command line changes in a recipe: named options for what is changed often, and
 //! `step.key=value` for everything else.
 
+use super::candidates::expand;
 use super::document::{Content, Node, Place};
-use super::{ACTIVATIONS, Budget, RecipeError, known_keys, method_named, parse_document};
+use super::{ACTIVATIONS, Budget, RecipeError, known_keys, method_named, parse_document, steps_of};
 use serde_json::{Value, json};
 
 /// Changes to a recipe, applied before it is read, so that they are checked like the recipe itself.
@@ -43,7 +44,8 @@ impl Overrides {
     /// Applies the changes.
     ///
     /// # Errors
-    /// When no step takes a key, or a `--set` is not of the form `step.key=value`.
+    /// When no step takes a key, a `--set` is not of the form `step.key=value`, or bits are given with a
+    /// budget that is to choose them.
     pub fn apply(&self, document: &mut Node) -> Result<(), RecipeError> {
         let given = [
             ("bits", self.bits.map(number)),
@@ -85,7 +87,17 @@ impl Overrides {
         if let Some(budget) = self.budget {
             document.set("budget", Node::given(budget.to_json()));
         }
-        self.set.iter().try_for_each(|assignment| set(document, assignment))
+        self.set.iter().try_for_each(|assignment| set(document, assignment))?;
+        match (self.bits, self.budget) {
+            (Some(bits), Some(budget)) if expand(steps_of(document)?)?.len() == 1 => {
+                let what = format!(
+                    "--bits {bits} leaves a budget ({budget}) nothing to choose; leave it out, or list \
+                     values of something else, for instance --set layers.drop=[0,2,4]"
+                );
+                Err(RecipeError::new(Place::default(), what))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

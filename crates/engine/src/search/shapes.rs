@@ -244,15 +244,10 @@ impl<'a> Shapes<'a> {
     fn report(&self, trials: &[Trial], chosen: &Shape) -> Result<Vec<u8>, EngineError> {
         let of_shape = |shape: &Shape| {
             let trial = trials.iter().find(|trial| trial.candidate == shape.index);
-            json!({
-                "label": shape.label,
-                "weight_file_bytes": shape.file_bytes,
-                "parameters": shape.parameters,
-                "expected_speedup": shape.speedup,
-                "fits": shape.fits,
-                "divergence": trial.map(|trial| trial.divergence),
-                "chosen": shape.index == chosen.index,
-            })
+            let mut json = shape.to_json();
+            json["divergence"] = json!(trial.map(|trial| trial.divergence));
+            json["chosen"] = json!(shape.index == chosen.index);
+            json
         };
         let report = json!({
             "budget": self.budget.to_json(),
@@ -264,6 +259,20 @@ impl<'a> Shapes<'a> {
             .map_err(|error| EngineError::Internal(error.to_string()))?;
         bytes.push(b'\n');
         Ok(bytes)
+    }
+}
+
+impl Shape {
+    /// What is known of it before it is tried.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "label": self.label,
+            "weight_file_bytes": self.file_bytes,
+            "parameters": self.parameters,
+            "expected_speedup": self.speedup,
+            "fits": self.fits,
+            "is_tried": self.is_tried,
+        })
     }
 }
 
