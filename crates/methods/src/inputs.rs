@@ -106,7 +106,8 @@ mod tests {
         assert!(whole.sample.chunks(2).all(|token| all.chunks(2).any(|other| other == token)));
         assert!(whole.sample.chunks(2).is_sorted_by(|a, b| a[0] < b[0]));
         // Tokens at every 128th place come as often as others do.
-        let firsts = whole.sample.chunks(2).filter(|token| token[0] as usize % 128 == 0).count();
+        let firsts =
+            whole.sample.chunks(2).filter(|token| (token[0] as usize).is_multiple_of(128)).count();
         assert!(firsts < 16, "{firsts} of {kept}");
         // However the tokens come in pieces.
         let mut pieces = Inputs::new(2);
