@@ -168,14 +168,17 @@ fn every_preset_is_a_recipe_of_its_name() {
     }
     for preset in schemes {
         let recipe = preset.recipe().unwrap();
-        let params = &recipe.steps[0].params;
+        let rounded = preset.name[2..].starts_with("A8");
+        let (encoder, before) = recipe.steps.split_last().unwrap();
+        let before: Vec<&str> = before.iter().map(|step| step.method.id).collect();
+        assert_eq!(before, if rounded { &["smoothquant"][..] } else { &[] }, "{}", preset.name);
+        let params = &encoder.params;
         assert_eq!(params["bits"].to_string(), preset.name[1..2]);
         assert_eq!(params["symmetric"], !preset.name.contains("ASYM"));
         let method = if preset.name.ends_with("rtn") { "rtn" } else { "gptq" };
-        assert_eq!(recipe.steps[0].method.id, method);
+        assert_eq!(encoder.method.id, method);
         let int8 = Activations::Rounded(InputRounding::INT8);
-        let activations = Some(int8).filter(|_| preset.name[2..].starts_with("A8"));
-        assert_eq!(recipe.steps[0].activations, activations, "{}", preset.name);
+        assert_eq!(encoder.activations, Some(int8).filter(|_| rounded), "{}", preset.name);
     }
     assert_eq!(preset("w4a16").unwrap().name, "W4A16");
     let error = preset("W5A16").unwrap_err().to_string();
