@@ -4,7 +4,6 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use crate::isa::Isa;
-use crate::memory::with_large_pages;
 use crate::pool::Pool;
 use crate::simd::vectorized;
 
@@ -15,9 +14,7 @@ const STRETCH: usize = 1 << 17;
 /// passes. Memory smaller than the caches is read from these, as weights of that size would be.
 pub fn read_bandwidth(pool: &mut Pool, bytes: usize, passes: usize) -> f64 {
     // Not zeros, which the system might keep as one page.
-    let count = (bytes / 8).max(1);
-    let mut memory: Vec<u64> = with_large_pages(count);
-    memory.extend(0..count as u64);
+    let memory: Vec<u64> = (0..(bytes / 8).max(1) as u64).collect();
     let isa = Isa::detect();
     let mut best = f64::INFINITY;
     for _ in 0..passes.max(1) {

@@ -6,7 +6,6 @@ use super::activations::TileOf;
 use super::{Precision, STRIP, TILE, float};
 use crate::ggml::f16_to_f32;
 use crate::isa::Isa;
-use crate::memory::with_large_pages;
 use crate::simd::vectorized;
 
 #[cfg(target_arch = "x86_64")]
@@ -39,7 +38,7 @@ impl Dense {
         precision: Precision,
         row: &dyn Fn(usize, &mut [f32]),
     ) -> Self {
-        let mut values = Values::Bf16(with_large_pages(rows.div_ceil(STRIP) * cols * STRIP));
+        let mut values = Values::Bf16(Vec::with_capacity(rows.div_ceil(STRIP) * cols * STRIP));
         let mut buffer = vec![0.0; cols];
         let mut strip = vec![0.0; cols * STRIP];
         for first in (0..rows).step_by(STRIP) {
@@ -122,7 +121,7 @@ impl Values {
             Self::F16(all) if more.iter().all(is_f16) => all.extend(more.iter().map(to_f16)),
             Self::F32(all) => all.extend_from_slice(more),
             Self::Bf16(all) if all.is_empty() && more.iter().all(is_f16) => {
-                let mut narrow = with_large_pages(all.capacity());
+                let mut narrow = Vec::with_capacity(all.capacity());
                 narrow.extend(more.iter().map(to_f16));
                 *self = Self::F16(narrow);
             }

@@ -13,7 +13,6 @@ use super::source::{Source, Zeros};
 use super::{BLOCK, Precision, STEPS, STRIP};
 use crate::ggml::{self, BlockKind};
 use crate::isa::Isa;
-use crate::memory::with_large_pages;
 use crate::simd::vectorized;
 
 /// Bits of codes that are looked up, shorter ones included.
@@ -144,8 +143,7 @@ impl Grid {
         };
         let (groups, given_groups) = ((blocks * BLOCK).div_ceil(group), cols.div_ceil(given));
         let registers = blocks * usize::from(bits);
-        let mut codes = with_large_pages(strips * registers);
-        codes.resize(strips * registers, Register::ZERO);
+        let mut codes = vec![Register::ZERO; strips * registers];
         let mut scales = vec![[0.0; STRIP]; strips * groups];
         let mut zeros = scales.clone();
         let numbers = scales.par_chunks_mut(groups.max(1)).zip(zeros.par_chunks_mut(groups.max(1)));
