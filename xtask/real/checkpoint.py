@@ -50,6 +50,25 @@ def decodes_to_bfloat16(config) -> bool:
     return str(settings.get("format", "")).startswith(("mx", "nvfp4"))
 
 
+def rounding_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers whose inputs compressed-tensors rounds in every forward pass."""
+    def rounds(module) -> bool:
+        scheme = getattr(module, "quantization_scheme", None)
+        enabled = getattr(module, "quantization_enabled", True)
+        return enabled and scheme is not None and scheme.input_activations is not None
+
+    return [module for module in model.modules() if rounds(module)]
+
+
+def leave_inputs(layers: list[torch.nn.Module]) -> None:
+    """Leaves the inputs of these layers floats."""
+    for layer in layers:
+        # Layers of one group share their scheme.
+        layer.quantization_scheme = layer.quantization_scheme.model_copy(
+            update={"input_activations": None}
+        )
+
+
 def is_encoder(config) -> bool:
     return config.model_type == "bert"
 

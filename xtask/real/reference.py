@@ -7,7 +7,9 @@
 
 MODEL is a .gguf file or a folder, plain or compressed-tensors. perplexity.py says what the
 protocols are. With `--logits N --out FILE` no perplexity is computed: FILE holds `input_ids`
-I64 [1, N], the first N tokens of the text, and `logits` F32 [1, N, vocab].
+I64 [1, N], the first N tokens of the text, and `logits` F32 [1, N, vocab]. With `--float-inputs`
+the inputs of layers stay floats that the folder says are rounded; `rounded_inputs` counts the layers
+where they are rounded.
 """
 import argparse
 import time
@@ -21,13 +23,17 @@ def main() -> None:
     options = parse()
     newlines = options.newlines or perplexity.NEWLINES[options.protocol]
     text = checkpoint.read_text(options.text, newlines)
-    run = perplexity.logits_of(checkpoint.load_model(options.model))
+    model = checkpoint.load_model(options.model)
+    rounding = checkpoint.rounding_layers(model)
+    if options.float_inputs:
+        checkpoint.leave_inputs(rounding)
+    run = perplexity.logits_of(model)
     started = time.monotonic()
     if options.logits:
         result = write_logits(run, text, options)
     else:
         result = PROTOCOLS[options.protocol](run, text, options)
-    result |= {"newlines": newlines}
+    result |= {"newlines": newlines, "rounded_inputs": len(checkpoint.rounding_layers(model))}
     checkpoint.print_json(result | {"seconds": round(time.monotonic() - started, 1)})
 
 
@@ -76,6 +82,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--chunks", type=int, help="score only the first N chunks")
     parser.add_argument("--pages", type=int, help="score only the first N pages")
     parser.add_argument("--max-length", type=int, default=2048, help="of the protocol `word`")
+    parser.add_argument("--float-inputs", action="store_true",
+                        help="round no layer's inputs, whatever the folder says")
     parser.add_argument("--logits", type=int, metavar="N")
     parser.add_argument("--out", metavar="FILE")
     options = parser.parse_args()
