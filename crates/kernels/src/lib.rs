@@ -21,6 +21,7 @@ pub mod process;
 pub mod random;
 pub mod rope;
 pub mod rounding;
+pub mod route;
 pub mod rows;
 pub mod softmax;
 pub mod sweep;

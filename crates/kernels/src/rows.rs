@@ -56,6 +56,12 @@ impl RowBuffers {
         &self.get(buffer, row + 1)[row * width..]
     }
 
+    /// One row of a matrix, to be written.
+    pub fn row_mut(&mut self, buffer: usize, row: usize) -> &mut [f32] {
+        let (_, width) = self.places[buffer];
+        &mut self.get_mut(buffer, row + 1)[row * width..]
+    }
+
     /// The first `rows` rows of up to `N` matrices, to be written.
     ///
     /// # Panics

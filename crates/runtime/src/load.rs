@@ -1,12 +1,13 @@
 //! What a plan reads: packed matrices, vectors, tables, angles; first as names, then as numbers.
 
-use crate::plan::{Plan, Stage};
+use crate::plan::{Plan, Products};
 use crate::{RuntimeError, linear};
 use lapidary_formats::{FormatError, Source};
 use lapidary_kernels::packed::{Packed, Precision, STRIP};
 use lapidary_kernels::pool::Pool;
 use lapidary_model::{LinearOp, ModelError, RopeOp, Table};
 use lapidary_weight::{TensorError, Tensors};
+use std::collections::HashMap;
 
 /// Units of a stage for each thread: enough that one that is late does not hold up the others long.
 const UNITS_PER_THREAD: usize = 4;
@@ -18,6 +19,8 @@ const SMALLEST_UNIT: usize = 16 << 10;
 pub(crate) struct Names {
     /// Tensor and shape.
     matrices: Vec<(String, [usize; 2])>,
+    /// Where each stands: mixtures of experts have tens of thousands.
+    places: HashMap<(String, [usize; 2]), usize>,
     /// Tensor, width, and what is added to its values.
     vectors: Vec<(String, usize, f32)>,
     /// Matrices that rows are looked up in.
@@ -28,12 +31,21 @@ pub(crate) struct Names {
 
 impl Names {
     pub(crate) fn matrix(&mut self, linear: &LinearOp) -> usize {
-        let shape = [linear.out_features, linear.in_features];
-        place(&mut self.matrices, (linear.weight.clone(), shape))
+        self.tensor(&linear.weight, [linear.out_features, linear.in_features])
+    }
+
+    fn tensor(&mut self, name: &str, shape: [usize; 2]) -> usize {
+        let matrix = (name.to_owned(), shape);
+        if let Some(place) = self.places.get(&matrix) {
+            return *place;
+        }
+        self.places.insert(matrix.clone(), self.matrices.len());
+        self.matrices.push(matrix);
+        self.matrices.len() - 1
     }
 
     pub(crate) fn table(&mut self, table: &Table) -> usize {
-        let matrix = place(&mut self.matrices, (table.name.clone(), [table.rows, table.width]));
+        let matrix = self.tensor(&table.name, [table.rows, table.width]);
         place(&mut self.tables, matrix)
     }
 
@@ -124,8 +136,7 @@ impl Weights {
 
     /// Divides the products of a plan into units of work of about the same number of bytes.
     pub(crate) fn divide(&self, plan: &mut Plan, threads: usize) {
-        for stage in &mut plan.stages {
-            let Stage::Products(stage) = stage else { continue };
+        for stage in plan.products_mut() {
             let bytes = |matrix: usize| self.matrices[matrix].bytes();
             let all: usize = stage.products.iter().map(|(matrix, _)| bytes(*matrix)).sum();
             let share = if threads == 1 { all } else { all / (threads * UNITS_PER_THREAD) };
@@ -142,14 +153,9 @@ impl Weights {
     }
 
     /// Bytes of weights that a step with one token reads: all matrices but those that are only
-    /// looked up in, of which it reads a row.
+    /// looked up in, of which it reads a row; and of experts those that a token goes to.
     pub(crate) fn bytes_per_token(&self, plans: [&Plan; 2]) -> usize {
-        let stages = plans.into_iter().flat_map(|plan| &plan.stages);
-        let products = stages.filter_map(|stage| match stage {
-            Stage::Products(stage) => Some(&stage.products),
-            _ => None,
-        });
-        products.flatten().map(|(matrix, _)| self.matrices[*matrix].bytes()).sum()
+        plans.into_iter().map(|plan| self.of_a_token(plan, Packed::bytes)).sum()
     }
 
     /// Bytes of all matrices.
@@ -159,12 +165,16 @@ impl Weights {
 
     /// Numbers of the matrices that a plan multiplies by, counted as if all were dense.
     pub(crate) fn multiplied(&self, plan: &Plan) -> usize {
-        let products = plan.stages.iter().filter_map(|stage| match stage {
-            Stage::Products(stage) => Some(&stage.products),
-            _ => None,
-        });
-        let size = |matrix: &Packed| matrix.rows() * matrix.cols();
-        products.flatten().map(|(matrix, _)| size(&self.matrices[*matrix])).sum()
+        self.of_a_token(plan, |matrix| matrix.rows() * matrix.cols())
+    }
+
+    /// The sum over the matrices that a token is multiplied by, of experts on average.
+    fn of_a_token(&self, plan: &Plan, size: impl Fn(&Packed) -> usize) -> usize {
+        let of = |(stage, share): (&Products, f64)| {
+            let sizes = stage.products.iter().map(|(matrix, _)| size(&self.matrices[*matrix]));
+            share * sizes.sum::<usize>() as f64
+        };
+        plan.products().into_iter().map(of).sum::<f64>().round() as usize
     }
 
     /// Widest product that a low-rank term begins with.

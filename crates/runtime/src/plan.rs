@@ -1,8 +1,12 @@
 //! Graphs compiled to stages over a few buffers.
 //!
 //! A stage is either row operations, which take the rows of tokens one by one; or products, all that
-//! read one input; or an attention. Values get the buffers of values that are no longer read, and
-//! work in place where they are read last.
+//! read one input; or an attention; or a mixture of experts. Values get the buffers of values that are
+//! no longer read, and work in place where they are read last.
+
+mod experts;
+
+pub(crate) use experts::Mixture;
 
 use crate::RuntimeError;
 use crate::load::Names;
@@ -19,6 +23,8 @@ pub(crate) struct Plan {
     pub(crate) widths: Vec<usize>,
     /// The attentions there are, in order: each has a cache.
     pub(crate) attentions: Vec<AttentionOp>,
+    /// Widths of the buffers that experts work in, each once.
+    pub(crate) layouts: Vec<Vec<usize>>,
     /// Buffer of what the last graph returns.
     pub(crate) output: usize,
 }
@@ -28,6 +34,7 @@ pub(crate) enum Stage {
     Rows(Vec<RowOp>),
     Products(Products),
     Attention { q: usize, k: usize, v: usize, to: usize, index: usize },
+    Mixture(Mixture),
 }
 
 /// What is done to the row of a token. Numbers are buffers, and places in the lists of [`Names`].
@@ -45,6 +52,7 @@ pub(crate) enum RowOp {
     Scale { to: usize, factor: f32 },
     SoftCap { to: usize, cap: f32 },
     Slice { from: usize, to: usize, slice: SliceOp },
+    Route { to: usize, most: usize, normalized: bool },
 }
 
 /// Which row of a table a token gets.
@@ -105,7 +113,8 @@ struct Values {
 impl Compiler<'_> {
     fn graph(&mut self, graph: &Graph, input: Option<usize>) -> Result<usize, RuntimeError> {
         let mut values = Values::new(graph, input);
-        let mut done = vec![false; graph.nodes.len()];
+        // What experts do is compiled with the sum of their results.
+        let mut done = experts::inside(graph);
         for index in 0..graph.nodes.len() {
             if !done[index] {
                 self.node(graph, index, &mut values, &mut done)?;
@@ -189,10 +198,9 @@ impl Compiler<'_> {
                 self.read(node.inputs[0], values, None);
                 to
             }
-            Op::Route(_) | Op::Select { .. } | Op::Mix => {
-                let what = "it is a mixture of experts, which the runtime does not have yet";
-                return Err(RuntimeError::Unsupported(what.to_owned()));
-            }
+            Op::Route(route) => self.route(node, *route, values),
+            Op::Select { .. } => return Err(experts::unknown("their results are not added up")),
+            Op::Mix => self.mixture(graph, node, values)?,
         };
         values.places[Value::of_node(index).index()] = Some(to);
         Ok(())

@@ -2,14 +2,14 @@
 
 use crate::attention::{Attention, Buffers};
 use crate::load::Weights;
-use crate::plan::{MOST_PRODUCTS, Plan, Products, RowOp, Stage, TableRow};
+use crate::plan::{MOST_PRODUCTS, Mixture, Plan, Products, RowOp, Stage, TableRow};
 use lapidary_kernels::activation::soft_cap_here;
 use lapidary_kernels::attention::Partials;
 use lapidary_kernels::isa::Isa;
 use lapidary_kernels::packed::{Activations, Forms, Output, Precision, STRIP};
 use lapidary_kernels::pool::Pool;
 use lapidary_kernels::rows::{RowBuffers, RowsMut};
-use lapidary_kernels::{matrix, norm, rope};
+use lapidary_kernels::{matrix, norm, rope, route};
 use std::cell::Cell;
 
 /// Tokens of a sequence from which on its queries are taken in blocks.
@@ -82,6 +82,10 @@ pub(crate) struct Work {
     /// Their results.
     inner_out: Vec<f32>,
     partials: Partials,
+    /// What experts work in, layout by layout.
+    experts: Vec<RowBuffers>,
+    /// Rows that go to an expert, and its weight in each.
+    chosen: Vec<(usize, f32)>,
     isa: Isa,
     precision: Precision,
 }
@@ -102,6 +106,8 @@ impl Work {
             inner: Activations::new(),
             inner_out: vec![0.0; MOST_PRODUCTS * capacity * weights.widest_inner()],
             partials: partials.max_by_key(Partials::room).unwrap_or_default(),
+            experts: plan.layouts.iter().map(|of| RowBuffers::new(capacity, of)).collect(),
+            chosen: Vec::with_capacity(capacity),
             isa: Isa::detect(),
             precision,
         }
@@ -130,6 +136,7 @@ impl Work {
                     let (rows, partials) = (&mut self.rows, &mut self.partials);
                     attentions[index].run(pool, precision, rows, &buffers, batch, partials);
                 }
+                Stage::Mixture(mixture) => self.mixture(mixture, weights, batch, tokens, pool),
             }
         }
     }
@@ -150,6 +157,40 @@ impl Work {
                 }
             }
         });
+    }
+
+    /// Takes each expert's rows through its plan, and adds up what comes out, in the experts' order.
+    fn mixture(
+        &mut self,
+        mixture: &Mixture,
+        weights: &Weights,
+        batch: &Batch,
+        tokens: usize,
+        pool: &mut Pool,
+    ) {
+        let mut chosen = std::mem::take(&mut self.chosen);
+        self.rows.get_mut(mixture.to, tokens).fill(0.0);
+        for (index, expert) in mixture.experts.iter().enumerate() {
+            chosen.clear();
+            let shares = (0..tokens).map(|row| self.rows.row(mixture.weights, row)[index]);
+            chosen.extend(shares.enumerate().filter(|(_, share)| *share != 0.0));
+            if chosen.is_empty() {
+                continue;
+            }
+            for (place, (row, _)) in chosen.iter().enumerate() {
+                let from = self.rows.row(mixture.input, *row);
+                self.experts[expert.layout].row_mut(0, place).copy_from_slice(from);
+            }
+            std::mem::swap(&mut self.rows, &mut self.experts[expert.layout]);
+            self.run(&expert.plan, weights, &mut [], batch, chosen.len(), pool);
+            std::mem::swap(&mut self.rows, &mut self.experts[expert.layout]);
+            for (place, (row, share)) in chosen.iter().enumerate() {
+                let from = self.experts[expert.layout].row(expert.plan.output, place);
+                let to = self.rows.row_mut(mixture.to, *row);
+                to.iter_mut().zip(from).for_each(|(to, from)| *to += share * from);
+            }
+        }
+        self.chosen = chosen;
     }
 
     fn products(&mut self, stage: &Products, weights: &Weights, tokens: usize, pool: &mut Pool) {
@@ -248,6 +289,9 @@ fn row_op(
         RowOp::Add { to, other } => {
             let (to, [other]) = rows.row(to, [other], row);
             add(to, other);
+        }
+        RowOp::Route { to, most, normalized } => {
+            route::choose(rows.row(to, [], row).0, most, normalized);
         }
         RowOp::Scale { to, factor } => {
             rows.row(to, [], row).0.iter_mut().for_each(|value| *value *= factor);

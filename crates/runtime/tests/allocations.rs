@@ -12,8 +12,12 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 #[test]
 fn a_token_allocates_nothing() {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo");
-    for precision in [Precision::Float, Precision::Int8] {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let precisions = [Precision::Float, Precision::Int8];
+    for (model, precision) in ["assets/demo", "testdata/models/mixtral"]
+        .iter()
+        .flat_map(|model| precisions.map(|precision| (root.join(model), precision)))
+    {
         for cache in [CacheType::F32, CacheType::F16, CacheType::Int8, CacheType::Int4] {
             // One thread, since another would set up its own room whenever it first gets a unit.
             let options =

@@ -8,6 +8,7 @@ use lapidary_kernels::attention::{AttentionShape, attention};
 use lapidary_kernels::matrix::PackedMatrix;
 use lapidary_kernels::norm;
 use lapidary_kernels::rope::{Pairing, Rotation};
+use lapidary_kernels::route::choose;
 use lapidary_weight::InputRounding;
 
 /// Fused kernels; matrix products round their factors to a precision and sum in `f32`.
@@ -225,7 +226,8 @@ impl Backend for Fused {
 
     fn route(&self, scores: Operand<'_, Vec<f32>>, route: RouteOp) -> Result<Vec<f32>, ModelError> {
         let mut weights = scores.into_owned();
-        weights.chunks_exact_mut(route.experts).for_each(|row| choose(row, route));
+        let RouteOp { experts, top_k, normalized } = route;
+        weights.chunks_exact_mut(experts).for_each(|row| choose(row, top_k, normalized));
         Ok(weights)
     }
 
@@ -270,20 +272,4 @@ fn chosen(weights: &[f32], expert: usize, batch: Batch) -> impl Iterator<Item = 
     let experts = weights.len() / batch.tokens().max(1);
     let of_expert = weights.iter().skip(expert).step_by(experts.max(1)).copied();
     of_expert.enumerate().filter(|(_, weight)| *weight != 0.0)
-}
-
-/// Scores of experts to the weights of the best, 0 for the others; of equal ones, the first.
-fn choose(row: &mut [f32], route: RouteOp) {
-    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    row.iter_mut().for_each(|score| *score = (*score - largest).exp());
-    let sum: f32 = row.iter().sum();
-    row.iter_mut().for_each(|weight| *weight /= sum);
-    let mut order: Vec<usize> = (0..row.len()).collect();
-    order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
-    let (kept, left_out) = order.split_at(route.top_k.min(order.len()));
-    left_out.iter().for_each(|expert| row[*expert] = 0.0);
-    if route.normalized {
-        let sum: f32 = kept.iter().map(|expert| row[*expert]).sum();
-        kept.iter().for_each(|expert| row[*expert] /= sum);
-    }
 }
