@@ -1,8 +1,9 @@
 //! The weight of a linear layer or table, packed for its products.
 //!
 //! Affine terms, lookups, planes and blocks of a GGUF reach the kernels as codes; sparse, low-rank and
-//! column terms as what they are. Plain floats and trellises (whose states have to be followed down a
-//! column) are packed as floats of 16 bits.
+//! column terms as what they are, plain floats as floats of 16 bits. Trellises, whose states have to be
+//! followed down a column, are decoded: to 8 bits with a scale for every 32 columns, which moves a weight
+//! by half a hundredth of its size, or to floats where nothing is to be rounded.
 
 use crate::{RuntimeError, load};
 use lapidary_formats::Source;
@@ -12,6 +13,9 @@ use std::sync::{Mutex, PoisonError};
 
 /// Bytes of a plain matrix, as 32-bit floats, that are read at once.
 const STRETCH_BYTES: usize = 1 << 20;
+
+/// Columns that share a scale where a trellis is rounded.
+const ROUNDED_GROUP: usize = 32;
 
 /// What is said of a model whose layers round their inputs when it is run: the packed products round
 /// them in their own way.
@@ -88,22 +92,24 @@ fn pack_rows(
 /// When a term does not fit the matrix, which no checked weight's does.
 pub(crate) fn pack_weight(weight: &Weight, precision: Precision) -> Result<Packed, PackError> {
     let shape = (weight.rows(), weight.cols());
-    let is_plain = |term: &&Term| matches!(term, Term::Dense(_) | Term::Trellis(_));
-    let plain: Vec<Term> = weight.terms().iter().filter(is_plain).cloned().collect();
-    let plain = Weight::new(shape.0, shape.1, plain).ok();
+    let is_rounded = |term: &Term| precision == Precision::Int8 && matches!(term, Term::Trellis(_));
+    let is_plain =
+        |term: &Term| matches!(term, Term::Dense(_) | Term::Trellis(_)) && !is_rounded(term);
+    let sum_of = |chosen: &dyn Fn(&Term) -> bool| {
+        let terms: Vec<Term> = weight.terms().iter().filter(|t| chosen(t)).cloned().collect();
+        (!terms.is_empty()).then(|| Weight::new(shape.0, shape.1, terms).ok()).flatten()
+    };
+    let (plain, rounded) = (sum_of(&is_plain), sum_of(&is_rounded));
     let row = |row: usize, out: &mut [f32]| {
         if let Some(weight) = &plain {
             weight.add_row(row, out);
         }
     };
-    let owned: Vec<Owned> = weight
-        .terms()
-        .iter()
-        .filter(|term| !is_plain(term))
-        .flat_map(|term| Owned::of(term, shape))
-        .collect();
+    let others = weight.terms().iter().filter(|term| !is_plain(term) && !is_rounded(term));
+    let mut owned: Vec<Owned> = others.flat_map(|term| Owned::of(term, shape)).collect();
+    owned.extend(rounded.iter().map(Owned::rounded));
     let mut sources: Vec<packed::Source<'_>> = owned.iter().map(Owned::source).collect();
-    if plain.as_ref().is_some_and(|weight| !weight.terms().is_empty()) {
+    if plain.is_some() {
         sources.push(packed::Source::Rows(&row));
     }
     Packed::new(shape.0, shape.1, precision, &sources)
@@ -184,6 +190,27 @@ impl<'a> Owned<'a> {
         }
     }
 
+    /// A weight in 8 bits, with a scale for every 32 columns of a row.
+    fn rounded(weight: &Weight) -> Self {
+        let (rows, cols) = (weight.rows(), weight.cols());
+        let mut codes = Vec::with_capacity(rows * cols);
+        let mut scales = Vec::with_capacity(rows * cols.div_ceil(ROUNDED_GROUP));
+        let mut values = vec![0.0; cols];
+        for row in 0..rows {
+            values.fill(0.0);
+            weight.add_row(row, &mut values);
+            for group in values.chunks(ROUNDED_GROUP) {
+                let greatest = group.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+                let scale = if greatest > 0.0 { greatest / 127.0 } else { 1.0 };
+                let code = |value: &f32| ((value / scale).round_ties_even() + 128.0) as u8;
+                codes.extend(group.iter().map(code));
+                scales.push(scale);
+            }
+        }
+        let (codes, zeros) = (codes.into(), OwnedZeros::Middle);
+        Self::Codes { bits: 8, codes, group: ROUNDED_GROUP, scales, zeros }
+    }
+
     /// Each plane as codes of one bit: `alpha · sign = 2·alpha · bit − alpha`, the offset subtracted
     /// from the last minimum.
     fn of_planes(planes: &Planes, rows: usize, cols: usize) -> Vec<Self> {
@@ -250,7 +277,8 @@ mod tests {
     use super::*;
     use lapidary_kernels::packed::Activations;
     use lapidary_weight::{
-        Affine, Dense, FloatType, GroupFloats, Lookup, LowRank, Places, Sparse, WeightError,
+        Affine, Dense, FloatType, GroupFloats, Lookup, LowRank, Places, Sparse, Trellis,
+        WeightError,
     };
     use std::num::NonZeroUsize;
 
@@ -352,5 +380,34 @@ mod tests {
         check(rows, cols, vec![Term::LowRank(factors.clone())])?;
         check(rows, cols, vec![Term::Dense(dense), Term::LowRank(factors)])?;
         check(rows, cols, vec![Term::Sparse(sparse(3)), Term::Sparse(sparse(40))])
+    }
+
+    #[test]
+    fn a_trellis_takes_a_byte_a_weight_and_hardly_moves() -> Result<(), WeightError> {
+        let (rows, cols) = (40, 96);
+        let trellis = Trellis {
+            state_bits: 12,
+            strip: 32,
+            rates: (0..cols).map(|column| (column % 5) as u8).collect(),
+            codes: (0..rows * cols).map(|at| (at * 7 % (1 << (at % cols % 5))) as u8).collect(),
+            row_scales: (0..rows).map(|row| 120 + (row % 16) as u8).collect(),
+            column_scales: (0..cols).map(|column| 124 + (column % 8) as u8).collect(),
+            scale: 0.02,
+        };
+        let weight = Weight::new(rows, cols, vec![Term::Trellis(trellis)])?;
+        let want = weight.decode();
+        let exact = pack_weight(&weight, Precision::Float).unwrap().decode();
+        assert!(exact.iter().zip(&want).all(|(have, want)| (have - want).abs() < 1e-6));
+        let packed = pack_weight(&weight, Precision::Int8).unwrap();
+        let have = packed.decode();
+        for (have, want) in have.chunks(ROUNDED_GROUP).zip(want.chunks(ROUNDED_GROUP)) {
+            let greatest = want.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+            for (have, want) in have.iter().zip(want) {
+                assert!((have - want).abs() <= 0.51 / 127.0 * greatest + 1e-6, "{have} {want}");
+            }
+        }
+        // A byte a weight, and two for the scale of 32; rows in whole strips.
+        assert_eq!(packed.bytes(), rows.next_multiple_of(16) * (cols + 2 * cols / 32));
+        Ok(())
     }
 }
