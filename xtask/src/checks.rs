@@ -34,5 +34,6 @@ pub(crate) const CHECKS: &[Check] = &[
     running::CHECK,
     harness::CHECK,
     gguf::CHECK,
+    gguf::ROUNDING,
     architectures::CHECK,
 ];

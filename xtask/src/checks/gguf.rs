@@ -17,6 +17,14 @@ pub(crate) const CHECK: Check = Check {
     run,
 };
 
+/// What the differences that `gguf` allows are.
+pub(crate) const ROUNDING: Check = Check {
+    name: "rounding",
+    summary: "the same numbers in llama.cpp as blocks and as floats: how far its rounding of activations goes",
+    models: &["smollm2"],
+    run: run_rounding,
+};
+
 /// The types that are written for llama.cpp.
 const GRIDS: [&str; 15] = [
     "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "mxfp4", "q2_k", "q3_k", "q4_k", "q5_k",
@@ -35,6 +43,9 @@ const FEW: usize = 16;
 
 /// Most that llama.cpp's perplexity may be from ours: it rounds activations to 8 bits.
 const TOLERANCE: f64 = 0.01;
+
+/// The same where both multiply floats; llama.cpp rounds them to 16 bits.
+const FLOATS: f64 = 0.0005;
 
 /// Divergence of llama.cpp's Q4_0 with an importance matrix on the off-grid model, 20 windows.
 const RIVAL: f64 = 0.227;
@@ -63,7 +74,7 @@ fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
             options.extend(context.rows(FEW, 512));
         }
         let made = context.compressed(source, &options)?;
-        agree(context, report, &format!("{name}, {grid}"), &made.folder, window)?;
+        agree(context, report, &format!("{name}, {grid}"), &made.folder, window, TOLERANCE)?;
     }
     for preset in PRESETS {
         let mut options = vec!["--recipe".to_owned(), preset.to_owned()];
@@ -71,13 +82,34 @@ fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
         options.extend(context.rows(if preset == "Q4_0" { 128 } else { FEW }, 512));
         let made = context.compressed(&model, &options)?;
         let name = format!("SmolLM2, {preset}");
-        agree(context, report, &name, &made.folder, 512)?;
+        agree(context, report, &name, &made.folder, 512, TOLERANCE)?;
         if preset == "Q4_0" {
             let theirs = llama_cpp(context, &made.folder, 512, Some(model.as_path()))?;
             let divergence = number(&theirs, "kl_divergence")?;
             let figures = format!("{divergence:.4} in llama.cpp, where its own has {RIVAL}");
             report.line(divergence < RIVAL, &format!("{name}, divergence"), &figures);
         }
+    }
+    Ok(())
+}
+
+/// Blocks of three types, and the floats they decode to, each as a GGUF.
+fn run_rounding(context: &Context, report: &mut Report) -> Result<(), Error> {
+    for grid in ["q4_0", "q4_k", "q6_k"] {
+        let step = format!("steps: [{{method: rtn, targets: [Linear], grid: {grid}}}]");
+        let recipe = context.scratch(&format!("rounding-{grid}.yaml"));
+        std::fs::write(&recipe, format!("{step}\nformat: gguf\n")).map_err(Error::at(&recipe))?;
+        let options = ["--recipe".to_owned(), recipe.display().to_string()];
+        let blocks = context.compressed(&context.model("offgrid")?, &options)?;
+        agree(context, report, &format!("{grid} as blocks"), &blocks.folder, 512, TOLERANCE)?;
+        let mut last = blocks.folder.clone();
+        for format in ["dense", "gguf"] {
+            let next = context.scratch(&format!("rounding-{grid}-{format}"));
+            let mut convert = context.lapidary("convert");
+            json(convert.arg(&last).args(["--to", format, "--output"]).arg(&next))?;
+            last = next;
+        }
+        agree(context, report, &format!("{grid} as floats"), &last, 512, FLOATS)?;
     }
     Ok(())
 }
@@ -89,6 +121,7 @@ fn agree(
     what: &str,
     folder: &Path,
     window: usize,
+    tolerance: f64,
 ) -> Result<(), Error> {
     let theirs = llama_cpp(context, folder, window, None)?;
     let windows = number(&theirs, "windows")?.to_string();
@@ -96,7 +129,7 @@ fn agree(
     eval.arg(folder).arg("--text").arg(&context.text).args(["--protocol", "llama.cpp"]);
     let ours = json(eval.args(["--context", &window.to_string(), "--windows", &windows]))?;
     let (ours, theirs) = (number(&ours, "perplexity")?, number(&theirs, "perplexity")?);
-    report.close(&format!("{what}, perplexity"), theirs, ours, TOLERANCE);
+    report.close(&format!("{what}, perplexity"), theirs, ours, tolerance);
     Ok(())
 }
 
