@@ -4,7 +4,7 @@
 //! `{module}.weight`; the tensors of a GGUF appear as their Hugging Face counterparts.
 
 mod edited;
-mod experts;
+pub(crate) mod experts;
 mod from_gguf;
 mod gpt2;
 mod logical;

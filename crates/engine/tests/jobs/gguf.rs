@@ -1,15 +1,19 @@
 //! Results for llama.cpp: one file that is read back as the same model, or a refusal by name.
 
-use crate::support::{Setup, dies_anywhere, entries, model, real, scratch};
+use crate::support::{Setup, dies_anywhere, entries, model, real, rows, scratch};
 use lapidary_engine::importance::gather;
 use lapidary_engine::recipe::{Calibration, presets};
 use lapidary_engine::{EngineError, Failure, Silent, tokenizer};
 use lapidary_formats::Source;
 use lapidary_formats::gguf::Importance;
+use lapidary_kernels::ggml::BlockKind;
 use lapidary_model::{Spec, spec};
 use lapidary_store::gguf::{MetaValue, read_gguf};
-use lapidary_weight::Tensors;
+use lapidary_store::safetensors::Writer;
+use lapidary_store::{Dtype, TensorSpec};
+use lapidary_weight::{FloatType, Tensors};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -112,6 +116,10 @@ fn every_family_comes_back_as_it_was() {
         "starcoder2",
         "stablelm",
         "stablelm-parallel",
+        "mixtral",
+        "mixtral-window",
+        "mixtral-together",
+        "qwen3-moe-together",
         "bert-model",
     ];
     for name in names {
@@ -266,6 +274,83 @@ fn an_importance_matrix_stands_in_for_calibration() {
     refused(with(EIGHT, &other), &format!("nothing of the inputs of {module}"));
 }
 
+/// A Mixtral of three experts whose rows blocks divide, its weights random.
+fn wide_mixtral(folder: &Path) -> PathBuf {
+    let copy = with_tokenizer("mixtral", folder);
+    let path = copy.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (key, size) in [("hidden_size", 32), ("intermediate_size", 64), ("num_local_experts", 3)] {
+        config[key] = json!(size);
+    }
+    std::fs::write(&path, config.to_string()).unwrap();
+    let tensors: Vec<(String, Vec<usize>)> = spec(&config).unwrap().tensors().into();
+    let specs: Vec<TensorSpec> =
+        tensors.iter().map(|(name, shape)| TensorSpec::new(name, Dtype::F32, &shape[..])).collect();
+    let mut writer =
+        Writer::create(&real(), &copy.join("model.safetensors"), &specs, &BTreeMap::new()).unwrap();
+    let mut state = 1_u32;
+    for name in writer.order().map(str::to_owned).collect::<Vec<_>>() {
+        let (_, shape) = tensors.iter().find(|(known, _)| *known == name).unwrap();
+        let values = (0..shape.iter().product()).map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        });
+        writer.append(&name, &FloatType::F32.encode(&values.collect::<Vec<_>>())).unwrap();
+    }
+    writer.finish().unwrap();
+    copy
+}
+
+#[test]
+fn experts_stand_together_in_blocks_and_in_importance_matrices() {
+    let scratch = scratch();
+    let model = wide_mixtral(scratch.path());
+    let output = scratch.path().join("out");
+    setup(model.clone(), "method: rtn, grid: q4_0", scratch.path()).run(&output).unwrap();
+    let gguf = read_gguf(&*real().open(&output.join("model.gguf")).unwrap()).unwrap();
+    let shape = |name: &str| &gguf.tensors.iter().find(|t| t.name == name).unwrap().shape;
+    assert_eq!(*shape("blk.1.ffn_gate_exps.weight"), [3, 64, 32]);
+    assert_eq!(*shape("blk.1.ffn_down_exps.weight"), [3, 32, 64]);
+    let (before, after) = (open(&model), open(&output));
+    for expert in 0..3 {
+        for (part, size) in [("w1", (64, 32)), ("w3", (64, 32)), ("w2", (32, 64))] {
+            let name = format!("model.layers.1.block_sparse_moe.experts.{expert}.{part}.weight");
+            let blocks = after.blocks(&name).unwrap().unwrap();
+            assert_eq!((blocks.kind, blocks.rows, blocks.cols), (BlockKind::Q4_0, size.0, size.1));
+            let (had, has) = (before.read(&name).unwrap(), after.read(&name).unwrap());
+            let furthest = had.iter().zip(&has).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(furthest <= 1.01 / 8.0, "{name}: {furthest}");
+        }
+    }
+    // And from there into another file.
+    let again = scratch.path().join("again");
+    setup(output, "method: keep", scratch.path()).run(&again).unwrap();
+    let name = "model.layers.0.block_sparse_moe.experts.2.w2.weight";
+    assert_eq!(open(&again).blocks(name).unwrap(), after.blocks(name).unwrap());
+
+    let text = rows(scratch.path()).display().to_string();
+    let calibration = Calibration { text, samples: 2, seq_len: 16, ..Calibration::default() };
+    let (stop, path) = (AtomicBool::new(false), scratch.path().join("mixtral.imatrix.gguf"));
+    let found = gather(&real(), &before, &calibration, 0, &stop, &Silent).unwrap();
+    found.write(&real(), &path, before.config()).unwrap();
+    let read = Importance::read(&*real(), &path, before.config()).unwrap();
+    assert_eq!(read, found);
+    let tokens = |expert: usize| {
+        read.layers[&format!("model.layers.0.block_sparse_moe.experts.{expert}.w1.weight")].tokens
+    };
+    assert_eq!((0..3).map(tokens).sum::<f32>(), 2.0 * 32.0);
+}
+
+#[test]
+fn experts_of_a_layer_have_one_type() {
+    let scratch = scratch();
+    let model = wide_mixtral(scratch.path());
+    let step = "method: rtn, grid: q4_0, targets: ['re:.*experts\\.1\\.w2']";
+    let error = setup(model, step, scratch.path()).run(&scratch.path().join("out")).unwrap_err();
+    assert_eq!(error.failure(), Failure::Refused, "{error}");
+    assert!(error.to_string().contains("experts of different types"), "{error}");
+}
+
 #[test]
 fn an_importance_matrix_of_the_older_form_is_read() {
     let scratch = scratch();
@@ -359,6 +444,8 @@ fn a_model_without_a_place_is_refused_by_name() {
     refused("gemma3", "query_pre_attn_scalar");
     refused("olmo2-biases", "attention_bias");
     refused("smollm3-window", "attention_bias");
+    refused("qwen3-moe", "norm_topk_prob");
+    refused("qwen3-moe-mixed", "attention_bias");
     refused("bert-masked-lm", "architectures");
     refused("bert-relu", "hidden_act");
 }

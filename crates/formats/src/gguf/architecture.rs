@@ -3,6 +3,7 @@
 //! whatever a file says. Reading and writing follow the same rows of these tables.
 
 use super::{GgufError, keys};
+use crate::source::experts;
 use lapidary_store::gguf::Metadata;
 
 /// A model architecture.
@@ -10,10 +11,14 @@ use lapidary_store::gguf::Metadata;
 pub enum Architecture {
     /// Llama, Mistral, SmolLM and all that share their code.
     Llama,
+    /// Mixtral: Llama with experts, which GGUF calls a Llama too.
+    Mixtral,
     /// Qwen 2 and 2.5: biases in the query, key and value projections.
     Qwen2,
     /// Qwen 3: norms of queries and keys.
     Qwen3,
+    /// Qwen 3's mixtures of experts.
+    Qwen3Moe,
     /// Gemma 2: four norms a block, caps of scores and logits.
     Gemma2,
     /// Gemma 3, its text model.
@@ -34,10 +39,12 @@ pub enum Architecture {
     Bert,
 }
 
-const ALL: [Architecture; 12] = [
+const ALL: [Architecture; 14] = [
     Architecture::Llama,
+    Architecture::Mixtral,
     Architecture::Qwen2,
     Architecture::Qwen3,
+    Architecture::Qwen3Moe,
     Architecture::Gemma2,
     Architecture::Gemma3,
     Architecture::Granite,
@@ -165,6 +172,24 @@ const QWEN3: Traits = Traits {
     ..LLAMA
 };
 
+/// What GGUF calls a Llama is a Mixtral if it has experts.
+const MIXTRAL: Traits = Traits {
+    model_type: "mixtral",
+    class: "MixtralForCausalLM",
+    fields: &[WINDOW],
+    biases: &[],
+    theta: 1_000_000.0,
+    ..LLAMA
+};
+
+const QWEN3_MOE: Traits = Traits {
+    name: "qwen3moe",
+    model_type: "qwen3_moe",
+    class: "Qwen3MoeForCausalLM",
+    biases: &[("attention_bias", &[])],
+    ..LLAMA
+};
+
 const GEMMA3: Traits = Traits {
     name: "gemma3",
     model_type: "gemma3_text",
@@ -254,6 +279,11 @@ impl Architecture {
         let key = "general.architecture";
         let name = keys::required(key, keys::string(metadata, key))?;
         let found = ALL.into_iter().find(|architecture| architecture.name() == name);
+        if found == Some(Self::Llama)
+            && keys::unsigned(metadata, "llama.expert_count")?.is_some_and(|experts| experts > 0)
+        {
+            return Ok(Self::Mixtral);
+        }
         found.ok_or_else(|| GgufError::UnknownArchitecture(name.to_owned()))
     }
 
@@ -279,8 +309,10 @@ impl Architecture {
     pub(super) fn traits(self) -> Option<Traits> {
         Some(match self {
             Self::Llama => LLAMA,
+            Self::Mixtral => MIXTRAL,
             Self::Qwen2 => QWEN2,
             Self::Qwen3 => QWEN3,
+            Self::Qwen3Moe => QWEN3_MOE,
             Self::Gemma2 => GEMMA2,
             Self::Gemma3 => GEMMA3,
             Self::Granite => GRANITE,
@@ -295,7 +327,12 @@ impl Architecture {
 
     /// Whether llama.cpp's converter puts the rows of queries and keys in pairs.
     pub(super) fn pairs_rows(self) -> bool {
-        matches!(self, Self::Llama | Self::Granite | Self::SmolLm3)
+        matches!(self, Self::Llama | Self::Mixtral | Self::Granite | Self::SmolLm3)
+    }
+
+    /// How experts are named at Hugging Face, where there are any.
+    pub(super) fn experts(self) -> Option<&'static experts::Names> {
+        experts::names(self.traits()?.model_type)
     }
 
     /// Whether gains that Hugging Face stores less one are stored whole.
@@ -310,6 +347,8 @@ impl Architecture {
             Self::Bert => (&[][..], BERT),
             Self::Gemma2 | Self::Gemma3 => (GEMMA, DECODER),
             Self::Olmo2 => (OLMO, DECODER),
+            Self::Mixtral => (MIXTRAL_ROUTER, DECODER),
+            Self::Qwen3Moe => (QWEN_ROUTER, DECODER),
             Self::Phi3 => (PHI, DECODER),
             Self::StarCoder2 => (STARCODER, DECODER),
             _ => (&[][..], DECODER),
@@ -336,6 +375,14 @@ const DECODER: &Renamings = &[
     ("blk.{}.ffn_up", "model.layers.{}.mlp.up_proj"),
     ("blk.{}.ffn_down", "model.layers.{}.mlp.down_proj"),
 ];
+
+/// The tensors of all experts of a layer: gates, ups, downs.
+pub(super) const EXPERTS: [&str; 3] = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
+
+const MIXTRAL_ROUTER: &Renamings =
+    &[("blk.{}.ffn_gate_inp", "model.layers.{}.block_sparse_moe.gate")];
+
+const QWEN_ROUTER: &Renamings = &[("blk.{}.ffn_gate_inp", "model.layers.{}.mlp.gate")];
 
 /// Norms on both sides of attention and feed-forward.
 const GEMMA: &Renamings = &[

@@ -174,10 +174,6 @@ fn decoder(
     factors: Option<&[f32]>,
 ) -> Result<Map<String, Value>, GgufError> {
     let architecture = source.architecture;
-    let experts = keys::unsigned(source.metadata, &source.key("expert_count"))?;
-    if experts.is_some_and(|experts| experts > 0) {
-        return Err(source.unsupported("a mixture of experts".to_owned()));
-    }
     let hidden = source.size("embedding_length")?;
     let (heads, kv_heads) = heads(source.metadata, architecture)?;
     let (head_dim, rotated) = head_dim(source, traits, hidden, heads)?;
@@ -221,6 +217,7 @@ fn decoder(
     }
     config.extend(fields(source, traits)?);
     config.extend(biases(source, traits)?);
+    config.extend(experts(source)?);
     match architecture {
         Architecture::Llama => {
             if let Some(window) = window(source)? {
@@ -290,6 +287,27 @@ fn fields(source: &Source<'_>, traits: &Traits) -> Result<Map<String, Value>, Gg
         Ok((field.config.to_owned(), value))
     };
     traits.fields.iter().map(field).collect()
+}
+
+/// How many experts there are, how many a token goes to, and what llama.cpp takes for granted of them.
+fn experts(source: &Source<'_>) -> Result<Map<String, Value>, GgufError> {
+    let experts = keys::unsigned(source.metadata, &source.key("expert_count"))?;
+    match (source.architecture, experts.filter(|experts| *experts > 0)) {
+        (Architecture::Mixtral, _) => Ok(object(json!({
+            "num_local_experts": source.size("expert_count")?,
+            "num_experts_per_tok": source.size("expert_used_count")?,
+        }))),
+        (Architecture::Qwen3Moe, _) => Ok(object(json!({
+            "num_experts": source.size("expert_count")?,
+            "num_experts_per_tok": source.size("expert_used_count")?,
+            "moe_intermediate_size": source.size("expert_feed_forward_length")?,
+            "norm_topk_prob": true,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }))),
+        (_, Some(_)) => Err(source.unsupported("a mixture of experts".to_owned())),
+        (_, None) => Ok(Map::new()),
+    }
 }
 
 /// The flags that say which layers have biases, in the projections that the class of the

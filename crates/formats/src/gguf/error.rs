@@ -53,7 +53,10 @@ pub enum GgufError {
         architecture: &'static str,
     },
     /// An architecture that is not supported.
-    #[error("architecture `{0}` is not supported; llama, qwen2, qwen3 and bert are")]
+    #[error(
+        "architecture `{0}` is not supported; llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, granite, \
+         olmo2, phi3, smollm3, stablelm, starcoder2 and bert are"
+    )]
     UnknownArchitecture(String),
     /// A kind of tokenizer that is not supported.
     #[error("tokenizer model `{0}` is not supported; gpt2, llama and bert are")]

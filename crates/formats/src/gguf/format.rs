@@ -13,7 +13,7 @@ use lapidary_store::gguf::{Metadata, Writer};
 use lapidary_store::{Dtype, Fs, GgmlType, TensorInfo, TensorSpec};
 use lapidary_weight::{FloatType, Outline, Weight};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -103,16 +103,57 @@ impl GgufFile {
         let gguf = self.names.to_gguf(name).ok_or_else(unknown)?;
         match self.names.to_hugging_face(&gguf)? {
             Destination::Tensor { change, .. } => Ok((gguf, change)),
+            Destination::Experts { .. } => Ok((gguf, Change::Same)),
             Destination::RopeFactors => Err(unknown()),
+        }
+    }
+
+    /// The tensors in the order of the file, each with its name there: experts of a layer follow each
+    /// other.
+    fn ordered<'t>(
+        &self,
+        tensors: &'t [TensorSpec],
+    ) -> Result<Vec<(String, Vec<&'t TensorSpec>)>, GgufError> {
+        let mut found: Vec<(String, Vec<&TensorSpec>)> = vec![];
+        let mut places: HashMap<String, usize> = HashMap::new();
+        for tensor in tensors {
+            let (name, _) = self.place(&tensor.name)?;
+            let place = *places.entry(name.clone()).or_insert(found.len());
+            if place == found.len() {
+                found.push((name, vec![]));
+            }
+            found[place].1.push(tensor);
+        }
+        for (_, parts) in &mut found {
+            parts.sort_by_key(|tensor| self.names.expert(&tensor.name).map(|(_, expert)| expert));
+        }
+        Ok(found)
+    }
+
+    /// A tensor of the file, from those that it holds.
+    fn joined(&self, name: &str, parts: &[&TensorSpec]) -> Result<TensorSpec, GgufError> {
+        let first = parts[0];
+        let mut shape = first.shape.clone();
+        if self.names.expert(&first.name).is_some() {
+            shape.insert(0, parts.len());
+        }
+        match parts.iter().find(|part| part.dtype != first.dtype) {
+            None => Ok(TensorSpec::new(name, first.dtype, shape)),
+            Some(other) => Err(GgufError::Unsupported {
+                feature: format!(
+                    "`{name}` with experts of different types ({} of {}, {} of {})",
+                    first.dtype, first.name, other.dtype, other.name
+                ),
+                architecture: self.model.architecture.name(),
+            }),
         }
     }
 
     /// The tensors as they stand in the file, that of the rotary factors among them.
     fn in_file(&self, tensors: &[TensorSpec]) -> Result<Vec<TensorSpec>, GgufError> {
-        let renamed = |tensor: &TensorSpec| {
-            Ok(TensorSpec::new(self.place(&tensor.name)?.0, tensor.dtype, tensor.shape.clone()))
-        };
-        let mut found = tensors.iter().map(renamed).collect::<Result<Vec<_>, GgufError>>()?;
+        let joined = |(name, parts): &(String, Vec<&TensorSpec>)| self.joined(name, parts);
+        let mut found =
+            self.ordered(tensors)?.iter().map(joined).collect::<Result<Vec<_>, GgufError>>()?;
         if let Some(factors) = &self.model.rope_factors {
             found.insert(0, TensorSpec::new(ROPE_FACTORS, Dtype::F32, [factors.len()]));
         }
@@ -252,7 +293,8 @@ impl Container for GgufFile {
         if let Some(factors) = &self.model.rope_factors {
             writer.append(ROPE_FACTORS, &FloatType::F32.encode(factors))?;
         }
-        let order = tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        let order = self.ordered(tensors).map_err(wrong(source))?.into_iter();
+        let order = order.flat_map(|(_, parts)| parts).map(|tensor| tensor.name.clone()).collect();
         Ok(Box::new(GgufWriter { writer, order, places }))
     }
 }

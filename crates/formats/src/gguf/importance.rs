@@ -50,11 +50,27 @@ impl Importance {
     /// # Errors
     /// When the model or one of the layers has no name in GGUF, or the disk refuses.
     pub fn write(&self, fs: &Arc<dyn Fs>, path: &Path, config: &Value) -> Result<(), FormatError> {
-        let names = names(path, config)?;
-        let mut layers = BTreeMap::new();
+        let (names, experts) = names(path, config)?;
+        let mut layers: BTreeMap<String, Found> = BTreeMap::new();
         for (name, inputs) in &self.layers {
             let nameless = || FormatError::malformed(name, "has no name in llama.cpp");
-            layers.insert(names.to_gguf(name).ok_or_else(nameless)?, inputs);
+            let gguf = names.to_gguf(name).ok_or_else(nameless)?;
+            // Experts of a layer stand in one entry, in their order; one that no token went to is 0.
+            let (place, count) = match names.expert(name) {
+                Some((_, expert)) => (expert, experts.max(expert + 1)),
+                None => (0, 1),
+            };
+            let columns = inputs.squares.len();
+            let entry = layers.entry(gguf).or_insert_with(|| Found {
+                squares: vec![0.0; count * columns],
+                tokens: vec![0.0; count],
+            });
+            let squares = entry.squares.get_mut(place * columns..(place + 1) * columns);
+            let (Some(squares), Some(tokens)) = (squares, entry.tokens.get_mut(place)) else {
+                return Err(FormatError::malformed(name, "is of an expert beyond the last"));
+            };
+            squares.copy_from_slice(&inputs.squares);
+            *tokens = inputs.tokens;
         }
         let mut metadata = Metadata::default();
         metadata.set("general.type", MetaValue::String("imatrix".to_owned()));
@@ -62,18 +78,19 @@ impl Importance {
         metadata.set("imatrix.datasets", MetaValue::Array(datasets));
         metadata.set("imatrix.chunk_count", MetaValue::U32(self.rows));
         metadata.set("imatrix.chunk_size", MetaValue::U32(self.row_tokens));
-        let tensors = |(name, inputs): (&String, &&Inputs)| {
-            let columns = inputs.squares.len();
-            [(SUMS, columns), (COUNTS, 1)].map(|(what, length)| {
-                TensorSpec::new(format!("{name}{what}"), Dtype::F32, [length])
-            })
+        let tensors = |(name, found): (&String, &Found)| {
+            let (columns, count) = (found.squares.len(), found.tokens.len());
+            let sums = if count == 1 { vec![columns] } else { vec![count, columns / count] };
+            let counts = if count == 1 { vec![1] } else { vec![count, 1] };
+            [(SUMS, sums), (COUNTS, counts)]
+                .map(|(what, shape)| TensorSpec::new(format!("{name}{what}"), Dtype::F32, shape))
         };
         let specs: Vec<TensorSpec> = layers.iter().flat_map(tensors).collect();
         let mut writer = Writer::create(fs, path, &metadata, &specs)?;
-        for (name, inputs) in layers {
+        for (name, found) in layers {
             let values = |values: &[f32]| FloatType::F32.encode(values);
-            writer.append(&format!("{name}{SUMS}"), &values(&inputs.squares))?;
-            writer.append(&format!("{name}{COUNTS}"), &values(&[inputs.tokens]))?;
+            writer.append(&format!("{name}{SUMS}"), &values(&found.squares))?;
+            writer.append(&format!("{name}{COUNTS}"), &values(&found.tokens))?;
         }
         writer.finish()?;
         Ok(())
@@ -85,7 +102,7 @@ impl Importance {
     /// When the file is none, is damaged, names no layer of the model, or holds what is no sum of
     /// squares.
     pub fn read(fs: &dyn Fs, path: &Path, config: &Value) -> Result<Self, FormatError> {
-        let names = names(path, config)?;
+        let (names, experts) = names(path, config)?;
         let place = path.display().to_string();
         let file = fs.open(path)?;
         let mut magic = [0; 4];
@@ -93,36 +110,67 @@ impl Importance {
             file.read_exact_at(&mut magic, 0)?;
             magic == *b"GGUF"
         };
-        let found = match is_gguf {
+        let (entries, read) = match is_gguf {
             true => from_gguf(&place, &*file)?,
             false => from_list(&place, &read(fs, path, "the importance matrix", MOST_BYTES)?)?,
         };
         let mut layers = BTreeMap::new();
-        for (name, inputs) in found.layers {
+        for (name, Found { squares, mut tokens }) in entries {
             let is_sum = |value: &f32| value.is_finite() && *value >= 0.0;
-            if !(inputs.squares.iter().all(is_sum) && is_sum(&inputs.tokens)) {
+            if !squares.iter().chain(&tokens).all(is_sum) {
                 return Err(FormatError::malformed(place, format!("{name} is no sum of squares")));
             }
             // What is not of this model, or of no layer that we know of, is of no use.
-            if let Ok(Destination::Tensor { name, .. }) = names.to_hugging_face(&name) {
-                layers.insert(name, inputs);
+            match (names.to_hugging_face(&name), &tokens[..]) {
+                (Ok(Destination::Tensor { name, .. }), &[tokens]) => {
+                    layers.insert(name, Inputs { squares, tokens });
+                }
+                (Ok(Destination::Experts { prefix, part }), _) => {
+                    // The older form has one count for all.
+                    if let [one] = tokens[..] {
+                        tokens = vec![one; experts];
+                    }
+                    if tokens.is_empty() || !squares.len().is_multiple_of(tokens.len()) {
+                        let what = format!("{name} does not divide into {} experts", tokens.len());
+                        return Err(FormatError::malformed(place, what));
+                    }
+                    let columns = (squares.len() / tokens.len()).max(1);
+                    let each = squares.chunks(columns).zip(tokens).enumerate();
+                    layers.extend(each.map(|(expert, (squares, tokens))| {
+                        let inputs = Inputs { squares: squares.to_vec(), tokens };
+                        (format!("{prefix}.{expert}.{part}.weight"), inputs)
+                    }));
+                }
+                _ => {}
             }
         }
         match layers.is_empty() {
             true => Err(FormatError::malformed(place, "names no layer of this model")),
-            false => Ok(Self { layers, ..found }),
+            false => Ok(Self { layers, ..read }),
         }
     }
 }
 
-fn names(path: &Path, config: &Value) -> Result<Names, FormatError> {
-    let model = Model::read(config)
-        .map_err(|error| FormatError::malformed(path.display().to_string(), error.to_string()))?;
-    Ok(Names::of(model.architecture, model.heads, model.kv_heads))
+/// An entry of a file: sums of squares, and the tokens summed over; of a layer's experts one after the
+/// other.
+#[derive(Debug, Default)]
+struct Found {
+    squares: Vec<f32>,
+    tokens: Vec<f32>,
 }
 
-/// The newer form, its layers by their names in GGUF.
-fn from_gguf(place: &str, file: &dyn ReadAt) -> Result<Importance, FormatError> {
+/// Entries by their names in GGUF, and what else a file says.
+type Entries = (BTreeMap<String, Found>, Importance);
+
+/// The names of a model, and the number of its experts.
+fn names(path: &Path, config: &Value) -> Result<(Names, usize), FormatError> {
+    let model = Model::read(config)
+        .map_err(|error| FormatError::malformed(path.display().to_string(), error.to_string()))?;
+    Ok((Names::of(model.architecture, model.heads, model.kv_heads), model.experts))
+}
+
+/// The newer form.
+fn from_gguf(place: &str, file: &dyn ReadAt) -> Result<Entries, FormatError> {
     let Gguf { metadata, tensors, .. } = read_gguf(file)?;
     let wrong = |what: String| FormatError::malformed(place, what);
     let kind = metadata.get("general.type").and_then(MetaValue::as_str).unwrap_or("none");
@@ -143,26 +191,24 @@ fn from_gguf(place: &str, file: &dyn ReadAt) -> Result<Importance, FormatError> 
         let Some(name) = info.name.strip_suffix(SUMS) else { continue };
         let counts = values(&format!("{name}{COUNTS}"))?;
         let missing = || wrong(format!("{name}{SUMS} has no {name}{COUNTS} beside it"));
-        let counts = counts.ok_or_else(missing)?;
-        let [tokens] = counts[..] else { continue };
-        layers.insert(
-            name.to_owned(),
-            Inputs { squares: values(&info.name)?.unwrap_or_default(), tokens },
-        );
+        let tokens = counts.ok_or_else(missing)?;
+        let squares = values(&info.name)?.unwrap_or_default();
+        layers.insert(name.to_owned(), Found { squares, tokens });
     }
     let datasets = metadata.get("imatrix.datasets").and_then(MetaValue::as_strings);
     let number = |key: &str| u32::try_from(metadata.u64(key).unwrap_or(0)).unwrap_or(u32::MAX);
-    Ok(Importance {
-        layers,
+    let read = Importance {
+        layers: BTreeMap::new(),
         datasets: datasets.unwrap_or_default().to_vec(),
         rows: number("imatrix.chunk_count"),
         row_tokens: number("imatrix.chunk_size"),
-    })
+    };
+    Ok((layers, read))
 }
 
 /// The older form: a count of entries; for each its name's length, its name, calls, the number of
 /// values, and the values, mean squares times calls: sums, as if over as many tokens as calls.
-fn from_list(place: &str, bytes: &[u8]) -> Result<Importance, FormatError> {
+fn from_list(place: &str, bytes: &[u8]) -> Result<Entries, FormatError> {
     let mut list = List { place, rest: bytes };
     let mut layers = BTreeMap::new();
     for _ in 0..list.number()? {
@@ -172,9 +218,9 @@ fn from_list(place: &str, bytes: &[u8]) -> Result<Importance, FormatError> {
         let (calls, count) = (list.number()?, list.number()?);
         let length = count.checked_mul(4).ok_or_else(|| list.wrong("an entry is too long"))?;
         let squares = FloatType::F32.decode(list.take(length)?);
-        layers.insert(name, Inputs { squares, tokens: calls as f32 });
+        layers.insert(name, Found { squares, tokens: vec![calls as f32] });
     }
-    Ok(Importance { layers, ..Importance::default() })
+    Ok((layers, Importance::default()))
 }
 
 /// The bytes of the older form that were not read yet.

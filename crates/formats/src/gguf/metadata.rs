@@ -18,6 +18,8 @@ pub(super) struct Model {
     pub(super) architecture: Architecture,
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
+    /// Experts of a layer, where there are any.
+    pub(super) experts: usize,
     /// Rows of the embedding table.
     pub(super) vocabulary: usize,
     /// Whether the head is the embedding table.
@@ -26,8 +28,11 @@ pub(super) struct Model {
     pub(super) rope_factors: Option<Vec<f32>>,
     /// What llama.cpp will do otherwise.
     pub(super) departures: Vec<String>,
-    entries: Vec<(&'static str, MetaValue)>,
+    entries: Entries,
 }
+
+/// Keys without the architecture's name, and their values.
+type Entries = Vec<(&'static str, MetaValue)>;
 
 impl Model {
     /// Reads `config.json`.
@@ -110,6 +115,8 @@ fn decoder(
     for field in traits.fields {
         entries.extend(entry(config, field)?.map(|value| (field.key, value)));
     }
+    let (experts, keys) = experts(config, architecture)?;
+    entries.extend(keys);
     let mut departures = vec![];
     if let Some(window) = sliding_window(config, model_type)? {
         if architecture == Architecture::Llama {
@@ -129,7 +136,50 @@ fn decoder(
         return Err(wrong("rope_scaling.rope_type", problem));
     }
     let tied = is_tied(config, traits)?;
-    Ok(Model { architecture, heads, kv_heads, vocabulary, tied, rope_factors, departures, entries })
+    Ok(Model {
+        architecture,
+        heads,
+        kv_heads,
+        experts,
+        vocabulary,
+        tied,
+        rope_factors,
+        departures,
+        entries,
+    })
+}
+
+/// Experts of a layer, and the keys that say what they are.
+fn experts(config: Config<'_>, architecture: Architecture) -> Result<(usize, Entries), GgufError> {
+    if architecture.experts().is_none() {
+        return Ok((0, vec![]));
+    }
+    // Transformers 5 has one name for all families.
+    let count = match config.optional_size("num_local_experts")? {
+        Some(count) => count,
+        None => config.size("num_experts")?,
+    };
+    let used = config.size("num_experts_per_tok")?;
+    let mut entries: Entries = vec![
+        ("expert_count", unsigned("num_local_experts", count)?),
+        ("expert_used_count", unsigned("num_experts_per_tok", used)?),
+    ];
+    if architecture == Architecture::Qwen3Moe {
+        if !config.flag("norm_topk_prob") {
+            let problem =
+                "is false, but llama.cpp makes the weights of chosen experts add up to one";
+            return Err(wrong("norm_topk_prob", problem));
+        }
+        let step = config.optional_size("decoder_sparse_step")?.unwrap_or(1);
+        let dense = config.get("mlp_only_layers").and_then(Value::as_array);
+        if step != 1 || dense.is_some_and(|dense| !dense.is_empty()) {
+            let key = if step == 1 { "mlp_only_layers" } else { "decoder_sparse_step" };
+            return Err(wrong(key, "leaves layers without experts, which llama.cpp has not here"));
+        }
+        let width = config.size("moe_intermediate_size")?;
+        entries.push(("expert_feed_forward_length", unsigned("moe_intermediate_size", width)?));
+    }
+    Ok((count, entries))
 }
 
 /// Refuses what llama.cpp would compute otherwise whatever the file says.
@@ -222,8 +272,8 @@ fn rotated(
 /// The window of all layers; windows of some layers have no place in GGUF.
 fn sliding_window(config: Config<'_>, model_type: &str) -> Result<Option<usize>, GgufError> {
     match model_type {
-        "mistral" | "phi3" | "starcoder2" => config.optional_size("sliding_window"),
-        "qwen2" | "qwen3" if config.flag("use_sliding_window") => Err(wrong(
+        "mistral" | "mixtral" | "phi3" | "starcoder2" => config.optional_size("sliding_window"),
+        "qwen2" | "qwen3" | "qwen3_moe" if config.flag("use_sliding_window") => Err(wrong(
             "use_sliding_window",
             "llama.cpp has no sliding window for this architecture",
         )),
@@ -252,7 +302,7 @@ fn scale_rope(
     scaling: Config<'_>,
     head_dim: usize,
     theta: f64,
-    entries: &mut Vec<(&'static str, MetaValue)>,
+    entries: &mut Entries,
 ) -> Result<Option<Vec<f32>>, GgufError> {
     let number = |key: &str| {
         let value = scaling.number(scaling.get(key), key)?;
@@ -309,7 +359,17 @@ fn bert(config: Config<'_>) -> Result<Model, GgufError> {
     ];
     let (architecture, kv_heads, tied) = (Architecture::Bert, heads, true);
     let (rope_factors, departures) = (None, vec![]);
-    Ok(Model { architecture, heads, kv_heads, vocabulary, tied, rope_factors, departures, entries })
+    Ok(Model {
+        architecture,
+        heads,
+        kv_heads,
+        experts: 0,
+        vocabulary,
+        tied,
+        rope_factors,
+        departures,
+        entries,
+    })
 }
 
 /// A `config.json`, or an object in it.

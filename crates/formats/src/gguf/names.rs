@@ -8,7 +8,7 @@
 use lapidary_store::gguf::Metadata;
 
 use super::GgufError;
-use super::architecture::Architecture;
+use super::architecture::{Architecture, EXPERTS};
 use super::config::heads;
 
 /// The factors of Llama 3's scaled rotary embedding: part of `config.json` at Hugging Face.
@@ -23,6 +23,14 @@ pub enum Destination {
         name: String,
         /// What is to be done to it on the way.
         change: Change,
+    },
+    /// To a tensor for each expert, `{prefix}.{expert}.{part}.weight`: the matrices of all experts of a
+    /// layer stand one after the other.
+    Experts {
+        /// The module of the experts at Hugging Face.
+        prefix: String,
+        /// What the matrix is called there.
+        part: &'static str,
     },
     /// Into `config.json`: give its values to [`super::config`] as `rope_factors`.
     RopeFactors,
@@ -74,6 +82,9 @@ impl Names {
         if name == ROPE_FACTORS && self.architecture == Architecture::Llama {
             return Ok(Destination::RopeFactors);
         }
+        if let Some(experts) = self.experts_of(name) {
+            return Ok(experts);
+        }
         let pairs = self.architecture.names();
         let translated = translate(name, pairs).ok_or_else(|| GgufError::UnknownTensor {
             name: name.to_owned(),
@@ -93,9 +104,36 @@ impl Names {
         Ok(Destination::Tensor { name: translated.name, change })
     }
 
-    /// The GGUF name of the tensor with a Hugging Face name, if there is one.
+    /// The tensors that one of all experts of a layer holds.
+    fn experts_of(&self, name: &str) -> Option<Destination> {
+        let names = self.architecture.experts()?;
+        let (layer, stem) = name.strip_prefix("blk.")?.strip_suffix(".weight")?.split_once('.')?;
+        let part = names.parts[EXPERTS.iter().position(|known| *known == stem)?];
+        let prefix = format!("model.layers.{layer}.{}.experts", names.module);
+        is_number(layer).then_some(Destination::Experts { prefix, part })
+    }
+
+    /// The tensor of all experts that holds a matrix with a Hugging Face name, and which of them it is
+    /// of.
+    pub(super) fn expert(&self, name: &str) -> Option<(String, usize)> {
+        let names = self.architecture.experts()?;
+        let stem = name.strip_prefix("model.layers.")?.strip_suffix(".weight")?;
+        let (layer, rest) = stem.split_once('.')?;
+        let rest = rest.strip_prefix(names.module)?.strip_prefix(".experts.")?;
+        let (expert, part) = rest.split_once('.')?;
+        let kind = names.parts.iter().position(|known| *known == part)?;
+        let numbers = is_number(layer) && is_number(expert);
+        let gguf = format!("blk.{layer}.{}.weight", EXPERTS[kind]);
+        Some((gguf, expert.parse().ok()?)).filter(|_| numbers)
+    }
+
+    /// The GGUF name of the tensor with a Hugging Face name, if there is one; experts of a layer share
+    /// one.
     #[must_use]
     pub fn to_gguf(&self, name: &str) -> Option<String> {
+        if let Some((gguf, _)) = self.expert(name) {
+            return Some(gguf);
+        }
         let pairs = self.architecture.names().map(|(gguf, hf)| (hf, gguf));
         Some(translate(name, pairs)?.name)
     }

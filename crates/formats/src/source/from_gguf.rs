@@ -1,5 +1,6 @@
 //! A GGUF as a Hugging Face folder: its names, its configuration, its tokenizer.
 
+use super::experts::experts;
 use super::logical::Storage;
 use super::{LogicalTensor, Source, SourceFile, to_f32};
 use crate::FormatError;
@@ -25,6 +26,9 @@ impl Source {
                         Change::Paired { heads } => Storage::Paired(info.clone(), heads),
                     };
                     tensors.push(LogicalTensor { name, shape: info.shape.clone(), storage });
+                }
+                Destination::Experts { prefix, part } => {
+                    tensors.extend(experts(info, &prefix, &[part])?);
                 }
                 Destination::RopeFactors => {
                     let count = info.shape.iter().product();

@@ -239,9 +239,10 @@ fn errors_name_the_key() {
         format!("metadata `{key}`: it is not the id of one of the 5 tokens")
     );
     assert_eq!(
-        error(llama().set("llama.expert_count", 8)),
-        "a mixture of experts is not supported for architecture `llama`"
+        error(as_architecture("gemma2").set("gemma2.expert_count", 8)),
+        "a mixture of experts is not supported for architecture `gemma2`"
     );
+    assert!(error(llama().set("llama.expert_count", 8)).contains("`llama.expert_used_count`"));
     assert!(of(&llama().set("llama.expert_count", 0).read()).is_ok());
     assert_eq!(
         error(llama().set("llama.embedding_length", 12).remove("llama.rope.dimension_count")),

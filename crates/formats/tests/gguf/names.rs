@@ -47,6 +47,37 @@ fn every_tensor_of_a_decoder_goes_there_and_back() {
 }
 
 #[test]
+fn a_tensor_of_all_experts_is_one_for_each() {
+    let gguf = Builder::default()
+        .set("general.architecture", "llama")
+        .set("llama.attention.head_count", 6)
+        .set("llama.expert_count", 4);
+    let mixtral = Names::new(&gguf.read().metadata).unwrap();
+    let experts = |prefix: &str, part: &'static str| {
+        Ok(Destination::Experts { prefix: prefix.to_owned(), part })
+    };
+    let prefix = "model.layers.10.block_sparse_moe.experts";
+    for (gguf, part) in [("gate", "w1"), ("up", "w3"), ("down", "w2")] {
+        let gguf = format!("blk.10.ffn_{gguf}_exps.weight");
+        assert_eq!(mixtral.to_hugging_face(&gguf), experts(prefix, part));
+        for expert in [0, 3, 12] {
+            assert_eq!(
+                mixtral.to_gguf(&format!("{prefix}.{expert}.{part}.weight")),
+                Some(gguf.clone())
+            );
+        }
+    }
+    let router = "model.layers.10.block_sparse_moe.gate.weight";
+    assert_eq!(mixtral.to_gguf(router).as_deref(), Some("blk.10.ffn_gate_inp.weight"));
+    assert_eq!(mixtral.to_gguf(&format!("{prefix}.x.w1.weight")), None);
+    assert_eq!(mixtral.to_gguf(&format!("{prefix}.1.w4.weight")), None);
+    let qwen = names("qwen3moe");
+    let prefix = "model.layers.0.mlp.experts";
+    assert_eq!(qwen.to_hugging_face("blk.0.ffn_up_exps.weight"), experts(prefix, "up_proj"));
+    assert!(names("llama").to_hugging_face("blk.0.ffn_up_exps.weight").is_err());
+}
+
+#[test]
 fn every_tensor_of_an_encoder_goes_there_and_back() {
     let pairs = [
         ("token_embd.weight", "embeddings.word_embeddings.weight"),
