@@ -283,7 +283,7 @@ fn wide_mixtral(folder: &Path) -> PathBuf {
         config[key] = json!(size);
     }
     std::fs::write(&path, config.to_string()).unwrap();
-    let tensors: Vec<(String, Vec<usize>)> = spec(&config).unwrap().tensors().into();
+    let tensors: Vec<(String, Vec<usize>)> = spec(&config).unwrap().tensors();
     let specs: Vec<TensorSpec> =
         tensors.iter().map(|(name, shape)| TensorSpec::new(name, Dtype::F32, &shape[..])).collect();
     let mut writer =
