@@ -10,6 +10,7 @@ mod memory;
 mod minilm;
 mod ordering;
 mod perplexity;
+mod pieces;
 mod pruned;
 mod resume;
 mod running;
@@ -36,4 +37,5 @@ pub(crate) const CHECKS: &[Check] = &[
     gguf::CHECK,
     gguf::ROUNDING,
     architectures::CHECK,
+    pieces::CHECK,
 ];

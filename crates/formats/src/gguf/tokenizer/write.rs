@@ -82,6 +82,10 @@ pub(in super::super) fn entries(folder: &Folder, rows: usize) -> Result<Written,
         let scores = scores(&vocabulary, &merges)?;
         written.put("scores", MetaValue::Array(MetaArray::F32(scores)));
         let prefix = space_prefix(&folder.tokenizer)?;
+        if prefix == Prefix::UnlessThere {
+            written.remarks.push(SECOND_SPACE.to_owned());
+        }
+        let prefix = prefix != Prefix::Never;
         written.put("add_space_prefix", MetaValue::Bool(prefix));
     }
     if kind == Kind::Words {
@@ -261,20 +265,36 @@ fn scores(vocabulary: &Vocabulary, merges: &[(String, String)]) -> Result<Vec<f3
     Ok(scores)
 }
 
-/// Whether a text gets a space before it; a normalizer that does anything else has no key.
-fn space_prefix(tokenizer: &Value) -> Result<bool, GgufError> {
-    let mut prefix = false;
+/// When a text gets a space before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prefix {
+    Never,
+    Always,
+    /// Where it does not begin with one.
+    UnlessThere,
+}
+
+const SECOND_SPACE: &str = "tokenizer: a text that begins with a space gets a second one from \
+                            llama.cpp, as from SentencePiece; tokenizer.json gives it none";
+
+/// When a text gets a space before it; a normalizer that does anything else has no key.
+fn space_prefix(tokenizer: &Value) -> Result<Prefix, GgufError> {
+    let (mut prefix, mut spells_spaces) = (Prefix::Never, false);
     for step in pre::steps(&tokenizer["normalizer"], "normalizers") {
         match step["type"].as_str() {
-            Some("Prepend") if step["prepend"] == "▁" => prefix = true,
-            Some("Replace") if step["pattern"]["String"] == " " && step["content"] == "▁" => {}
+            Some("Prepend") if step["prepend"] == "▁" => prefix = Prefix::Always,
+            Some("Replace") if step["pattern"]["String"] == " " && step["content"] == "▁" => {
+                spells_spaces = true;
+            }
             other => return Err(no_normalizer(other)),
         }
     }
     for step in pre::steps(&tokenizer["pre_tokenizer"], "pretokenizers") {
         match (step["type"].as_str(), step["prepend_scheme"].as_str()) {
             (Some("Metaspace"), Some("never")) => {}
-            (Some("Metaspace"), _) => prefix = true,
+            (Some("Metaspace"), _) => prefix = Prefix::UnlessThere,
+            // Gemma's: it splits at spaces, of which the normalizer has left none.
+            (Some("Split"), _) if step["pattern"]["String"] == " " && spells_spaces => {}
             (other, _) => {
                 let kind = other.unwrap_or("without a type");
                 return Err(wrong(format!("a pre-tokenizer {kind:?} has no place in GGUF")));
@@ -417,6 +437,7 @@ mod tests {
 
     use super::*;
     use crate::gguf::tokenizer::tokenizer_files;
+    use lapidary_store::Tokenizer;
     use lapidary_store::gguf::Metadata;
     use serde_json::json;
 
@@ -555,6 +576,60 @@ mod tests {
             }),
         );
         assert_eq!(first.unwrap().tokenizer, second.unwrap().tokenizer);
+    }
+
+    /// The ways in which families spell the beginning of a text: Llama 2, Llama 2 as it was saved later,
+    /// Gemma.
+    fn beginnings() -> [(Value, Value); 3] {
+        let replace = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
+        let prepend = json!({ "type": "Prepend", "prepend": "▁" });
+        let both = json!({ "type": "Sequence", "normalizers": [prepend, replace] });
+        let metaspace = json!({ "type": "Metaspace", "replacement": "▁",
+                                "prepend_scheme": "first", "split": false });
+        let split = json!({ "type": "Split", "pattern": { "String": " " },
+                            "behavior": "MergedWithPrevious", "invert": false });
+        [(both, Value::Null), (Value::Null, metaspace), (replace, split)]
+    }
+
+    #[test]
+    fn texts_have_the_same_pieces_afterwards() {
+        let file = include_str!("../../../../../testdata/tokenizers/pieces.json");
+        let texts = [
+            "",
+            " ",
+            "the",
+            " the",
+            "  the",
+            "the  other    thing ",
+            "in\nthe\n\n street\t",
+            "naïve — 東京 🙂‍↕️",
+            "a▁b",
+            "The ship was in the offing; there's 1,234.56 of it.",
+            "\u{0}\u{7f}é",
+            "<0x41>",
+        ];
+        for (normalizer, pre_tokenizer) in beginnings() {
+            let mut tokenizer: Value = serde_json::from_str(file).unwrap();
+            tokenizer["normalizer"] = normalizer;
+            tokenizer["pre_tokenizer"] = pre_tokenizer;
+            let rows = tokenizer["model"]["vocab"].as_object().unwrap().len();
+            let folder = Folder { tokenizer: tokenizer.clone(), ..Folder::default() };
+            let mut metadata = Metadata::default();
+            metadata.set("general.architecture", text("llama"));
+            let written = entries(&folder, rows).unwrap();
+            let is_unless_there = written.remarks.iter().any(|remark| remark == SECOND_SPACE);
+            assert_eq!(is_unless_there, folder.tokenizer["pre_tokenizer"]["type"] == "Metaspace");
+            written.entries.into_iter().for_each(|(key, value)| metadata.set(&key, value));
+            let after = tokenizer_files(&metadata).unwrap().tokenizer;
+            let [before, after] = [tokenizer, after].map(|definition| {
+                Tokenizer::from_json(definition.to_string().as_bytes(), "tokenizer.json").unwrap()
+            });
+            let same = |text: &&&str| !(is_unless_there && text.starts_with([' ', '▁']));
+            for text in texts.iter().filter(same) {
+                let ids = |of: &Tokenizer| of.encode(text, false).unwrap();
+                assert_eq!(ids(&before), ids(&after), "{text:?}");
+            }
+        }
     }
 
     #[test]
