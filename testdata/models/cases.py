@@ -36,6 +36,18 @@ def default_rope(theta: float) -> dict:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
 
 
+# Divisors of four pairs, within sixteen positions and beyond.
+LONG_ROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16,
+    "short_factor": [1.0, 1.1, 1.3, 1.7], "long_factor": [1.2, 1.9, 3.1, 4.0],
+}
+
+
+def longer(**changes) -> dict:
+    """LongRoPE with other numbers."""
+    return {"rope_parameters": dict(LONG_ROPE, **changes)}
+
+
 def old_partial(theta: float, part: float, key: str = "partial_rotary_factor") -> dict:
     return {"rope_parameters": None, "rope_theta": theta, key: part}
 
@@ -189,6 +201,23 @@ DECODERS = [
                               "partial_rotary_factor": 0.5}),
         seq=23, overlooked=[{"sliding_window": None}],
         old=old_partial(10000.0, 0.5),
+    ),
+    Case(
+        "phi3-longrope", "rope_type longrope, rows of more tokens than the original context",
+        dict(PHI3, hidden_size=32, original_max_position_embeddings=16, **longer()), seq=25,
+        overlooked=[
+            longer(short_factor=LONG_ROPE["long_factor"], long_factor=LONG_ROPE["short_factor"]),
+            longer(attention_factor=1.0),
+        ],
+        old=old_rope(10000.0, {"type": "longrope", "short_factor": LONG_ROPE["short_factor"],
+                               "long_factor": LONG_ROPE["long_factor"]}),
+    ),
+    Case(
+        "phi3-longrope-short", "the same, rows within the original context",
+        dict(PHI3, hidden_size=32, original_max_position_embeddings=16, **longer()), seq=15,
+        overlooked=[longer(short_factor=LONG_ROPE["long_factor"]), longer(attention_factor=1.0)],
+        old=old_rope(10000.0, {"type": "longrope", "short_factor": LONG_ROPE["short_factor"],
+                               "long_factor": LONG_ROPE["long_factor"]}),
     ),
 ]
 OTHERS = [

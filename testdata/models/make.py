@@ -56,6 +56,10 @@ BERT = dict(
     num_attention_heads=4, max_position_embeddings=48, type_vocab_size=2, layer_norm_eps=1e-12,
     hidden_act="gelu", pad_token_id=0,
 )
+YARN = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 0.9,
+    "beta_slow": 0.1, "original_max_position_embeddings": 32,
+}
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
@@ -106,6 +110,18 @@ LLAMA_CASES = [
         seq=33,
         overlooked=[{"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}],
         old=old_rope(10000.0, {"type": "linear", "factor": 2.5}),
+    ),
+    Case(
+        "llama-rope-yarn", "rope_type yarn, kept, blended and divided pairs inside head_dim 16",
+        dict(LLAMA, head_dim=16, rope_parameters=dict(YARN)), seq=40,
+        overlooked=[
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+            {"rope_parameters": dict(YARN, attention_factor=1.0)},
+            {"rope_parameters": dict(YARN, beta_fast=32.0)},
+            {"rope_parameters": dict(YARN, original_max_position_embeddings=64)},
+        ],
+        old=old_rope(10000.0, {"type": "yarn", "factor": 4.0, "beta_fast": 0.9, "beta_slow": 0.1,
+                               "original_max_position_embeddings": 32}),
     ),
     Case(
         "llama-theta", "rope_theta 500000 and an rms_norm_eps large enough to be seen",

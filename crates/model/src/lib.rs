@@ -12,6 +12,7 @@ mod families;
 pub mod gradient;
 mod graph;
 mod query;
+mod rope;
 mod spec;
 
 pub use by_shape::{UNKNOWN, by_shape};

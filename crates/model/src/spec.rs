@@ -1,6 +1,7 @@
 //! The value that a family file makes of `config.json`: graphs of about twenty operations.
 
 use crate::graph::Graph;
+pub use crate::rope::{RopeOp, RopeScaling};
 pub use lapidary_kernels::activation::Activation;
 
 /// A whole model.
@@ -137,73 +138,6 @@ pub struct LinearOp {
     pub in_features: usize,
     /// Output features.
     pub out_features: usize,
-}
-
-/// Rotary position embedding of `heads` heads, halves of a head rotated against each other.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RopeOp {
-    /// Heads in the value.
-    pub heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Channels of a head that are rotated, an even number: the first.
-    pub rotary: usize,
-    /// Base of the frequencies.
-    pub theta: f64,
-    /// How the frequencies are stretched.
-    pub scaling: RopeScaling,
-}
-
-/// How rotary frequencies are stretched for a longer context.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// All divided by a factor.
-    Linear {
-        /// The factor.
-        factor: f64,
-    },
-    /// Llama 3: low frequencies divided by a factor, high ones kept, a smooth blend between.
-    Llama3 {
-        /// Divides the low frequencies.
-        factor: f64,
-        /// Wavelengths above `original_context / low` count as low.
-        low: f64,
-        /// Wavelengths below `original_context / high` count as high.
-        high: f64,
-        /// Context the model was first trained with.
-        original_context: f64,
-    },
-}
-
-impl RopeOp {
-    /// Inverse frequencies of the `rotary / 2` pairs, in radians a position.
-    pub fn inverse_frequencies(&self) -> Vec<f32> {
-        let pairs = self.rotary / 2;
-        let plain = |pair: usize| self.theta.powf(-2.0 * pair as f64 / self.rotary as f64);
-        (0..pairs).map(|pair| self.scaling.stretch(plain(pair)) as f32).collect()
-    }
-}
-
-impl RopeScaling {
-    fn stretch(self, frequency: f64) -> f64 {
-        match self {
-            Self::None => frequency,
-            Self::Linear { factor } => frequency / factor,
-            Self::Llama3 { factor, low, high, original_context } => {
-                let wavelength = 2.0 * std::f64::consts::PI / frequency;
-                if wavelength > original_context / low {
-                    frequency / factor
-                } else if wavelength < original_context / high {
-                    frequency
-                } else {
-                    let smooth = (original_context / wavelength - low) / (high - low);
-                    (1.0 - smooth) * frequency / factor + smooth * frequency
-                }
-            }
-        }
-    }
 }
 
 /// Multi-head attention; `heads / kv_heads` query heads share a key head.

@@ -8,7 +8,7 @@ use crate::{CacheType, Precision, RuntimeError};
 use lapidary_formats::Source;
 use lapidary_kernels::bandwidth::read_bandwidth;
 use lapidary_kernels::pool::Pool;
-use lapidary_model::{Graph, ModelError, Spec, spec};
+use lapidary_model::{Graph, ModelError, Op, Spec, spec};
 use lapidary_store::RealFs;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +23,8 @@ const DEFAULT_CONTEXT: usize = 8192;
 pub struct Options {
     /// Threads; `None` for as many as there are processors.
     pub threads: Option<usize>,
-    /// Most tokens of a sequence; `None` for the model's own context, up to 8192.
+    /// Most tokens of a sequence; `None` for the model's own context, up to 8192, or to where all its
+    /// positions would get other angles (LongRoPE).
     pub context: Option<usize>,
     /// Sequences that there is room for.
     pub sequences: usize,
@@ -108,7 +109,7 @@ impl Decoder {
             Some(head) if spec.causal => head,
             _ => return Err(RuntimeError::NotCausal { family: spec.family }),
         };
-        let asked = options.context.unwrap_or(DEFAULT_CONTEXT).max(1);
+        let asked = options.context.unwrap_or_else(|| usual_context(&spec)).max(1);
         let context = asked.min(spec.context);
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = options.threads.unwrap_or(processors).max(1);
@@ -297,6 +298,16 @@ impl Decoder {
         head_work.run(head, weights, &mut [], batch, rows, pool);
         rows
     }
+}
+
+/// The context where none is asked for.
+fn usual_context(spec: &Spec) -> usize {
+    let ops = spec.blocks.iter().flat_map(|block| &block.nodes);
+    let short = ops.filter_map(|node| match &node.op {
+        Op::Rope(rope) => rope.short_context(),
+        _ => None,
+    });
+    short.min().map_or(DEFAULT_CONTEXT, |short| short.min(DEFAULT_CONTEXT))
 }
 
 /// The logits of a step, row by row; none are computed that are not asked for.

@@ -88,14 +88,9 @@ pub(crate) struct Angles {
 }
 
 impl Angles {
-    /// Angles are products of `f32`, as the models were trained with; their cosines are exact.
     fn new(rope: &RopeOp, positions: usize) -> Self {
-        let frequencies = rope.inverse_frequencies();
-        let angles = (0..positions).flat_map(|position| {
-            frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency))
-        });
-        let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
-        Self { cos, sin, pairs: frequencies.len() }
+        let (cos, sin) = rope.angles(positions);
+        Self { cos, sin, pairs: rope.rotary / 2 }
     }
 
     /// Cosines and sines of a position.

@@ -444,6 +444,8 @@ fn a_model_without_a_place_is_refused_by_name() {
     refused("gemma3", "query_pre_attn_scalar");
     refused("olmo2-biases", "attention_bias");
     refused("smollm3-window", "attention_bias");
+    refused("phi3-longrope", "longrope");
+    refused("llama-rope-yarn", "yarn");
     refused("qwen3-moe", "norm_topk_prob");
     refused("qwen3-moe-mixed", "attention_bias");
     refused("bert-masked-lm", "architectures");

@@ -143,7 +143,8 @@ fn other_names_are_unknown() {
         Names::new(&Builder::default().set("general.architecture", "mamba").read().metadata);
     assert_eq!(
         error.unwrap_err().to_string(),
-        "architecture `mamba` is not supported; llama, qwen2, qwen3 and bert are"
+        "architecture `mamba` is not supported; llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, granite, \
+         olmo2, phi3, smollm3, stablelm, starcoder2 and bert are"
     );
 }
 

@@ -27,18 +27,9 @@ impl RotaryCache {
         if let Some((_, _, tables)) = found {
             return Arc::clone(tables);
         }
-        let made = Arc::new(make(rope, positions));
+        let (cos, sin) = rope.angles(positions);
+        let made = Arc::new(RotaryTables { cos, sin });
         tables.push((key, positions, Arc::clone(&made)));
         made
     }
-}
-
-/// Angles are products of `f32`, as the models were trained with; their cosines are exact.
-fn make(rope: &RopeOp, positions: usize) -> RotaryTables {
-    let frequencies = rope.inverse_frequencies();
-    let angles = (0..positions).flat_map(|position| {
-        frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency))
-    });
-    let (cos, sin) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
-    RotaryTables { cos, sin }
 }

@@ -308,10 +308,10 @@ impl Decoder {
             q = g.head_norm(q, "self_attn.q_norm", q_width, offset, self.eps);
             k = g.head_norm(k, "self_attn.k_norm", k_width, offset, self.eps);
         }
-        if let Some(rotary) = layer.rotary {
-            let Rotary { theta, scaling, .. } = rotary;
-            let rotary = rotary.channels(head_dim)?;
-            let rope = |heads| RopeOp { heads, head_dim, rotary, theta, scaling };
+        if let Some(given) = &layer.rotary {
+            let (rotary, theta) = (given.channels(head_dim)?, given.theta);
+            let scaling = || given.scaling.clone();
+            let rope = |heads| RopeOp { heads, head_dim, rotary, theta, scaling: scaling() };
             (q, k) = (g.rope(q, rope(heads)), g.rope(k, rope(kv_heads)));
         }
         let attention = AttentionOp {

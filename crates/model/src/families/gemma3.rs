@@ -4,7 +4,6 @@
 use super::decoder::QkNorms;
 use super::fields::{Rotary, sliding_layers, stretching};
 use super::gemma2::{cap, decoder};
-use crate::spec::RopeScaling;
 use crate::{Config, ModelError, Spec};
 
 pub(super) const MODEL_TYPES: &[&str] = &["gemma3_text"];
@@ -23,7 +22,7 @@ pub(super) fn spec(config: &Config<'_>) -> Result<Spec, ModelError> {
     decoder.slide(config.optional_size("sliding_window")?, &slides);
     let [full, sliding] = rotary(config)?;
     for (layer, slides) in decoder.layers.iter_mut().zip(&slides) {
-        layer.rotary = Some(if *slides { sliding } else { full });
+        layer.rotary = Some(if *slides { sliding.clone() } else { full.clone() });
     }
     decoder.spec("gemma3")
 }
@@ -37,13 +36,13 @@ fn rotary(config: &Config<'_>) -> Result<[Rotary; 2], ModelError> {
         let inner = parameters.as_ref().and_then(|parameters| parameters.object(kind));
         let given = inner.as_ref().map(|inner| inner.optional_number("rope_theta")).transpose()?;
         let theta = given.flatten().or(config.optional_number(old)?).unwrap_or(theta);
-        let scaling = inner.as_ref().map_or(Ok(RopeScaling::None), stretching)?;
+        let scaling = stretching(inner.as_ref(), config)?;
         Rotary { theta, scaling, part }.checked()
     };
     let mut full = of_kind("full_attention", "rope_theta", THETA[0])?;
     let sliding = of_kind("sliding_attention", "rope_local_base_freq", THETA[1])?;
     if let (None, Some(scaling)) = (&parameters, config.object("rope_scaling")) {
-        full.scaling = stretching(&scaling)?;
+        full.scaling = stretching(Some(&scaling), config)?;
     }
     Ok([full, sliding])
 }

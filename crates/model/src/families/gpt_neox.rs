@@ -3,7 +3,7 @@
 
 use super::fields::{Rotary, activation, stretching};
 use crate::config::wrong;
-use crate::spec::{AttentionOp, LinearOp, RopeOp, RopeScaling, SliceOp};
+use crate::spec::{AttentionOp, LinearOp, RopeOp, SliceOp};
 use crate::{Config, Graph, GraphBuilder, ModelError, Spec, Value};
 
 pub(super) const MODEL_TYPES: &[&str] = &["gpt_neox"];
@@ -57,8 +57,8 @@ impl Sizes {
             return Err(wrong("hidden_size", format!("is {hidden}, which {heads} heads do not divide")));
         }
         let head_dim = hidden / heads;
-        let Rotary { theta, scaling, part } = rotary(config)?;
-        let rotary = Rotary { theta, scaling, part }.channels(head_dim)?;
+        let rotary = rotary(config)?;
+        let (channels, Rotary { theta, scaling, .. }) = (rotary.channels(head_dim)?, rotary);
         Ok(Self {
             hidden,
             intermediate: config.size("intermediate_size")?,
@@ -73,7 +73,7 @@ impl Sizes {
                 causal: true,
                 window: None,
             },
-            rope: RopeOp { heads, head_dim, rotary, theta, scaling },
+            rope: RopeOp { heads, head_dim, rotary: channels, theta, scaling },
             bias: config.flag("attention_bias", true)?,
             parallel: config.flag("use_parallel_residual", true)?,
         })
@@ -108,6 +108,6 @@ fn rotary(config: &Config<'_>) -> Result<Rotary, ModelError> {
         return Rotary::read(config, theta, part);
     }
     let scaling = config.object("rope_scaling");
-    let scaling = scaling.as_ref().map_or(Ok(RopeScaling::None), stretching)?;
+    let scaling = stretching(scaling.as_ref(), config)?;
     Rotary { theta, scaling, part }.checked()
 }

@@ -16,7 +16,7 @@ pub(super) fn spec(config: &Config<'_>) -> Result<Spec, ModelError> {
     let mut decoder = Decoder { qkv_bias: bias, o_bias: bias, mlp_bias, ..decoder };
     let has_rope = rotary_layers(config, decoder.layers.len())?;
     for (layer, has_rope) in decoder.layers.iter_mut().zip(&has_rope) {
-        layer.rotary = layer.rotary.filter(|_| *has_rope);
+        layer.rotary = layer.rotary.take().filter(|_| *has_rope);
     }
     let slides = sliding_layers(config, has_rope.len(), |layer| !has_rope[layer])?;
     if config.flag("use_sliding_window", false)? {

@@ -144,7 +144,7 @@ fn settings_that_would_change_the_numbers_are_refused() {
         ("hidden_act", json!("mish"), &["hidden_act", "mish", "silu"][..]),
         ("rope_theta", json!(0), &["rope_theta"]),
         ("rope_theta", json!("10000"), &["rope_theta"]),
-        ("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0}), &["yarn", "llama3"]),
+        ("rope_scaling", json!({"rope_type": "spiral", "factor": 2.0}), &["spiral", "llama3"]),
         ("rope_scaling", json!({"type": "linear"}), &["factor", "is missing"]),
         ("rope_scaling", json!({"type": "linear", "factor": -2.0}), &["factor"]),
         ("rope_scaling", json!({"rope_type": "llama3", "factor": 8.0}), &["low_freq_factor"]),
@@ -181,7 +181,7 @@ fn settings_of_other_families_that_are_not_followed_are_refused() {
     for (name, key, value) in [
         ("stablelm", "qk_layernorm", json!(true)),
         ("gemma2", "use_bidirectional_attention", json!(true)),
-        ("gemma3", "rope_parameters", json!({"full_attention": {"rope_type": "yarn"}})),
+        ("gemma3", "rope_parameters", json!({"full_attention": {"rope_type": "spiral"}})),
         ("phi3", "rope_scaling", json!({"type": "longrope", "long_factor": [1.0]})),
         ("phi3", "partial_rotary_factor", json!(0.0)),
         ("smollm3", "no_rope_layers", json!([1, 0])),
