@@ -66,12 +66,13 @@ fn yarn(metadata: &Metadata, prefix: &str, factor: f64) -> Result<Value, GgufErr
     scaling.insert("rope_type".to_owned(), json!("yarn"));
     scaling.insert("factor".to_owned(), json!(factor));
     scaling.insert("original_max_position_embeddings".to_owned(), json!(original));
-    let optional = [
-        ("attn_factor", "attention_factor"),
-        ("yarn_beta_fast", "beta_fast"),
-        ("yarn_beta_slow", "beta_slow"),
-    ];
-    for (gguf, name) in optional {
+    // llama.cpp multiplies by it what transformers takes where nothing is given.
+    let attention = keys::float(metadata, &format!("{prefix}.scaling.attn_factor"))?;
+    if let Some(attention) = attention.filter(|attention| *attention != 1.0) {
+        let usual = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+        scaling.insert("attention_factor".to_owned(), json!(attention * usual));
+    }
+    for (gguf, name) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")] {
         if let Some(value) = keys::float(metadata, &format!("{prefix}.scaling.{gguf}"))? {
             scaling.insert(name.to_owned(), json!(value));
         }

@@ -268,7 +268,13 @@ fn linear_and_yarn_scaling_are_kept() {
         .set("llama.rope.scaling.original_context_length", 32768);
     let expected =
         json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768});
-    assert_eq!(scaling(yarn), Ok(expected));
+    assert_eq!(scaling(yarn.clone()), Ok(expected));
+    // A factor on top of the usual one, which is 0.1 ln 4 + 1.
+    let attention =
+        |factor: f64| scaling(yarn.clone().set("llama.rope.scaling.attn_factor", factor));
+    assert_eq!(attention(1.0).unwrap().get("attention_factor"), None);
+    let given = attention(2.0).unwrap()["attention_factor"].as_f64().unwrap();
+    assert!((given - 2.277_258_872).abs() < 1e-6, "{given}");
     assert_eq!(
         error(llama().set("llama.rope.scaling.type", "longrope")),
         "rope scaling of type `longrope` is not supported for architecture `llama`"
