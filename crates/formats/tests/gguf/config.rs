@@ -271,7 +271,7 @@ fn linear_and_yarn_scaling_are_kept() {
     assert_eq!(scaling(yarn.clone()), Ok(expected));
     // A factor on top of the usual one, which is 0.1 ln 4 + 1.
     let attention =
-        |factor: f64| scaling(yarn.clone().set("llama.rope.scaling.attn_factor", factor));
+        |factor: f32| scaling(yarn.clone().set("llama.rope.scaling.attn_factor", factor));
     assert_eq!(attention(1.0).unwrap().get("attention_factor"), None);
     let given = attention(2.0).unwrap()["attention_factor"].as_f64().unwrap();
     assert!((given - 2.277_258_872).abs() < 1e-6, "{given}");
