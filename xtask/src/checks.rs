@@ -8,12 +8,14 @@ mod load;
 mod loaders;
 mod memory;
 mod minilm;
+mod mixtures;
 mod ordering;
 mod perplexity;
 mod pruned;
 mod resume;
 mod running;
 mod smaller;
+mod tokenizers;
 mod tokens;
 
 use crate::check::Check;
@@ -35,4 +37,6 @@ pub(crate) const CHECKS: &[Check] = &[
     harness::CHECK,
     gguf::CHECK,
     architectures::CHECK,
+    tokenizers::CHECK,
+    mixtures::CHECK,
 ];

@@ -10,16 +10,28 @@ use lapidary_store::TensorInfo;
 use serde_json::Value;
 
 /// How a family calls the module of the experts, and gate, up and down of one, where they stand alone.
-struct Names {
+#[derive(Debug)]
+pub(crate) struct ExpertNames {
     model_type: &'static str,
-    module: &'static str,
-    parts: [&'static str; 3],
+    pub(crate) module: &'static str,
+    pub(crate) parts: [&'static str; 3],
 }
 
-const FAMILIES: [Names; 2] = [
-    Names { model_type: "mixtral", module: "block_sparse_moe", parts: ["w1", "w3", "w2"] },
-    Names { model_type: "qwen3_moe", module: "mlp", parts: ["gate_proj", "up_proj", "down_proj"] },
+const FAMILIES: &[ExpertNames] = &[
+    ExpertNames { model_type: "mixtral", module: "block_sparse_moe", parts: ["w1", "w3", "w2"] },
+    ExpertNames {
+        model_type: "qwen3_moe",
+        module: "mlp",
+        parts: ["gate_proj", "up_proj", "down_proj"],
+    },
 ];
+
+impl ExpertNames {
+    /// Those of a family, where it has experts.
+    pub(crate) fn of(model_type: &str) -> Option<&'static Self> {
+        FAMILIES.iter().find(|names| names.model_type == model_type)
+    }
+}
 
 /// The module of the experts where they are held together.
 const TOGETHER: &str = "mlp";
@@ -30,9 +42,7 @@ const TOGETHER: &str = "mlp";
 /// When a tensor has not the shape that all experts of a layer have together.
 pub(super) fn part(config: &Value, tensors: &mut Vec<LogicalTensor>) -> Result<(), FormatError> {
     let model_type = config.get("model_type").and_then(Value::as_str);
-    let Some(names) = FAMILIES.iter().find(|names| Some(names.model_type) == model_type) else {
-        return Ok(());
-    };
+    let Some(names) = model_type.and_then(ExpertNames::of) else { return Ok(()) };
     let are_together = |tensor: &LogicalTensor| together(&tensor.name).is_some();
     if !tensors.iter().any(are_together) {
         return Ok(());
@@ -67,7 +77,7 @@ fn together(name: &str) -> Option<(&str, std::ops::Range<usize>)> {
 }
 
 /// The parts of a tensor that are one matrix each: of every expert, those of `parts` in turn.
-fn experts(
+pub(super) fn experts(
     info: &TensorInfo,
     prefix: &str,
     parts: &[&str],
