@@ -260,6 +260,12 @@ OTHERS = [
         dict(QWEN3_MOE, norm_topk_prob=True), seq=18, as_held=True,
         old=old_rope(10000.0) | {"num_experts": 5, "num_local_experts": None},
     ),
+    Case(
+        "qwen3-moe-blocks", "experts as wide as a block of 32, as in what is published",
+        dict(QWEN3_MOE, norm_topk_prob=True, hidden_size=32, moe_intermediate_size=32, num_experts=3),
+        seq=18, overlooked=[{"norm_topk_prob": False}],
+        old=old_rope(10000.0) | {"num_experts": 3, "num_local_experts": None},
+    ),
 ]
 
 GPT_NEOX = dict(TINY, model_type="gpt_neox", hidden_size=32)
@@ -317,6 +323,9 @@ OTHERS += [
     Case(
         "gpt2", "weights [in, out], one layer for queries, keys and values; tied", dict(GPT2), seq=20,
         overlooked=[{"activation_function": "gelu"}],
+    ),
+    Case(
+        "gpt2-blocks", "as wide as a block of 32", dict(GPT2, n_embd=32, n_inner=64), seq=19,
     ),
     Case(
         "gpt2-inner", "n_inner, scores divided by the layer's number, ReLU, untied",

@@ -1,10 +1,10 @@
 """What llama.cpp computes for tiny models of every architecture that GGUF is written for, against the
 outputs of transformers that are stored beside them.
 
-    llama_architectures.py LAPIDARY MODELS SCRATCH NAME...
+    llama_architectures.py LAPIDARY MODELS SCRATCH NAME[:GRID]...
 
 MODELS is `testdata/models`. Each model gets a tokenizer of as many tokens as its table has rows, is
-converted by LAPIDARY, and reads the stored tokens. Prints as JSON `{name: difference}`: the largest
+converted by LAPIDARY, or rounded to blocks of GRID, and reads the stored tokens. Prints as JSON `{name: difference}`: the largest
 difference of a logit over the spread of all, or what stood in the way. Needs llama-cpp-python, numpy.
 """
 import json
@@ -21,13 +21,18 @@ import numpy as np
 def main() -> None:
     lapidary, models, scratch = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     found = {}
-    for name in sys.argv[4:]:
-        folder = scratch / f"architecture-{name}"
+    for wanted in sys.argv[4:]:
+        name, _, grid = wanted.partition(":")
+        folder = scratch / f"architecture-{name}-{grid}"
         with_tokenizer(models / name, folder)
-        result = scratch / f"architecture-{name}-gguf"
-        command = [lapidary, "convert", folder, "--to", "gguf", "--output", result, "--quiet"]
-        ran = subprocess.run(command, capture_output=True, text=True)
-        found[name] = ran.stderr.strip() if ran.returncode else compare(models / name, result)
+        result = scratch / f"architecture-{name}-{grid}-gguf"
+        command = [lapidary, "convert", folder, "--to", "gguf"]
+        if grid:
+            recipe = scratch / f"{grid}.yaml"
+            recipe.write_text(f"steps: [{{method: rtn, targets: ['re:.*'], grid: {grid}}}]\nformat: gguf\n")
+            command = [lapidary, "compress", folder, "--recipe", recipe]
+        ran = subprocess.run([*command, "--output", result, "--quiet"], capture_output=True, text=True)
+        found[wanted] = ran.stderr.strip() if ran.returncode else compare(models / name, result)
     print(json.dumps(found))
 
 

@@ -8,13 +8,14 @@ mod load;
 mod loaders;
 mod memory;
 mod minilm;
+mod mixtures;
 mod ordering;
 mod perplexity;
-mod pieces;
 mod pruned;
 mod resume;
 mod running;
 mod smaller;
+mod tokenizers;
 mod tokens;
 
 use crate::check::Check;
@@ -37,5 +38,6 @@ pub(crate) const CHECKS: &[Check] = &[
     gguf::CHECK,
     gguf::ROUNDING,
     architectures::CHECK,
-    pieces::CHECK,
+    tokenizers::CHECK,
+    mixtures::CHECK,
 ];

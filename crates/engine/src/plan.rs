@@ -179,7 +179,7 @@ impl Plan {
                         each: only methods without calibration go to it (rtn, omse, hqq, bcq)";
             return Err(EngineError::Refused(what.to_owned()));
         }
-        check_transposed(source, &sites, &rescaled.tensors, format)?;
+        check_transposed(source, &sites, &rescaled.tensors, (format, &*container))?;
         let calibration = calibrated.then(|| recipe.calibration.clone());
         let rows = match &calibration {
             Some(calibration) => calibration::shape(fs, calibration, spec.context)?,
@@ -374,7 +374,11 @@ impl Plan {
                     } else if !is_rescaled {
                         self.copied.push(tensor.name.clone());
                     }
-                    self.tensors.push(TensorSpec::new(&tensor.name, dtype, tensor.raw_shape()));
+                    let shape = match self.container.has_files() {
+                        true => tensor.raw_shape(),
+                        false => tensor.shape.clone(),
+                    };
+                    self.tensors.push(TensorSpec::new(&tensor.name, dtype, shape));
                 }
             }
         }
@@ -473,12 +477,12 @@ fn check_transposed(
     source: &Source,
     sites: &[SitePlan],
     rewritten: &[(String, Option<Place>)],
-    format: &'static dyn Format,
+    (format, container): (&'static dyn Format, &dyn Container),
 ) -> Result<(), EngineError> {
     let is_transposed = |name: &str| source.get(name).is_some_and(LogicalTensor::is_transposed);
     let site =
         sites.iter().map(|site| site.linear.weight.as_str()).find(|name| is_transposed(name));
-    if let Some(name) = site.filter(|_| format.id() != "native") {
+    if let Some(name) = site.filter(|_| format.id() != "native" && container.has_files()) {
         return Err(EngineError::Refused(format!(
             "{name}: this model's weights stand as [in, out], and whoever loads the format {} turns \
              them; add --format native",

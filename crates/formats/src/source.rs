@@ -4,17 +4,18 @@
 //! `{module}.weight`; the tensors of a GGUF appear as their Hugging Face counterparts.
 
 mod edited;
-pub(crate) mod experts;
+mod experts;
 mod from_gguf;
 mod gpt2;
 mod logical;
 mod reading;
 mod selected;
 
+pub(crate) use experts::ExpertNames;
 pub use logical::LogicalTensor;
 pub use selected::Selected;
 
-use crate::gguf::{self, unpermute_rows};
+use crate::gguf;
 use crate::{FormatError, Module, QUANTIZATION_FILES, Reader, TensorIndex, float_dtype};
 use lapidary_kernels::ggml::BlockKind;
 use lapidary_store::checkpoint::FileHash;
@@ -317,9 +318,9 @@ impl Source {
     /// When the tensor is missing or cannot be read.
     pub fn blocks(&self, tensor: &str) -> Result<Option<Blocks>, FormatError> {
         let logical = self.require(tensor)?;
-        let (info, heads) = match &logical.storage {
-            Storage::Plain(info) => (info, None),
-            Storage::Paired(info, heads) => (info, Some(*heads)),
+        let (info, order) = match &logical.storage {
+            Storage::Plain(info) | Storage::Turned(info) => (info, None),
+            Storage::Reordered(info, order) => (info, Some(*order)),
             Storage::Compressed(..)
             | Storage::Transposed(_)
             | Storage::Raised(_)
@@ -332,9 +333,10 @@ impl Source {
             return Ok(None);
         }
         let mut bytes = self.checkpoint.read(info)?;
-        if let Some(heads) = heads {
+        if let Some(order) = order {
             let row_bytes = cols / kind.elements() * kind.bytes();
-            unpermute_rows(&info.name, &mut bytes, row_bytes, heads)
+            order
+                .restore(&info.name, &mut bytes, row_bytes)
                 .map_err(|error| FormatError::malformed(tensor, error.to_string()))?;
         }
         Ok(Some(Blocks { kind, rows, cols, bytes }))
@@ -411,7 +413,7 @@ impl Source {
         }
         let info = match &logical.storage {
             Storage::Plain(info) | Storage::Transposed(info) if !self.is_edited(name) => info,
-            Storage::Part(_) if logical.is_transposed() => {
+            Storage::Part(_) | Storage::Turned(_) if logical.is_transposed() => {
                 let width = logical.shape.last().copied().unwrap_or(1);
                 return sink(&as_floats(&gpt2::transposed(&self.values(logical)?, width))?);
             }
@@ -484,7 +486,7 @@ impl Source {
     /// The type of the blocks that [`blocks`](Self::blocks) gives for a tensor, where it has any.
     pub fn block_dtype(&self, tensor: &LogicalTensor) -> Option<Dtype> {
         let info = match &tensor.storage {
-            Storage::Plain(info) | Storage::Paired(info, _) => info,
+            Storage::Plain(info) | Storage::Reordered(info, _) | Storage::Turned(info) => info,
             Storage::Compressed(..)
             | Storage::Transposed(_)
             | Storage::Raised(_)
@@ -506,7 +508,8 @@ impl Source {
     pub fn stored_bytes(&self, tensor: &LogicalTensor) -> u64 {
         match &tensor.storage {
             Storage::Plain(info)
-            | Storage::Paired(info, _)
+            | Storage::Reordered(info, _)
+            | Storage::Turned(info)
             | Storage::Raised(info)
             | Storage::Transposed(info) => info.span.len(),
             Storage::Compressed(module, _) => {
@@ -537,7 +540,7 @@ impl Source {
                 self.edit(&part.of, &part.edits, &mut values)?;
                 part.values_of(values)
             }
-            Storage::Plain(info) => {
+            Storage::Plain(info) | Storage::Turned(info) => {
                 to_f32(info, &self.checkpoint.read(info)?, logical.shape.iter().product())?
             }
             Storage::Raised(info) => {
@@ -550,12 +553,13 @@ impl Source {
                 let stored = to_f32(info, &self.checkpoint.read(info)?, count)?;
                 gpt2::transposed(&stored, info.shape[1])
             }
-            Storage::Paired(info, heads) => {
+            Storage::Reordered(info, order) => {
                 let count = logical.shape.iter().product();
                 let mut values = to_f32(info, &self.checkpoint.read(info)?, count)?;
                 let rows = logical.shape.first().copied().unwrap_or(0);
                 let width = values.len().checked_div(rows).unwrap_or(0);
-                unpermute_rows(&info.name, &mut values, width, *heads)
+                order
+                    .restore(&info.name, &mut values, width)
                     .map_err(|error| FormatError::malformed(&logical.name, error.to_string()))?;
                 values
             }
@@ -598,7 +602,8 @@ impl Source {
             Storage::Part(part) if part.is_of_rows() => {
                 return Ok(part.columns_of(self.rows_in_files(&part.of, rows)?));
             }
-            Storage::Paired(..)
+            Storage::Reordered(..)
+            | Storage::Turned(_)
             | Storage::Raised(_)
             | Storage::Transposed(_)
             | Storage::Part(_) => {

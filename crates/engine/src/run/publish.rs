@@ -12,7 +12,7 @@ use crate::recipe::BUILTIN_TEXT;
 use crate::search::{RECIPE_NAME, SEARCH};
 use crate::structure::STRUCTURE;
 use crate::{EngineError, card};
-use lapidary_formats::{Layout, QUANTIZATION_KEYS, Source, WeightFiles};
+use lapidary_formats::{Layout, LogicalTensor, QUANTIZATION_KEYS, Source, WeightFiles};
 use lapidary_store::atomic::{publish_dir, write};
 use lapidary_store::hash::{Sha256, sha256};
 use lapidary_store::{Checkpoint, Dtype};
@@ -121,11 +121,19 @@ fn copy(
         writer.append(name, &blocks.ok_or_else(missing)?.bytes)?;
         return hash_of(source, name);
     }
+    let is_transposed = source.get(name).is_some_and(LogicalTensor::is_transposed);
+    let is_turned = is_transposed && !plan.container.has_files();
     let mut hash = Sha256::new();
     source.raw_as(name, spec.dtype, |bytes| -> Result<(), EngineError> {
         hash.update(plan.container.as_read(spec, bytes).as_deref().unwrap_or(bytes));
-        Ok(writer.append(name, bytes)?)
+        match is_turned {
+            true => Ok(()),
+            false => Ok(writer.append(name, bytes)?),
+        }
     })?;
+    if is_turned {
+        writer.append(name, &source.upright(name, spec.dtype)?)?;
+    }
     Ok(hash.finish())
 }
 

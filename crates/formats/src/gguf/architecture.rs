@@ -3,7 +3,7 @@
 //! whatever a file says. Reading and writing follow the same rows of these tables.
 
 use super::{GgufError, keys};
-use crate::source::experts;
+use crate::source::ExpertNames;
 use lapidary_store::gguf::Metadata;
 
 /// A model architecture.
@@ -11,14 +11,18 @@ use lapidary_store::gguf::Metadata;
 pub enum Architecture {
     /// Llama, Mistral, SmolLM and all that share their code.
     Llama,
-    /// Mixtral: Llama with experts, which GGUF calls a Llama too.
+    /// Mixtral: to llama.cpp a Llama with experts.
     Mixtral,
     /// Qwen 2 and 2.5: biases in the query, key and value projections.
     Qwen2,
     /// Qwen 3: norms of queries and keys.
     Qwen3,
-    /// Qwen 3's mixtures of experts.
+    /// Qwen 3 with experts in every layer.
     Qwen3Moe,
+    /// GPT-2: learned positions, one layer for queries, keys and values.
+    Gpt2,
+    /// GPT-NeoX and Pythia: attention and feed-forward side by side.
+    GptNeoX,
     /// Gemma 2: four norms a block, caps of scores and logits.
     Gemma2,
     /// Gemma 3, its text model.
@@ -39,12 +43,14 @@ pub enum Architecture {
     Bert,
 }
 
-const ALL: [Architecture; 14] = [
+const ALL: [Architecture; 16] = [
     Architecture::Llama,
     Architecture::Mixtral,
     Architecture::Qwen2,
     Architecture::Qwen3,
     Architecture::Qwen3Moe,
+    Architecture::Gpt2,
+    Architecture::GptNeoX,
     Architecture::Gemma2,
     Architecture::Gemma3,
     Architecture::Granite,
@@ -69,15 +75,43 @@ pub(super) struct Traits {
     pub(super) activation: (&'static [&'static str], &'static [&'static str]),
     /// Key and field of what is added to variances.
     pub(super) epsilon: (&'static str, &'static str),
+    pub(super) sizes: Sizes,
+    /// Whether heads may be of any width and share keys and values, which fields say then.
+    pub(super) grouped: bool,
+    /// Whether one layer makes queries, keys and values.
+    pub(super) fused: bool,
     /// Fields beyond those of all decoders.
     pub(super) fields: &'static [Field],
     /// Flags for biases, with the tensors that have them; those of an empty list llama.cpp has not.
     pub(super) biases: &'static [(&'static str, &'static [&'static str])],
-    /// The part of each head that is rotated where no field says so; `None` where it is the whole.
-    pub(super) partial: Option<f64>,
-    /// Base of the rotary frequencies where no field says so.
-    pub(super) theta: f64,
+    /// Biases that every model has.
+    pub(super) always: &'static [&'static str],
+    /// Flags that llama.cpp takes for granted: the field, what it is where it is missing, and what
+    /// llama.cpp computes with.
+    pub(super) granted: &'static [(&'static str, bool, bool)],
+    /// Rotary positions; `None` where positions are learned.
+    pub(super) rope: Option<Rope>,
     pub(super) head: Head,
+}
+
+/// Fields of the sizes that all decoders have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    pub(super) hidden: &'static str,
+    pub(super) heads: &'static str,
+    pub(super) layers: &'static str,
+    pub(super) context: &'static str,
+    /// Four times the hidden size where it is null, in families that let it be.
+    pub(super) intermediate: &'static str,
+}
+
+/// Fields of rotary positions, and what they are where they are missing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rope {
+    /// Base of the frequencies.
+    pub(super) theta: (&'static str, f64),
+    /// The part of each head that is rotated; `None` where it is the whole.
+    pub(super) partial: Option<(&'static str, f64)>,
 }
 
 /// Whether the head multiplies by the embedding table.
@@ -98,6 +132,8 @@ pub(super) enum Head {
 pub(super) struct Field {
     pub(super) key: &'static str,
     pub(super) config: &'static str,
+    /// Another name that it has in some versions of transformers.
+    pub(super) also: Option<&'static str>,
     pub(super) kind: Kind,
     /// What it is where it is missing, on either side; null in `config.json` if nothing.
     pub(super) default: Option<f64>,
@@ -109,14 +145,16 @@ pub(super) enum Kind {
     Size,
     Number,
     Flag,
+    /// A word that llama.cpp does not read, kept for whoever reads the file as a folder.
+    Word,
 }
 
 const fn size(key: &'static str, config: &'static str) -> Field {
-    Field { key, config, kind: Kind::Size, default: None }
+    Field { key, config, also: None, kind: Kind::Size, default: None }
 }
 
 const fn number(key: &'static str, config: &'static str, default: Option<f64>) -> Field {
-    Field { key, config, kind: Kind::Number, default }
+    Field { key, config, also: None, kind: Kind::Number, default }
 }
 
 const QKV: &[&str] = &["attn_q.bias", "attn_k.bias", "attn_v.bias"];
@@ -131,7 +169,32 @@ const EVERYWHERE: &[&str] = &[
     "ffn_down.bias",
 ];
 
+/// Where one layer makes queries, keys and values.
+const FUSED: &[&str] = &["attn_qkv.bias", "attn_output.bias", "ffn_up.bias", "ffn_down.bias"];
+
+const SIZES: Sizes = Sizes {
+    hidden: "hidden_size",
+    heads: "num_attention_heads",
+    layers: "num_hidden_layers",
+    context: "max_position_embeddings",
+    intermediate: "intermediate_size",
+};
+
+const ROPE: Rope = Rope { theta: ("rope_theta", 10_000.0), partial: None };
+
+/// Names of the activation that is GELU by the hyperbolic tangent.
+const GELU_TANH: &[&str] = &["gelu_new", "gelu_pytorch_tanh", "gelu_fast"];
+
+const EXPERTS: &str = "expert_count";
+const EXPERTS_USED: Field = size("expert_used_count", "num_experts_per_tok");
+
 const WINDOW: Field = size("attention.sliding_window", "sliding_window");
+const PARALLEL: Field = Field {
+    kind: Kind::Flag,
+    default: Some(0.0),
+    ..size("use_parallel_residual", "use_parallel_residual")
+};
+const PARTIAL: &str = "partial_rotary_factor";
 const CAP: &str = "final_logit_softcapping";
 const SCORE_CAP: &str = "attn_logit_softcapping";
 const LAYER_NORM: &str = "attention.layer_norm_epsilon";
@@ -142,11 +205,24 @@ const LLAMA: Traits = Traits {
     class: "LlamaForCausalLM",
     activation: (&["hidden_act"], &["silu", "swish"]),
     epsilon: ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+    sizes: SIZES,
+    grouped: true,
+    fused: false,
     fields: &[],
     biases: &[("attention_bias", QKVO), ("mlp_bias", GATED)],
-    partial: None,
-    theta: 10_000.0,
+    always: &[],
+    granted: &[],
+    rope: Some(ROPE),
     head: Head::Apart,
+};
+
+const MIXTRAL: Traits = Traits {
+    model_type: "mixtral",
+    class: "MixtralForCausalLM",
+    fields: &[size(EXPERTS, "num_local_experts"), EXPERTS_USED, WINDOW],
+    biases: &[],
+    rope: Some(Rope { theta: ("rope_theta", 1_000_000.0), ..ROPE }),
+    ..LLAMA
 };
 
 /// Gemma 2; its class knows the old name of the activation and the new one.
@@ -161,8 +237,14 @@ const GEMMA2: Traits = Traits {
     ..LLAMA
 };
 
-const QWEN2: Traits =
-    Traits { name: "qwen2", model_type: "qwen2", class: "Qwen2ForCausalLM", biases: &[], ..LLAMA };
+const QWEN2: Traits = Traits {
+    name: "qwen2",
+    model_type: "qwen2",
+    class: "Qwen2ForCausalLM",
+    biases: &[],
+    always: QKV,
+    ..LLAMA
+};
 
 const QWEN3: Traits = Traits {
     name: "qwen3",
@@ -172,21 +254,65 @@ const QWEN3: Traits = Traits {
     ..LLAMA
 };
 
-/// What GGUF calls a Llama is a Mixtral if it has experts.
-const MIXTRAL: Traits = Traits {
-    model_type: "mixtral",
-    class: "MixtralForCausalLM",
-    fields: &[WINDOW],
-    biases: &[],
-    theta: 1_000_000.0,
-    ..LLAMA
-};
-
+/// llama.cpp makes the weights of the chosen experts add up to one, always.
 const QWEN3_MOE: Traits = Traits {
     name: "qwen3moe",
     model_type: "qwen3_moe",
     class: "Qwen3MoeForCausalLM",
+    fields: &[
+        Field { also: Some("num_local_experts"), ..size(EXPERTS, "num_experts") },
+        EXPERTS_USED,
+        size("expert_feed_forward_length", "moe_intermediate_size"),
+    ],
     biases: &[("attention_bias", &[])],
+    granted: &[("norm_topk_prob", false, true)],
+    ..LLAMA
+};
+
+const GPT2: Traits = Traits {
+    name: "gpt2",
+    model_type: "gpt2",
+    class: "GPT2LMHeadModel",
+    activation: (&["activation_function"], GELU_TANH),
+    epsilon: (LAYER_NORM, "layer_norm_epsilon"),
+    sizes: Sizes {
+        hidden: "n_embd",
+        heads: "n_head",
+        layers: "n_layer",
+        context: "n_positions",
+        intermediate: "n_inner",
+    },
+    grouped: false,
+    fused: true,
+    biases: &[],
+    always: FUSED,
+    granted: &[
+        ("scale_attn_weights", true, true),
+        ("scale_attn_by_inverse_layer_idx", false, false),
+    ],
+    rope: None,
+    head: Head::Tied,
+    ..LLAMA
+};
+
+/// llama.cpp computes GELU by the hyperbolic tangent, which is close to that by the error function.
+const GPT_NEOX: Traits = Traits {
+    name: "gptneox",
+    model_type: "gpt_neox",
+    class: "GPTNeoXForCausalLM",
+    activation: (&["hidden_act"], &["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"]),
+    epsilon: (LAYER_NORM, "layer_norm_eps"),
+    grouped: false,
+    fused: true,
+    fields: &[
+        Field { default: Some(1.0), ..PARALLEL },
+        Field { kind: Kind::Word, ..size("hidden_act", "hidden_act") },
+    ],
+    biases: &[],
+    always: FUSED,
+    granted: &[("attention_bias", true, true)],
+    rope: Some(Rope { theta: ("rotary_emb_base", 10_000.0), partial: Some(("rotary_pct", 0.25)) }),
+    head: Head::NeverTied,
     ..LLAMA
 };
 
@@ -195,7 +321,7 @@ const GEMMA3: Traits = Traits {
     model_type: "gemma3_text",
     class: "Gemma3ForCausalLM",
     fields: &[WINDOW, number(CAP, CAP, None)],
-    theta: 1_000_000.0,
+    rope: Some(Rope { theta: ("rope_theta", 1_000_000.0), ..ROPE }),
     ..GEMMA2
 };
 
@@ -225,9 +351,10 @@ const PHI3: Traits = Traits {
     name: "phi3",
     model_type: "phi3",
     class: "Phi3ForCausalLM",
+    fused: true,
     fields: &[WINDOW],
     biases: &[],
-    partial: Some(1.0),
+    rope: Some(Rope { partial: Some((PARTIAL, 1.0)), ..ROPE }),
     ..LLAMA
 };
 
@@ -236,7 +363,7 @@ const SMOLLM3: Traits = Traits {
     model_type: "smollm3",
     class: "SmolLM3ForCausalLM",
     biases: &[("attention_bias", &[]), ("mlp_bias", &[])],
-    theta: 2_000_000.0,
+    rope: Some(Rope { theta: ("rope_theta", 2_000_000.0), ..ROPE }),
     head: Head::Tied,
     ..LLAMA
 };
@@ -246,14 +373,9 @@ const STABLELM: Traits = Traits {
     model_type: "stablelm",
     class: "StableLmForCausalLM",
     epsilon: (LAYER_NORM, "layer_norm_eps"),
-    fields: &[Field {
-        key: "use_parallel_residual",
-        config: "use_parallel_residual",
-        kind: Kind::Flag,
-        default: Some(0.0),
-    }],
+    fields: &[PARALLEL],
     biases: &[("use_qkv_bias", QKV)],
-    partial: Some(0.25),
+    rope: Some(Rope { partial: Some((PARTIAL, 0.25)), ..ROPE }),
     head: Head::NeverTied,
     ..LLAMA
 };
@@ -279,12 +401,16 @@ impl Architecture {
         let key = "general.architecture";
         let name = keys::required(key, keys::string(metadata, key))?;
         let found = ALL.into_iter().find(|architecture| architecture.name() == name);
-        if found == Some(Self::Llama)
-            && keys::unsigned(metadata, "llama.expert_count")?.is_some_and(|experts| experts > 0)
-        {
-            return Ok(Self::Mixtral);
+        let experts = keys::unsigned(metadata, &format!("{name}.{EXPERTS}"))?.unwrap_or(0);
+        match found {
+            Some(Self::Llama) if experts > 0 => Ok(Self::Mixtral),
+            Some(found) => Ok(found),
+            None => {
+                let (name, mut known) = (name.to_owned(), ALL.map(Self::name).to_vec());
+                known.dedup();
+                Err(GgufError::UnknownArchitecture { name, known: known.join(", ") })
+            }
         }
-        found.ok_or_else(|| GgufError::UnknownArchitecture(name.to_owned()))
     }
 
     /// How GGUF spells it.
@@ -313,6 +439,8 @@ impl Architecture {
             Self::Qwen2 => QWEN2,
             Self::Qwen3 => QWEN3,
             Self::Qwen3Moe => QWEN3_MOE,
+            Self::Gpt2 => GPT2,
+            Self::GptNeoX => GPT_NEOX,
             Self::Gemma2 => GEMMA2,
             Self::Gemma3 => GEMMA3,
             Self::Granite => GRANITE,
@@ -330,9 +458,12 @@ impl Architecture {
         matches!(self, Self::Llama | Self::Mixtral | Self::Granite | Self::SmolLm3)
     }
 
-    /// How experts are named at Hugging Face, where there are any.
-    pub(super) fn experts(self) -> Option<&'static experts::Names> {
-        experts::names(self.traits()?.model_type)
+    /// The names of the experts at Hugging Face, where there are any.
+    pub(super) fn experts(self) -> Option<&'static ExpertNames> {
+        match self {
+            Self::Mixtral | Self::Qwen3Moe => ExpertNames::of(self.traits()?.model_type),
+            _ => None,
+        }
     }
 
     /// Whether gains that Hugging Face stores less one are stored whole.
@@ -345,10 +476,14 @@ impl Architecture {
     pub(super) fn names(self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let (own, common) = match self {
             Self::Bert => (&[][..], BERT),
+            Self::Gpt2 => (&[][..], GPT2_NAMES),
+            Self::GptNeoX => (&[][..], NEOX_NAMES),
+            Self::Mixtral => {
+                (&[("blk.{}.ffn_gate_inp", "model.layers.{}.block_sparse_moe.gate")][..], DECODER)
+            }
+            Self::Qwen3Moe => (&[("blk.{}.ffn_gate_inp", "model.layers.{}.mlp.gate")][..], DECODER),
             Self::Gemma2 | Self::Gemma3 => (GEMMA, DECODER),
             Self::Olmo2 => (OLMO, DECODER),
-            Self::Mixtral => (MIXTRAL_ROUTER, DECODER),
-            Self::Qwen3Moe => (QWEN_ROUTER, DECODER),
             Self::Phi3 => (PHI, DECODER),
             Self::StarCoder2 => (STARCODER, DECODER),
             _ => (&[][..], DECODER),
@@ -376,14 +511,6 @@ const DECODER: &Renamings = &[
     ("blk.{}.ffn_down", "model.layers.{}.mlp.down_proj"),
 ];
 
-/// The tensors of all experts of a layer: gates, ups, downs.
-pub(super) const EXPERTS: [&str; 3] = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
-
-const MIXTRAL_ROUTER: &Renamings =
-    &[("blk.{}.ffn_gate_inp", "model.layers.{}.block_sparse_moe.gate")];
-
-const QWEN_ROUTER: &Renamings = &[("blk.{}.ffn_gate_inp", "model.layers.{}.mlp.gate")];
-
 /// Norms on both sides of attention and feed-forward.
 const GEMMA: &Renamings = &[
     ("blk.{}.post_attention_norm", "model.layers.{}.post_attention_layernorm"),
@@ -404,6 +531,31 @@ const PHI: &Renamings = &[
 const STARCODER: &Renamings = &[
     ("blk.{}.ffn_up", "model.layers.{}.mlp.c_fc"),
     ("blk.{}.ffn_down", "model.layers.{}.mlp.c_proj"),
+];
+
+const GPT2_NAMES: &Renamings = &[
+    ("token_embd", "transformer.wte"),
+    ("position_embd", "transformer.wpe"),
+    ("output_norm", "transformer.ln_f"),
+    ("output", "lm_head"),
+    ("blk.{}.attn_norm", "transformer.h.{}.ln_1"),
+    ("blk.{}.attn_qkv", "transformer.h.{}.attn.c_attn"),
+    ("blk.{}.attn_output", "transformer.h.{}.attn.c_proj"),
+    ("blk.{}.ffn_norm", "transformer.h.{}.ln_2"),
+    ("blk.{}.ffn_up", "transformer.h.{}.mlp.c_fc"),
+    ("blk.{}.ffn_down", "transformer.h.{}.mlp.c_proj"),
+];
+
+const NEOX_NAMES: &Renamings = &[
+    ("token_embd", "gpt_neox.embed_in"),
+    ("output_norm", "gpt_neox.final_layer_norm"),
+    ("output", "embed_out"),
+    ("blk.{}.attn_norm", "gpt_neox.layers.{}.input_layernorm"),
+    ("blk.{}.attn_qkv", "gpt_neox.layers.{}.attention.query_key_value"),
+    ("blk.{}.attn_output", "gpt_neox.layers.{}.attention.dense"),
+    ("blk.{}.ffn_norm", "gpt_neox.layers.{}.post_attention_layernorm"),
+    ("blk.{}.ffn_up", "gpt_neox.layers.{}.mlp.dense_h_to_4h"),
+    ("blk.{}.ffn_down", "gpt_neox.layers.{}.mlp.dense_4h_to_h"),
 ];
 
 /// An encoder without a head.

@@ -174,50 +174,64 @@ fn decoder(
     factors: Option<&[f32]>,
 ) -> Result<Map<String, Value>, GgufError> {
     let architecture = source.architecture;
+    let experts = keys::unsigned(source.metadata, &source.key("expert_count"))?;
+    if experts.is_some_and(|experts| experts > 0) && architecture.experts().is_none() {
+        return Err(source.unsupported("a mixture of experts".to_owned()));
+    }
+    if architecture.experts().is_some() {
+        source.size("expert_count")?;
+        source.size("expert_used_count")?;
+    }
     let hidden = source.size("embedding_length")?;
     let (heads, kv_heads) = heads(source.metadata, architecture)?;
     let (head_dim, rotated) = head_dim(source, traits, hidden, heads)?;
-    let theta_key = source.key("rope.freq_base");
-    // llama.cpp's default.
-    let theta = keys::float(source.metadata, &theta_key)?.unwrap_or(10_000.0);
-    let query_heads = match architecture {
-        Architecture::Phi3 => ("blk.0.attn_qkv.weight", heads + 2 * kv_heads),
-        _ => ("blk.0.attn_q.weight", heads),
+    let (projection, groups) = match traits.fused {
+        true => ("blk.0.attn_qkv.weight", kv_heads.saturating_mul(2).saturating_add(heads)),
+        false => ("blk.0.attn_q.weight", heads),
     };
-    let rows = source.rows(query_heads.0, hidden)?;
-    if Some(rows) != query_heads.1.checked_mul(head_dim) {
+    let rows = source.rows(projection, hidden)?;
+    if Some(rows) != groups.checked_mul(head_dim) {
         return Err(GgufError::BadShape {
-            name: query_heads.0.to_owned(),
+            name: projection.to_owned(),
             shape: vec![rows, hidden],
-            expected: format!("{} heads of {head_dim} rows by the metadata", query_heads.1),
+            expected: format!("{groups} heads of {head_dim} rows by the metadata"),
         });
     }
-    let layers = source.size("block_count")?;
+    let (sizes, layers) = (traits.sizes, source.size("block_count")?);
     let mut config = object(json!({
         "architectures": [traits.class],
         "model_type": traits.model_type,
-        "head_dim": head_dim,
         traits.activation.0[0]: traits.activation.1[0],
-        "hidden_size": hidden,
-        "intermediate_size": source.size("feed_forward_length")?,
-        "max_position_embeddings": source.size("context_length")?,
-        "num_attention_heads": heads,
-        "num_hidden_layers": layers,
-        "num_key_value_heads": kv_heads,
+        sizes.hidden: hidden,
+        sizes.intermediate: source.size("feed_forward_length")?,
+        sizes.context: source.size("context_length")?,
+        sizes.heads: heads,
+        sizes.layers: layers,
         traits.epsilon.1: source.float(traits.epsilon.0)?,
-        "rope_scaling": rope::scaling(source.metadata, architecture, factors, theta)?,
-        "rope_theta": theta,
         "tie_word_embeddings": source.shape("output.weight").is_none(),
         "use_cache": true,
         "vocab_size": source.rows("token_embd.weight", hidden)?,
     }));
-    if traits.partial.is_some() {
-        let part = rotated as f64 / head_dim as f64;
-        config.insert("partial_rotary_factor".to_owned(), json!(part));
+    if traits.grouped {
+        config.insert("head_dim".to_owned(), json!(head_dim));
+        config.insert("num_key_value_heads".to_owned(), json!(kv_heads));
+    } else if kv_heads != heads {
+        return Err(source.unsupported("heads that share keys and values".to_owned()));
     }
+    if let Some(rope) = traits.rope {
+        // llama.cpp's default.
+        let theta =
+            keys::float(source.metadata, &source.key("rope.freq_base"))?.unwrap_or(10_000.0);
+        config.insert(rope.theta.0.to_owned(), json!(theta));
+        let scaling = rope::scaling(source.metadata, architecture, factors, theta)?;
+        config.insert("rope_scaling".to_owned(), scaling);
+        if let Some((field, _)) = rope.partial {
+            config.insert(field.to_owned(), json!(rotated as f64 / head_dim as f64));
+        }
+    }
+    config.extend(traits.granted.iter().map(|(flag, _, value)| ((*flag).to_owned(), json!(value))));
     config.extend(fields(source, traits)?);
     config.extend(biases(source, traits)?);
-    config.extend(experts(source)?);
     match architecture {
         Architecture::Llama => {
             if let Some(window) = window(source)? {
@@ -283,31 +297,14 @@ fn fields(source: &Source<'_>, traits: &Traits) -> Result<Map<String, Value>, Gg
                 let flag = keys::boolean(source.metadata, &key)?;
                 json!(flag.unwrap_or_else(|| field.default == Some(1.0)))
             }
+            Kind::Word => match keys::string(source.metadata, &key)? {
+                Some(word) => json!(word),
+                None => return Ok(None),
+            },
         };
-        Ok((field.config.to_owned(), value))
+        Ok(Some((field.config.to_owned(), value)))
     };
-    traits.fields.iter().map(field).collect()
-}
-
-/// How many experts there are, how many a token goes to, and what llama.cpp takes for granted of them.
-fn experts(source: &Source<'_>) -> Result<Map<String, Value>, GgufError> {
-    let experts = keys::unsigned(source.metadata, &source.key("expert_count"))?;
-    match (source.architecture, experts.filter(|experts| *experts > 0)) {
-        (Architecture::Mixtral, _) => Ok(object(json!({
-            "num_local_experts": source.size("expert_count")?,
-            "num_experts_per_tok": source.size("expert_used_count")?,
-        }))),
-        (Architecture::Qwen3Moe, _) => Ok(object(json!({
-            "num_experts": source.size("expert_count")?,
-            "num_experts_per_tok": source.size("expert_used_count")?,
-            "moe_intermediate_size": source.size("expert_feed_forward_length")?,
-            "norm_topk_prob": true,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
-        }))),
-        (_, Some(_)) => Err(source.unsupported("a mixture of experts".to_owned())),
-        (_, None) => Ok(Map::new()),
-    }
+    traits.fields.iter().filter_map(|known| field(known).transpose()).collect()
 }
 
 /// The flags that say which layers have biases, in the projections that the class of the
@@ -324,11 +321,9 @@ fn biases(source: &Source<'_>, traits: &Traits) -> Result<Map<String, Value>, Gg
     ];
     let is_there = |name: &str| source.shape(&format!("blk.0.{name}")).is_some();
     let (mut flags, mut known): (Map<String, Value>, Vec<&str>) = (Map::new(), vec![]);
-    if source.architecture == Architecture::Qwen2 {
-        known.extend(&ALL[..3]);
-        if !source.all_or_none(&known)? {
-            return Err(GgufError::MissingTensor { name: format!("blk.0.{}", ALL[0]) });
-        }
+    known.extend(traits.always);
+    if let (Some(first), false) = (known.first(), source.all_or_none(&known)?) {
+        return Err(GgufError::MissingTensor { name: format!("blk.0.{first}") });
     }
     for (flag, tensors) in traits.biases {
         let has_them = !tensors.is_empty() && source.all_or_none(tensors)?;
@@ -352,7 +347,7 @@ fn head_dim(
     let key = source.optional_size("attention.key_length")?;
     let head_dim = key.unwrap_or(hidden / heads);
     let rotated = source.optional_size("rope.dimension_count")?.unwrap_or(head_dim);
-    let is_partial = traits.partial.is_some() && rotated <= head_dim;
+    let is_partial = traits.rope.is_some_and(|rope| rope.partial.is_some()) && rotated <= head_dim;
     let checked = [
         ("attention.value_length", source.optional_size("attention.value_length")?),
         ("rope.dimension_count", (!is_partial).then_some(rotated)),

@@ -53,11 +53,13 @@ pub enum GgufError {
         architecture: &'static str,
     },
     /// An architecture that is not supported.
-    #[error(
-        "architecture `{0}` is not supported; llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, granite, \
-         olmo2, phi3, smollm3, stablelm, starcoder2 and bert are"
-    )]
-    UnknownArchitecture(String),
+    #[error("architecture `{name}` is not supported; {known} are")]
+    UnknownArchitecture {
+        /// Its name.
+        name: String,
+        /// Those that are supported.
+        known: String,
+    },
     /// A kind of tokenizer that is not supported.
     #[error("tokenizer model `{0}` is not supported; gpt2, llama and bert are")]
     UnknownTokenizer(String),
@@ -75,6 +77,19 @@ pub enum GgufError {
         feature: String,
         /// The architecture, as GGUF spells it.
         architecture: &'static str,
+    },
+    /// Experts of a layer, which one tensor holds, were encoded each in another way.
+    #[error(
+        "the experts in `{name}` must be alike, but {first} and {other}; give all experts the same \
+         grid"
+    )]
+    Experts {
+        /// The tensor that holds them, by its GGUF name.
+        name: String,
+        /// What the first is.
+        first: String,
+        /// What another is.
+        other: String,
     },
     /// What a file of a Hugging Face folder says has no place in GGUF, or cannot be right.
     #[error("{file}: {problem}")]

@@ -2,15 +2,15 @@
 //! a size that is asked for, as llama.cpp reads it.
 
 use super::metadata::{Model, mark};
-use super::names::{Change, ROPE_FACTORS, permute_rows};
+use super::names::{Change, ROPE_FACTORS};
 use super::parts::{PartsWriter, file_bytes, parts};
 use super::tokenizer::{Folder, entries};
-use super::{Architecture, Destination, GgufError, Names, blocks, config};
+use super::{Architecture, Destination, GgufError, Names, blocks, config, mixture};
 use crate::container::{Container, Kept, Settled, WeightFiles};
 use crate::{Format, FormatError, Layout, LogicalTensor, ReadTensor, Reader, Source};
 use lapidary_store::checked::{FileInt, Span};
 use lapidary_store::gguf::{Metadata, Writer};
-use lapidary_store::{Dtype, Fs, GgmlType, TensorInfo, TensorSpec};
+use lapidary_store::{Dtype, Fs, TensorInfo, TensorSpec};
 use lapidary_weight::{FloatType, Outline, Weight};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -88,6 +88,22 @@ fn wrong(source: &Source) -> impl Fn(GgufError) -> FormatError {
     }
 }
 
+/// Where a tensor is in the file.
+#[derive(Debug)]
+struct Place {
+    gguf: String,
+    change: Change,
+    /// Its number among those that the tensor of the file holds.
+    expert: Option<usize>,
+}
+
+/// Metadata, and what people should know of them.
+struct Described {
+    metadata: Metadata,
+    remarks: Vec<String>,
+    departures: Vec<String>,
+}
+
 /// The file of one model.
 #[derive(Debug)]
 struct GgufFile {
@@ -97,76 +113,78 @@ struct GgufFile {
 
 impl GgufFile {
     /// Name of a tensor in the file, and what is other about it there.
-    fn place(&self, name: &str) -> Result<(String, Change), GgufError> {
+    fn place(&self, name: &str) -> Result<Place, GgufError> {
         let architecture = self.model.architecture.name();
         let unknown = || GgufError::UnknownTensor { name: name.to_owned(), architecture };
+        if let Some((gguf, expert)) = self.names.to_experts(name) {
+            return Ok(Place { gguf, change: Change::Same, expert: Some(expert) });
+        }
         let gguf = self.names.to_gguf(name).ok_or_else(unknown)?;
         match self.names.to_hugging_face(&gguf)? {
-            Destination::Tensor { change, .. } => Ok((gguf, change)),
-            Destination::Experts { .. } => Ok((gguf, Change::Same)),
-            Destination::RopeFactors => Err(unknown()),
+            Destination::Tensor { change, .. } => Ok(Place { gguf, change, expert: None }),
+            Destination::RopeFactors | Destination::Experts { .. } => Err(unknown()),
         }
     }
 
-    /// The tensors in the order of the file, each with its name there: experts of a layer follow each
-    /// other.
-    fn ordered<'t>(
+    /// The tensors by those of the file that they are or are a part of, in the order of the file:
+    /// experts by their numbers where the first of them stands.
+    fn arranged<'a>(
         &self,
-        tensors: &'t [TensorSpec],
-    ) -> Result<Vec<(String, Vec<&'t TensorSpec>)>, GgufError> {
-        let mut found: Vec<(String, Vec<&TensorSpec>)> = vec![];
+        tensors: &'a [TensorSpec],
+    ) -> Result<Vec<(Place, Vec<&'a TensorSpec>)>, GgufError> {
+        let mut found: Vec<(Place, BTreeMap<usize, &TensorSpec>)> = vec![];
         let mut places: HashMap<String, usize> = HashMap::new();
         for tensor in tensors {
-            let (name, _) = self.place(&tensor.name)?;
-            let place = *places.entry(name.clone()).or_insert(found.len());
-            if place == found.len() {
-                found.push((name, vec![]));
+            let place = self.place(&tensor.name)?;
+            let number = place.expert.unwrap_or(0);
+            let index = *places.entry(place.gguf.clone()).or_insert(found.len());
+            match found.get_mut(index) {
+                None => found.push((place, BTreeMap::from([(number, tensor)]))),
+                Some((_, parts)) => _ = parts.insert(number, tensor),
             }
-            found[place].1.push(tensor);
         }
-        for (_, parts) in &mut found {
-            parts.sort_by_key(|tensor| self.names.expert(&tensor.name).map(|(_, expert)| expert));
-        }
-        Ok(found)
-    }
-
-    /// A tensor of the file, from those that it holds.
-    fn joined(&self, name: &str, parts: &[&TensorSpec]) -> Result<TensorSpec, GgufError> {
-        let first = parts[0];
-        let mut shape = first.shape.clone();
-        if self.names.expert(&first.name).is_some() {
-            shape.insert(0, parts.len());
-        }
-        match parts.iter().find(|part| part.dtype != first.dtype) {
-            None => Ok(TensorSpec::new(name, first.dtype, shape)),
-            Some(other) => Err(GgufError::Unsupported {
-                feature: format!(
-                    "`{name}` with experts of different types ({} of {}, {} of {})",
-                    first.dtype, first.name, other.dtype, other.name
-                ),
-                architecture: self.model.architecture.name(),
-            }),
-        }
+        let whole = |(place, parts): (Place, BTreeMap<usize, &'a TensorSpec>)| {
+            let parts: Vec<&TensorSpec> = parts.into_values().collect();
+            let differs = |tensor: &&&TensorSpec| {
+                (tensor.dtype, &tensor.shape) != (parts[0].dtype, &parts[0].shape)
+            };
+            match parts.iter().find(differs) {
+                None => Ok((place, parts)),
+                Some(other) => Err(GgufError::Experts {
+                    name: place.gguf,
+                    first: format!("{} is {} {:?}", parts[0].name, parts[0].dtype, parts[0].shape),
+                    other: format!("{} is {} {:?}", other.name, other.dtype, other.shape),
+                }),
+            }
+        };
+        found.into_iter().map(whole).collect()
     }
 
     /// The tensors as they stand in the file, that of the rotary factors among them.
     fn in_file(&self, tensors: &[TensorSpec]) -> Result<Vec<TensorSpec>, GgufError> {
-        let joined = |(name, parts): &(String, Vec<&TensorSpec>)| self.joined(name, parts);
-        let mut found =
-            self.ordered(tensors)?.iter().map(joined).collect::<Result<Vec<_>, GgufError>>()?;
+        let renamed = |(place, parts): (Place, Vec<&TensorSpec>)| {
+            let mut shape = parts[0].shape.clone();
+            if place.expert.is_some() {
+                shape.insert(0, parts.len());
+            }
+            TensorSpec::new(place.gguf, parts[0].dtype, shape)
+        };
+        let mut found: Vec<_> = self.arranged(tensors)?.into_iter().map(renamed).collect();
         if let Some(factors) = &self.model.rope_factors {
             found.insert(0, TensorSpec::new(ROPE_FACTORS, Dtype::F32, [factors.len()]));
         }
         Ok(found)
     }
 
+    /// Whether a tensor chooses among experts, which llama.cpp's converter keeps in single precision.
+    fn is_router(&self, name: &str) -> bool {
+        self.names.to_gguf(name).is_some_and(|gguf| gguf.ends_with(".ffn_gate_inp.weight"))
+    }
+
     /// The metadata: those of the source where it is a GGUF itself, else made from its files.
-    fn metadata(
-        &self,
-        source: &Source,
-        tensors: &[TensorSpec],
-    ) -> Result<(Metadata, Vec<String>), FormatError> {
-        let file_type = file_type(tensors);
+    fn metadata(&self, source: &Source, tensors: &[TensorSpec]) -> Result<Described, FormatError> {
+        let in_file = self.in_file(tensors).map_err(wrong(source))?;
+        let file_type = mixture::file_type(&in_file, self.model.heads / self.model.kv_heads.max(1));
         if let Some(mut metadata) = source.gguf_metadata()? {
             metadata.retain(|key| !key.starts_with("split.") && !key.starts_with("quantize."));
             if source.is_cut() {
@@ -177,7 +195,8 @@ impl GgufFile {
                 }
             }
             mark(&mut metadata, file_type);
-            return Ok((metadata, vec![]));
+            let departures = self.model.departures.clone();
+            return Ok(Described { metadata, remarks: vec![], departures });
         }
         let mut metadata = self.model.metadata(file_type);
         let folder = folder(source)?;
@@ -188,7 +207,9 @@ impl GgufFile {
         for (key, value) in written.entries {
             metadata.set(&key, value);
         }
-        Ok((metadata, written.remarks))
+        let (remarks, mut departures) = (written.remarks, self.model.departures.clone());
+        departures.extend(written.departures);
+        Ok(Described { metadata, remarks, departures })
     }
 }
 
@@ -207,7 +228,14 @@ impl Container for GgufFile {
         {
             return Kept::Dropped("llama.cpp has no use for it".to_owned());
         }
-        if name.ends_with(".rotary_emb.inv_freq") {
+        const COMPUTED: [&str; 5] = [
+            ".rotary_emb.inv_freq",
+            ".attn.bias",
+            ".attn.masked_bias",
+            ".attention.bias",
+            ".attention.masked_bias",
+        ];
+        if COMPUTED.iter().any(|end| name.ends_with(end)) {
             return Kept::Dropped("follows from the configuration".to_owned());
         }
         let dtype = match source.block_dtype(tensor) {
@@ -217,19 +245,21 @@ impl Container for GgufFile {
         // As llama.cpp's converter does; its arithmetic with them is in single precision.
         let is_small = tensor.shape.len() < 2
             || name.ends_with("position_embeddings.weight")
+            || name.ends_with("transformer.wpe.weight")
+            || self.is_router(name)
             || name.ends_with("token_type_embeddings.weight");
         Kept::As(if is_small || dtype == Dtype::F64 { Dtype::F32 } else { dtype })
     }
 
     fn as_read(&self, tensor: &TensorSpec, bytes: &[u8]) -> Option<Vec<u8>> {
-        let change = self.place(&tensor.name).ok()?.1;
+        let change = self.place(&tensor.name).ok()?.change;
         let is_raised = change == Change::Raised && tensor.dtype == Dtype::F32;
         is_raised.then(|| shifted(&shifted(bytes, 1.0), -1.0))
     }
 
     fn settle(&self, source: &Source, tensors: &[TensorSpec]) -> Result<Settled, FormatError> {
         let in_file = self.in_file(tensors).map_err(wrong(source))?;
-        let (metadata, remarks) = self.metadata(source, tensors)?;
+        let Described { metadata, remarks, departures } = self.metadata(source, tensors)?;
         let bytes = Writer::file_bytes(&metadata, &in_file)?;
         let span = Span::within(bytes, FileInt::new(0), FileInt::new(0));
         let infos = in_file.into_iter().filter_map(|TensorSpec { name, dtype, shape }| {
@@ -238,7 +268,7 @@ impl Container for GgufFile {
         let infos: Vec<TensorInfo> = infos.collect();
         let factors = self.model.rope_factors.as_deref();
         let read = config(&metadata, &infos, factors, "float16").map_err(wrong(source))?;
-        Ok(Settled { config: Some(read), remarks, departures: self.model.departures.clone() })
+        Ok(Settled { config: Some(read), remarks, departures })
     }
 
     fn file_bytes(
@@ -248,7 +278,7 @@ impl Container for GgufFile {
         shard_bytes: Option<u64>,
     ) -> Result<u64, FormatError> {
         let in_file = self.in_file(tensors).map_err(wrong(source))?;
-        file_bytes(&parts(self.metadata(source, tensors)?.0, in_file, shard_bytes)?)
+        file_bytes(&parts(self.metadata(source, tensors)?.metadata, in_file, shard_bytes)?)
     }
 
     fn writing_bytes(&self, source: &Source) -> u64 {
@@ -256,7 +286,7 @@ impl Container for GgufFile {
         let tokenizer = TOKENIZER_FACTOR * json.map_or(0, |file| file.bytes);
         // Rows that change their places: their values in 32 bits at the most.
         let is_paired = |tensor: &&LogicalTensor| {
-            self.place(&tensor.name).is_ok_and(|(_, change)| change != Change::Same)
+            self.place(&tensor.name).is_ok_and(|place| place.change != Change::Same)
         };
         let numbers = |tensor: &LogicalTensor| tensor.shape.iter().product::<usize>() as u64;
         let paired = source.tensors().iter().filter(is_paired).map(numbers).max();
@@ -271,30 +301,30 @@ impl Container for GgufFile {
         tensors: &[TensorSpec],
         shard_bytes: Option<u64>,
     ) -> Result<Box<dyn WeightFiles>, FormatError> {
-        let mut places = BTreeMap::new();
-        for tensor in tensors {
-            let (name, change) = self.place(&tensor.name).map_err(wrong(source))?;
-            let height = tensor.shape.first().copied().unwrap_or(1).max(1);
-            let whole =
-                usize::try_from(tensor.byte_len().unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-            let row_bytes = whole / height;
-            let buffered = (change != Change::Same).then(|| Buffered {
-                change,
-                row_bytes,
-                bytes: vec![],
-                whole,
-            });
-            places.insert(tensor.name.clone(), (name, buffered));
+        let (mut places, mut order) = (BTreeMap::new(), vec![]);
+        for (Place { gguf, change, .. }, parts) in self.arranged(tensors).map_err(wrong(source))? {
+            for tensor in parts {
+                let height = tensor.shape.first().copied().unwrap_or(1).max(1);
+                let whole =
+                    usize::try_from(tensor.byte_len().unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+                let row_bytes = whole / height;
+                let buffered = (change != Change::Same).then(|| Buffered {
+                    change,
+                    row_bytes,
+                    bytes: vec![],
+                    whole,
+                });
+                places.insert(tensor.name.clone(), (gguf.clone(), buffered));
+                order.push(tensor.name.clone());
+            }
         }
         let in_file = self.in_file(tensors).map_err(wrong(source))?;
-        let (metadata, _) = self.metadata(source, tensors)?;
+        let metadata = self.metadata(source, tensors)?.metadata;
         let files = parts(metadata, in_file, shard_bytes)?;
         let mut writer = PartsWriter::create(fs, folder, files)?;
         if let Some(factors) = &self.model.rope_factors {
             writer.append(ROPE_FACTORS, &FloatType::F32.encode(factors))?;
         }
-        let order = self.ordered(tensors).map_err(wrong(source))?.into_iter();
-        let order = order.flat_map(|(_, parts)| parts).map(|tensor| tensor.name.clone()).collect();
         Ok(Box::new(GgufWriter { writer, order, places }))
     }
 }
@@ -339,10 +369,9 @@ impl WeightFiles for GgufWriter {
         match buffered.change {
             Change::Same => {}
             Change::Raised => whole = shifted(&whole, 1.0),
-            Change::Paired { heads } => {
-                permute_rows(gguf, &mut whole, buffered.row_bytes, heads)
-                    .map_err(|error| FormatError::malformed(name, error.to_string()))?
-            }
+            Change::Rows(order) => order
+                .arrange(gguf, &mut whole, buffered.row_bytes)
+                .map_err(|error| FormatError::malformed(name, error.to_string()))?,
         }
         self.writer.append(gguf, &whole)
     }
@@ -350,44 +379,6 @@ impl WeightFiles for GgufWriter {
     fn finish(self: Box<Self>) -> Result<u64, FormatError> {
         self.writer.finish()
     }
-}
-
-/// What most of the weights between the tables are, as llama.cpp numbers it.
-fn file_type(tensors: &[TensorSpec]) -> u32 {
-    const NUMBERS: [(GgmlType, u32); 18] = [
-        (GgmlType::F32, 0),
-        (GgmlType::F16, 1),
-        (GgmlType::Q4_0, 2),
-        (GgmlType::Q4_1, 3),
-        (GgmlType::Q8_0, 7),
-        (GgmlType::Q5_0, 8),
-        (GgmlType::Q5_1, 9),
-        (GgmlType::Q2_K, 10),
-        (GgmlType::Q3_K, 12),
-        (GgmlType::Q4_K, 15),
-        (GgmlType::Q5_K, 17),
-        (GgmlType::Q6_K, 18),
-        (GgmlType::IQ4_NL, 25),
-        (GgmlType::IQ4_XS, 30),
-        (GgmlType::BF16, 32),
-        (GgmlType::TQ1_0, 36),
-        (GgmlType::TQ2_0, 37),
-        (GgmlType::MXFP4, 38),
-    ];
-    let number = |dtype: Dtype| {
-        let found = NUMBERS.iter().find(|(ggml, _)| Some(*ggml) == dtype.to_ggml());
-        found.map(|(_, number)| *number)
-    };
-    let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
-    for tensor in tensors.iter().filter(|tensor| tensor.shape.len() == 2) {
-        let is_between = tensor.name.contains(".layers.") || tensor.name.contains(".layer.");
-        if let Some(number) = number(tensor.dtype).filter(|_| is_between) {
-            *counts.entry(number).or_default() += tensor.shape.iter().product::<usize>();
-        }
-    }
-    // Of equals the first: bytes depend on nothing else.
-    let most = counts.iter().max_by_key(|(number, count)| (**count, std::cmp::Reverse(**number)));
-    most.map_or(0, |(number, _)| *number)
 }
 
 /// The files that say what the tokenizer does.

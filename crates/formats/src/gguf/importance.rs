@@ -2,7 +2,7 @@
 //!
 //! Written as GGUF: for the layer with the weight `NAME`, the tensors `NAME.in_sum2` (the sums, F32) and
 //! `NAME.counts` (tokens summed over), and as metadata `imatrix.datasets`, `imatrix.chunk_count` and
-//! `imatrix.chunk_size`. Read as that or as what it was before, a list of names and mean squares.
+//! `imatrix.chunk_size`. The experts of a layer stand in one pair, a row each. Read as that or as what it was before, a list of names and mean squares.
 
 use super::metadata::Model;
 use super::{Destination, Names};
@@ -50,27 +50,13 @@ impl Importance {
     /// # Errors
     /// When the model or one of the layers has no name in GGUF, or the disk refuses.
     pub fn write(&self, fs: &Arc<dyn Fs>, path: &Path, config: &Value) -> Result<(), FormatError> {
-        let (names, experts) = names(path, config)?;
-        let mut layers: BTreeMap<String, Found> = BTreeMap::new();
+        let names = names(path, config)?;
+        let mut layers: BTreeMap<String, BTreeMap<usize, &Inputs>> = BTreeMap::new();
         for (name, inputs) in &self.layers {
             let nameless = || FormatError::malformed(name, "has no name in llama.cpp");
-            let gguf = names.to_gguf(name).ok_or_else(nameless)?;
-            // Experts of a layer stand in one entry, in their order; one that no token went to is 0.
-            let (place, count) = match names.expert(name) {
-                Some((_, expert)) => (expert, experts.max(expert + 1)),
-                None => (0, 1),
-            };
-            let columns = inputs.squares.len();
-            let entry = layers.entry(gguf).or_insert_with(|| Found {
-                squares: vec![0.0; count * columns],
-                tokens: vec![0.0; count],
-            });
-            let squares = entry.squares.get_mut(place * columns..(place + 1) * columns);
-            let (Some(squares), Some(tokens)) = (squares, entry.tokens.get_mut(place)) else {
-                return Err(FormatError::malformed(name, "is of an expert beyond the last"));
-            };
-            squares.copy_from_slice(&inputs.squares);
-            *tokens = inputs.tokens;
+            let alone = || names.to_gguf(name).map(|gguf| (gguf, 0));
+            let (gguf, expert) = names.to_experts(name).or_else(alone).ok_or_else(nameless)?;
+            layers.entry(gguf).or_default().insert(expert, inputs);
         }
         let mut metadata = Metadata::default();
         metadata.set("general.type", MetaValue::String("imatrix".to_owned()));
@@ -78,19 +64,26 @@ impl Importance {
         metadata.set("imatrix.datasets", MetaValue::Array(datasets));
         metadata.set("imatrix.chunk_count", MetaValue::U32(self.rows));
         metadata.set("imatrix.chunk_size", MetaValue::U32(self.row_tokens));
-        let tensors = |(name, found): (&String, &Found)| {
-            let (columns, count) = (found.squares.len(), found.tokens.len());
-            let sums = if count == 1 { vec![columns] } else { vec![count, columns / count] };
-            let counts = if count == 1 { vec![1] } else { vec![count, 1] };
-            [(SUMS, sums), (COUNTS, counts)]
-                .map(|(what, shape)| TensorSpec::new(format!("{name}{what}"), Dtype::F32, shape))
+        let tensors = |(name, parts): (&String, &BTreeMap<usize, &Inputs>)| {
+            let columns = parts.values().map(|inputs| inputs.squares.len()).max().unwrap_or(0);
+            [(SUMS, columns), (COUNTS, 1)].map(|(what, length)| {
+                let shape = match parts.len() {
+                    1 => vec![length],
+                    count => vec![count, length],
+                };
+                TensorSpec::new(format!("{name}{what}"), Dtype::F32, shape)
+            })
         };
         let specs: Vec<TensorSpec> = layers.iter().flat_map(tensors).collect();
         let mut writer = Writer::create(fs, path, &metadata, &specs)?;
-        for (name, found) in layers {
+        for (name, parts) in layers {
             let values = |values: &[f32]| FloatType::F32.encode(values);
-            writer.append(&format!("{name}{SUMS}"), &values(&found.squares))?;
-            writer.append(&format!("{name}{COUNTS}"), &values(&found.tokens))?;
+            for inputs in parts.values() {
+                writer.append(&format!("{name}{SUMS}"), &values(&inputs.squares))?;
+            }
+            for inputs in parts.values() {
+                writer.append(&format!("{name}{COUNTS}"), &values(&[inputs.tokens]))?;
+            }
         }
         writer.finish()?;
         Ok(())
@@ -102,7 +95,7 @@ impl Importance {
     /// When the file is none, is damaged, names no layer of the model, or holds what is no sum of
     /// squares.
     pub fn read(fs: &dyn Fs, path: &Path, config: &Value) -> Result<Self, FormatError> {
-        let (names, experts) = names(path, config)?;
+        let names = names(path, config)?;
         let place = path.display().to_string();
         let file = fs.open(path)?;
         let mut magic = [0; 4];
@@ -110,67 +103,52 @@ impl Importance {
             file.read_exact_at(&mut magic, 0)?;
             magic == *b"GGUF"
         };
-        let (entries, read) = match is_gguf {
+        let (rest, found) = match is_gguf {
             true => from_gguf(&place, &*file)?,
-            false => from_list(&place, &read(fs, path, "the importance matrix", MOST_BYTES)?)?,
+            false => {
+                let bytes = read(fs, path, "the importance matrix", MOST_BYTES)?;
+                (Self::default(), from_list(&place, &bytes)?)
+            }
         };
         let mut layers = BTreeMap::new();
-        for (name, Found { squares, mut tokens }) in entries {
+        for (name, parts) in found {
             let is_sum = |value: &f32| value.is_finite() && *value >= 0.0;
-            if !squares.iter().chain(&tokens).all(is_sum) {
+            let are_sums =
+                |inputs: &Inputs| inputs.squares.iter().all(is_sum) && is_sum(&inputs.tokens);
+            if !parts.iter().all(are_sums) {
                 return Err(FormatError::malformed(place, format!("{name} is no sum of squares")));
             }
             // What is not of this model, or of no layer that we know of, is of no use.
-            match (names.to_hugging_face(&name), &tokens[..]) {
-                (Ok(Destination::Tensor { name, .. }), &[tokens]) => {
-                    layers.insert(name, Inputs { squares, tokens });
+            match (names.to_hugging_face(&name), parts.len()) {
+                (Ok(Destination::Tensor { name, .. }), 1) => {
+                    layers.extend(parts.into_iter().map(|inputs| (name.clone(), inputs)));
                 }
-                (Ok(Destination::Experts { prefix, part }), _) => {
-                    // The older form has one count for all.
-                    if let [one] = tokens[..] {
-                        tokens = vec![one; experts];
-                    }
-                    if tokens.is_empty() || !squares.len().is_multiple_of(tokens.len()) {
-                        let what = format!("{name} does not divide into {} experts", tokens.len());
-                        return Err(FormatError::malformed(place, what));
-                    }
-                    let columns = (squares.len() / tokens.len()).max(1);
-                    let each = squares.chunks(columns).zip(tokens).enumerate();
-                    layers.extend(each.map(|(expert, (squares, tokens))| {
-                        let inputs = Inputs { squares: squares.to_vec(), tokens };
-                        (format!("{prefix}.{expert}.{part}.weight"), inputs)
-                    }));
+                (Ok(Destination::Experts { module, part }), _) => {
+                    let named =
+                        |(expert, inputs)| (format!("{module}.{expert}.{part}.weight"), inputs);
+                    layers.extend(parts.into_iter().enumerate().map(named));
                 }
                 _ => {}
             }
         }
         match layers.is_empty() {
             true => Err(FormatError::malformed(place, "names no layer of this model")),
-            false => Ok(Self { layers, ..read }),
+            false => Ok(Self { layers, ..rest }),
         }
     }
 }
 
-/// An entry of a file: sums of squares, and the tokens summed over; of a layer's experts one after the
-/// other.
-#[derive(Debug, Default)]
-struct Found {
-    squares: Vec<f32>,
-    tokens: Vec<f32>,
-}
-
-/// Entries by their names in GGUF, and what else a file says.
-type Entries = (BTreeMap<String, Found>, Importance);
-
-/// The names of a model, and the number of its experts.
-fn names(path: &Path, config: &Value) -> Result<(Names, usize), FormatError> {
+fn names(path: &Path, config: &Value) -> Result<Names, FormatError> {
     let model = Model::read(config)
         .map_err(|error| FormatError::malformed(path.display().to_string(), error.to_string()))?;
-    Ok((Names::of(model.architecture, model.heads, model.kv_heads), model.experts))
+    Ok(Names::of(model.architecture, model.heads, model.kv_heads))
 }
 
-/// The newer form.
-fn from_gguf(place: &str, file: &dyn ReadAt) -> Result<Entries, FormatError> {
+/// The inputs of each expert of a layer, or of the one layer there is, by names in GGUF.
+type ByName = BTreeMap<String, Vec<Inputs>>;
+
+/// The newer form: all but the layers, and the layers.
+fn from_gguf(place: &str, file: &dyn ReadAt) -> Result<(Importance, ByName), FormatError> {
     let Gguf { metadata, tensors, .. } = read_gguf(file)?;
     let wrong = |what: String| FormatError::malformed(place, what);
     let kind = metadata.get("general.type").and_then(MetaValue::as_str).unwrap_or("none");
@@ -191,24 +169,29 @@ fn from_gguf(place: &str, file: &dyn ReadAt) -> Result<Entries, FormatError> {
         let Some(name) = info.name.strip_suffix(SUMS) else { continue };
         let counts = values(&format!("{name}{COUNTS}"))?;
         let missing = || wrong(format!("{name}{SUMS} has no {name}{COUNTS} beside it"));
-        let tokens = counts.ok_or_else(missing)?;
+        let counts = counts.ok_or_else(missing)?;
         let squares = values(&info.name)?.unwrap_or_default();
-        layers.insert(name.to_owned(), Found { squares, tokens });
+        if counts.is_empty() || squares.is_empty() || !squares.len().is_multiple_of(counts.len()) {
+            continue;
+        }
+        let rows = squares.chunks_exact(squares.len() / counts.len()).zip(counts);
+        let inputs = rows.map(|(row, tokens)| Inputs { squares: row.to_vec(), tokens });
+        layers.insert(name.to_owned(), inputs.collect());
     }
     let datasets = metadata.get("imatrix.datasets").and_then(MetaValue::as_strings);
     let number = |key: &str| u32::try_from(metadata.u64(key).unwrap_or(0)).unwrap_or(u32::MAX);
-    let read = Importance {
+    let rest = Importance {
         layers: BTreeMap::new(),
         datasets: datasets.unwrap_or_default().to_vec(),
         rows: number("imatrix.chunk_count"),
         row_tokens: number("imatrix.chunk_size"),
     };
-    Ok((layers, read))
+    Ok((rest, layers))
 }
 
 /// The older form: a count of entries; for each its name's length, its name, calls, the number of
 /// values, and the values, mean squares times calls: sums, as if over as many tokens as calls.
-fn from_list(place: &str, bytes: &[u8]) -> Result<Entries, FormatError> {
+fn from_list(place: &str, bytes: &[u8]) -> Result<ByName, FormatError> {
     let mut list = List { place, rest: bytes };
     let mut layers = BTreeMap::new();
     for _ in 0..list.number()? {
@@ -218,9 +201,9 @@ fn from_list(place: &str, bytes: &[u8]) -> Result<Entries, FormatError> {
         let (calls, count) = (list.number()?, list.number()?);
         let length = count.checked_mul(4).ok_or_else(|| list.wrong("an entry is too long"))?;
         let squares = FloatType::F32.decode(list.take(length)?);
-        layers.insert(name, Found { squares, tokens: vec![calls as f32] });
+        layers.insert(name, vec![Inputs { squares, tokens: calls as f32 }]);
     }
-    Ok((layers, Importance::default()))
+    Ok(layers)
 }
 
 /// The bytes of the older form that were not read yet.

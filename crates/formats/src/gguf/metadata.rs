@@ -5,7 +5,7 @@
 use lapidary_store::gguf::{MetaValue, Metadata};
 use serde_json::Value;
 
-use super::architecture::{Architecture, Field, Head, Kind, Traits};
+use super::architecture::{Architecture, Field, Head, Kind, Rope, Traits};
 use super::config::attention_scalar;
 use super::{GgufError, rope};
 
@@ -18,8 +18,6 @@ pub(super) struct Model {
     pub(super) architecture: Architecture,
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
-    /// Experts of a layer, where there are any.
-    pub(super) experts: usize,
     /// Rows of the embedding table.
     pub(super) vocabulary: usize,
     /// Whether the head is the embedding table.
@@ -28,11 +26,8 @@ pub(super) struct Model {
     pub(super) rope_factors: Option<Vec<f32>>,
     /// What llama.cpp will do otherwise.
     pub(super) departures: Vec<String>,
-    entries: Entries,
+    entries: Vec<(&'static str, MetaValue)>,
 }
-
-/// Keys without the architecture's name, and their values.
-type Entries = Vec<(&'static str, MetaValue)>;
 
 impl Model {
     /// Reads `config.json`.
@@ -43,7 +38,12 @@ impl Model {
         let config = Config(config);
         let model_type = config.text("model_type").unwrap_or_default();
         let architecture = Architecture::of_model_type(model_type).ok_or_else(|| {
-            let problem = format!("{model_type:?} has no counterpart that GGUF is written for");
+            let problem = match model_type {
+                "opt" => {
+                    "\"opt\": llama.cpp has no loader for OPT; choose another format".to_owned()
+                }
+                _ => format!("{model_type:?} has no counterpart that GGUF is written for"),
+            };
             wrong("model_type", problem)
         })?;
         match architecture.traits() {
@@ -85,38 +85,40 @@ fn decoder(
     traits: &Traits,
     model_type: &str,
 ) -> Result<Model, GgufError> {
-    let hidden = config.size("hidden_size")?;
-    let heads = config.size("num_attention_heads")?;
-    let kv_heads = config.optional_size("num_key_value_heads")?.unwrap_or(heads);
-    let head_dim = match config.optional_size("head_dim")? {
-        Some(head_dim) => head_dim,
-        None => hidden / heads,
+    let sizes = traits.sizes;
+    let (hidden, heads) = (config.size(sizes.hidden)?, config.size(sizes.heads)?);
+    let of_head = |field| if traits.grouped { config.optional_size(field) } else { Ok(None) };
+    let kv_heads = of_head("num_key_value_heads")?.unwrap_or(heads);
+    let head_dim = of_head("head_dim")?.unwrap_or(hidden / heads);
+    let intermediate = match config.optional_size(sizes.intermediate)? {
+        None if architecture == Architecture::Gpt2 => hidden.saturating_mul(4),
+        None => return Err(wrong(sizes.intermediate, "is missing")),
+        Some(intermediate) => intermediate,
     };
     check_computed(config, architecture, traits)?;
     let vocabulary = config.size("vocab_size")?;
-    let context = config.optional_size("max_position_embeddings")?.unwrap_or(2048);
-    let (theta, scaling) = rope_parameters(config);
-    let theta = config.number(theta, "rope_theta")?.unwrap_or(traits.theta);
-    let rotated = rotated(config, traits, scaling, head_dim)?;
+    let context = config.optional_size(sizes.context)?.unwrap_or(2048);
     let mut entries = vec![
         ("vocab_size", unsigned("vocab_size", vocabulary)?),
-        ("context_length", unsigned("max_position_embeddings", context)?),
-        ("embedding_length", unsigned("hidden_size", hidden)?),
-        ("block_count", unsigned("num_hidden_layers", config.size("num_hidden_layers")?)?),
-        ("feed_forward_length", unsigned("intermediate_size", config.size("intermediate_size")?)?),
-        ("attention.head_count", unsigned("num_attention_heads", heads)?),
+        ("context_length", unsigned(sizes.context, context)?),
+        ("embedding_length", unsigned(sizes.hidden, hidden)?),
+        ("block_count", unsigned(sizes.layers, config.size(sizes.layers)?)?),
+        ("feed_forward_length", unsigned(sizes.intermediate, intermediate)?),
+        ("attention.head_count", unsigned(sizes.heads, heads)?),
         ("attention.head_count_kv", unsigned("num_key_value_heads", kv_heads)?),
         (traits.epsilon.0, config.float(traits.epsilon.1)?),
-        ("attention.key_length", unsigned("head_dim", head_dim)?),
-        ("attention.value_length", unsigned("head_dim", head_dim)?),
-        ("rope.dimension_count", unsigned("head_dim", rotated)?),
-        ("rope.freq_base", single("rope_theta", theta)?),
     ];
+    if traits.grouped {
+        entries.push(("attention.key_length", unsigned("head_dim", head_dim)?));
+        entries.push(("attention.value_length", unsigned("head_dim", head_dim)?));
+    }
+    let rope_factors = match traits.rope {
+        Some(rope) => rotary(config, architecture, rope, head_dim, &mut entries)?,
+        None => None,
+    };
     for field in traits.fields {
         entries.extend(entry(config, field)?.map(|value| (field.key, value)));
     }
-    let (experts, keys) = experts(config, architecture)?;
-    entries.extend(keys);
     let mut departures = vec![];
     if let Some(window) = sliding_window(config, model_type)? {
         if architecture == Architecture::Llama {
@@ -127,59 +129,17 @@ fn decoder(
              attention sees more than the model was trained with"
         ));
     }
-    let rope_factors = match scaling {
-        None => None,
-        Some(scaling) => scale_rope(Config(scaling), rotated, theta, &mut entries)?,
-    };
-    if rope_factors.is_some() && architecture != Architecture::Llama {
-        let problem = "\"llama3\": GGUF has it for Llama only";
-        return Err(wrong("rope_scaling.rope_type", problem));
+    if architecture == Architecture::GptNeoX
+        && config.text("hidden_act").unwrap_or("gelu") == "gelu"
+    {
+        departures.push(
+            "llama.cpp computes GELU by the hyperbolic tangent for this architecture, where the \
+             model has the error function: activations differ by up to 0.0005"
+                .to_owned(),
+        );
     }
     let tied = is_tied(config, traits)?;
-    Ok(Model {
-        architecture,
-        heads,
-        kv_heads,
-        experts,
-        vocabulary,
-        tied,
-        rope_factors,
-        departures,
-        entries,
-    })
-}
-
-/// Experts of a layer, and the keys that say what they are.
-fn experts(config: Config<'_>, architecture: Architecture) -> Result<(usize, Entries), GgufError> {
-    if architecture.experts().is_none() {
-        return Ok((0, vec![]));
-    }
-    // Transformers 5 has one name for all families.
-    let count = match config.optional_size("num_local_experts")? {
-        Some(count) => count,
-        None => config.size("num_experts")?,
-    };
-    let used = config.size("num_experts_per_tok")?;
-    let mut entries: Entries = vec![
-        ("expert_count", unsigned("num_local_experts", count)?),
-        ("expert_used_count", unsigned("num_experts_per_tok", used)?),
-    ];
-    if architecture == Architecture::Qwen3Moe {
-        if !config.flag("norm_topk_prob") {
-            let problem =
-                "is false, but llama.cpp makes the weights of chosen experts add up to one";
-            return Err(wrong("norm_topk_prob", problem));
-        }
-        let step = config.optional_size("decoder_sparse_step")?.unwrap_or(1);
-        let dense = config.get("mlp_only_layers").and_then(Value::as_array);
-        if step != 1 || dense.is_some_and(|dense| !dense.is_empty()) {
-            let key = if step == 1 { "mlp_only_layers" } else { "decoder_sparse_step" };
-            return Err(wrong(key, "leaves layers without experts, which llama.cpp has not here"));
-        }
-        let width = config.size("moe_intermediate_size")?;
-        entries.push(("expert_feed_forward_length", unsigned("moe_intermediate_size", width)?));
-    }
-    Ok((count, entries))
+    Ok(Model { architecture, heads, kv_heads, vocabulary, tied, rope_factors, departures, entries })
 }
 
 /// Refuses what llama.cpp would compute otherwise whatever the file says.
@@ -198,6 +158,22 @@ fn check_computed(
     }
     if architecture.raises_gains() {
         check_scores(config, architecture)?;
+    }
+    let granted = |(flag, default, computed): &&(&str, bool, bool)| {
+        config.get(flag).and_then(Value::as_bool).unwrap_or(*default) != *computed
+    };
+    if let Some((flag, _, computed)) = traits.granted.iter().find(granted) {
+        let problem = format!("is {}: llama.cpp computes as if it were {computed}", !computed);
+        return Err(wrong(flag, problem));
+    }
+    let has_plain_layers = config
+        .optional_size("decoder_sparse_step")?
+        .is_some_and(|step| step > 1)
+        || config.get("mlp_only_layers").and_then(Value::as_array).is_some_and(|l| !l.is_empty());
+    if architecture == Architecture::Qwen3Moe && has_plain_layers {
+        let problem = "is not empty, or decoder_sparse_step is not 1: llama.cpp wants experts in \
+                       every layer";
+        return Err(wrong("mlp_only_layers", problem));
     }
     let without = traits.biases.iter().filter(|(_, tensors)| tensors.is_empty());
     let qwen3 = (architecture == Architecture::Qwen3).then_some("attention_bias");
@@ -241,7 +217,8 @@ fn is_tied(config: Config<'_>, traits: &Traits) -> Result<bool, GgufError> {
 
 /// The value of a field as that of its key; nothing where it is absent and has no default.
 fn entry(config: Config<'_>, field: &Field) -> Result<Option<MetaValue>, GgufError> {
-    let key = field.config;
+    let also = field.also.filter(|_| config.get(field.config).is_none());
+    let key = also.unwrap_or(field.config);
     if config.0.get(key).is_some_and(Value::is_null) && field.default.is_some() {
         return Err(wrong(key, "is null, but llama.cpp has one for this architecture"));
     }
@@ -251,29 +228,51 @@ fn entry(config: Config<'_>, field: &Field) -> Result<Option<MetaValue>, GgufErr
             let number = config.number(config.get(key), key)?.or(field.default);
             number.map(|number| single(key, number)).transpose()?
         }
-        Kind::Flag => Some(MetaValue::Bool(config.flag(key))),
+        Kind::Flag => {
+            let flag = config.get(key).and_then(Value::as_bool);
+            Some(MetaValue::Bool(flag.unwrap_or_else(|| field.default == Some(1.0))))
+        }
+        Kind::Word => config.text(key).map(|word| MetaValue::String(word.to_owned())),
     })
 }
 
-/// Channels of a head that are rotated.
-fn rotated(
+/// Adds what rotary positions are made from; gives the values of the tensor of a scaling, if it has
+/// one.
+fn rotary(
     config: Config<'_>,
-    traits: &Traits,
-    parameters: Option<&Value>,
+    architecture: Architecture,
+    rope: Rope,
     head_dim: usize,
-) -> Result<usize, GgufError> {
-    let Some(default) = traits.partial else { return Ok(head_dim) };
-    let key = "partial_rotary_factor";
-    let given = parameters.and_then(|parameters| parameters.get(key)).or_else(|| config.get(key));
-    let part = config.number(given, key)?.unwrap_or(default);
-    Ok(((part * head_dim as f64) as usize).clamp(1, head_dim))
+    entries: &mut Vec<(&'static str, MetaValue)>,
+) -> Result<Option<Vec<f32>>, GgufError> {
+    let (theta, scaling) = rope_parameters(config, rope.theta.0);
+    let theta = config.number(theta, rope.theta.0)?.unwrap_or(rope.theta.1);
+    let rotated = match rope.partial {
+        None => head_dim,
+        Some((field, default)) => {
+            let given = scaling.and_then(|parameters| parameters.get("partial_rotary_factor"));
+            let part = config.number(given.or_else(|| config.get(field)), field)?;
+            ((part.unwrap_or(default) * head_dim as f64) as usize).clamp(1, head_dim)
+        }
+    };
+    entries.push(("rope.dimension_count", unsigned("head_dim", rotated)?));
+    entries.push(("rope.freq_base", single(rope.theta.0, theta)?));
+    let factors = match scaling {
+        None => None,
+        Some(scaling) => scale_rope(Config(scaling), rotated, theta, entries)?,
+    };
+    if factors.is_some() && architecture != Architecture::Llama {
+        let problem = "\"llama3\": GGUF has it for Llama only";
+        return Err(wrong("rope_scaling.rope_type", problem));
+    }
+    Ok(factors)
 }
 
 /// The window of all layers; windows of some layers have no place in GGUF.
 fn sliding_window(config: Config<'_>, model_type: &str) -> Result<Option<usize>, GgufError> {
     match model_type {
         "mistral" | "mixtral" | "phi3" | "starcoder2" => config.optional_size("sliding_window"),
-        "qwen2" | "qwen3" | "qwen3_moe" if config.flag("use_sliding_window") => Err(wrong(
+        "qwen2" | "qwen3" if config.flag("use_sliding_window") => Err(wrong(
             "use_sliding_window",
             "llama.cpp has no sliding window for this architecture",
         )),
@@ -282,7 +281,7 @@ fn sliding_window(config: Config<'_>, model_type: &str) -> Result<Option<usize>,
 }
 
 /// Base and scaling, from `rope_parameters` (transformers 5) or as they stood before.
-fn rope_parameters(config: Config<'_>) -> (Option<&Value>, Option<&Value>) {
+fn rope_parameters<'a>(config: Config<'a>, field: &str) -> (Option<&'a Value>, Option<&'a Value>) {
     let object = |key: &str| config.get(key).filter(|value| value.is_object());
     let parameters = object("rope_parameters").map(|parameters| {
         // Gemma 3 has those of either kind of layer apart; llama.cpp knows those with a window.
@@ -291,9 +290,9 @@ fn rope_parameters(config: Config<'_>) -> (Option<&Value>, Option<&Value>) {
     match parameters {
         Some(parameters) => {
             let theta = parameters.get("rope_theta").filter(|theta| !theta.is_null());
-            (theta.or_else(|| config.get("rope_theta")), Some(parameters))
+            (theta.or_else(|| config.get(field)), Some(parameters))
         }
-        None => (config.get("rope_theta"), object("rope_scaling")),
+        None => (config.get(field), object("rope_scaling")),
     }
 }
 
@@ -302,7 +301,7 @@ fn scale_rope(
     scaling: Config<'_>,
     head_dim: usize,
     theta: f64,
-    entries: &mut Entries,
+    entries: &mut Vec<(&'static str, MetaValue)>,
 ) -> Result<Option<Vec<f32>>, GgufError> {
     let number = |key: &str| {
         let value = scaling.number(scaling.get(key), key)?;
@@ -359,17 +358,7 @@ fn bert(config: Config<'_>) -> Result<Model, GgufError> {
     ];
     let (architecture, kv_heads, tied) = (Architecture::Bert, heads, true);
     let (rope_factors, departures) = (None, vec![]);
-    Ok(Model {
-        architecture,
-        heads,
-        kv_heads,
-        experts: 0,
-        vocabulary,
-        tied,
-        rope_factors,
-        departures,
-        entries,
-    })
+    Ok(Model { architecture, heads, kv_heads, vocabulary, tied, rope_factors, departures, entries })
 }
 
 /// A `config.json`, or an object in it.

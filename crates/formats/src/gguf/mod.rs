@@ -22,6 +22,7 @@ pub(crate) mod format;
 mod importance;
 mod keys;
 mod metadata;
+mod mixture;
 mod names;
 mod parts;
 mod rope;
@@ -36,7 +37,7 @@ pub use architecture::Architecture;
 pub use config::{config, generation_config};
 pub use error::GgufError;
 pub use importance::{Importance, Inputs};
-pub use names::{Change, Destination, Names, permute_rows, unpermute_rows};
+pub use names::{Change, Destination, Names, RowOrder};
 pub use tokenizer::{TokenizerFiles, tokenizer_files};
 pub use values::{block_kind, dequantize};
 

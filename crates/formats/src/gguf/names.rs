@@ -3,12 +3,14 @@
 //! For `llama` and what is built on it the converter reorders the rows of the query and key
 //! projections, weights and biases, from the two halves of a head that Hugging Face rotates against
 //! each other to neighbouring pairs: row `(head, half, i)` becomes row `(head, i, half)`. For Gemma it
-//! adds one to the gains of the norms, which Hugging Face adds when it computes.
+//! adds one to the gains of the norms, which Hugging Face adds when it computes. For GPT-NeoX it puts
+//! the rows that make queries before those that make keys and values: row `(head, part, i)` becomes row
+//! `(part, head, i)`. The experts of a layer stand in one tensor, one after the other.
 
 use lapidary_store::gguf::Metadata;
 
 use super::GgufError;
-use super::architecture::{Architecture, EXPERTS};
+use super::architecture::Architecture;
 use super::config::heads;
 
 /// The factors of Llama 3's scaled rotary embedding: part of `config.json` at Hugging Face.
@@ -24,12 +26,11 @@ pub enum Destination {
         /// What is to be done to it on the way.
         change: Change,
     },
-    /// To a tensor for each expert, `{prefix}.{expert}.{part}.weight`: the matrices of all experts of a
-    /// layer stand one after the other.
+    /// To as many tensors as there are experts, a matrix each.
     Experts {
-        /// The module of the experts at Hugging Face.
-        prefix: String,
-        /// What the matrix is called there.
+        /// Hugging Face name of the module whose parts have the experts' numbers.
+        module: String,
+        /// Which layer of an expert it is.
         part: &'static str,
     },
     /// Into `config.json`: give its values to [`super::config`] as `rope_factors`.
@@ -43,9 +44,21 @@ pub enum Change {
     Same,
     /// Its values, gains of a norm, have one added.
     Raised,
-    /// Its rows (or elements, for a bias) stand in pairs; [`unpermute_rows`] restores the halves of each head.
+    /// Its rows (or elements, for a bias) stand in another order.
+    Rows(RowOrder),
+}
+
+/// An order of rows that is not Hugging Face's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowOrder {
+    /// In each head, a row of the first half and the one of the second that it is rotated against.
     Paired {
         /// The heads that the rows divide into.
+        heads: usize,
+    },
+    /// All heads' queries, then keys, then values, where Hugging Face has them head by head.
+    Parted {
+        /// The heads of each part.
         heads: usize,
     },
 }
@@ -82,7 +95,7 @@ impl Names {
         if name == ROPE_FACTORS && self.architecture == Architecture::Llama {
             return Ok(Destination::RopeFactors);
         }
-        if let Some(experts) = self.experts_of(name) {
+        if let Some(experts) = self.experts(name) {
             return Ok(experts);
         }
         let pairs = self.architecture.names();
@@ -90,54 +103,53 @@ impl Names {
             name: name.to_owned(),
             architecture: self.architecture.name(),
         })?;
-        let heads = match translated.pattern {
-            "blk.{}.attn_q" => self.heads,
-            "blk.{}.attn_k" => self.kv_heads,
-            _ => 0,
-        };
         let is_gain = name.ends_with("norm.weight");
-        let change = match self.architecture {
-            architecture if heads > 0 && architecture.pairs_rows() => Change::Paired { heads },
-            architecture if is_gain && architecture.raises_gains() => Change::Raised,
+        let paired = |heads| Change::Rows(RowOrder::Paired { heads });
+        let change = match (self.architecture, translated.pattern) {
+            (of, "blk.{}.attn_q") if of.pairs_rows() => paired(self.heads),
+            (of, "blk.{}.attn_k") if of.pairs_rows() => paired(self.kv_heads),
+            (Architecture::GptNeoX, "blk.{}.attn_qkv") => {
+                Change::Rows(RowOrder::Parted { heads: self.heads })
+            }
+            (of, _) if is_gain && of.raises_gains() => Change::Raised,
             _ => Change::Same,
         };
         Ok(Destination::Tensor { name: translated.name, change })
     }
 
-    /// The tensors that one of all experts of a layer holds.
-    fn experts_of(&self, name: &str) -> Option<Destination> {
+    /// The experts that a tensor holds, if it holds any.
+    fn experts(&self, name: &str) -> Option<Destination> {
         let names = self.architecture.experts()?;
-        let (layer, stem) = name.strip_prefix("blk.")?.strip_suffix(".weight")?.split_once('.')?;
-        let part = names.parts[EXPERTS.iter().position(|known| *known == stem)?];
-        let prefix = format!("model.layers.{layer}.{}.experts", names.module);
-        is_number(layer).then_some(Destination::Experts { prefix, part })
+        let rest = name.strip_prefix("blk.")?.strip_suffix(".weight")?;
+        let (layer, stem) = rest.split_once('.').filter(|(layer, _)| is_number(layer))?;
+        let index = EXPERTS.iter().position(|experts| *experts == stem)?;
+        let module = format!("model.layers.{layer}.{}.experts", names.module);
+        Some(Destination::Experts { module, part: names.parts[index] })
     }
 
-    /// The tensor of all experts that holds a matrix with a Hugging Face name, and which of them it is
-    /// of.
-    pub(super) fn expert(&self, name: &str) -> Option<(String, usize)> {
+    /// The GGUF name of the tensor that holds an expert's with this Hugging Face name, and the number
+    /// of the expert.
+    #[must_use]
+    pub fn to_experts(&self, name: &str) -> Option<(String, usize)> {
         let names = self.architecture.experts()?;
-        let stem = name.strip_prefix("model.layers.")?.strip_suffix(".weight")?;
-        let (layer, rest) = stem.split_once('.')?;
+        let rest = name.strip_prefix("model.layers.")?.strip_suffix(".weight")?;
+        let (layer, rest) = rest.split_once('.').filter(|(layer, _)| is_number(layer))?;
         let rest = rest.strip_prefix(names.module)?.strip_prefix(".experts.")?;
-        let (expert, part) = rest.split_once('.')?;
-        let kind = names.parts.iter().position(|known| *known == part)?;
-        let numbers = is_number(layer) && is_number(expert);
-        let gguf = format!("blk.{layer}.{}.weight", EXPERTS[kind]);
-        Some((gguf, expert.parse().ok()?)).filter(|_| numbers)
+        let (expert, part) = rest.split_once('.').filter(|(expert, _)| is_number(expert))?;
+        let index = names.parts.iter().position(|known| *known == part)?;
+        Some((format!("blk.{layer}.{}.weight", EXPERTS[index]), expert.parse().ok()?))
     }
 
-    /// The GGUF name of the tensor with a Hugging Face name, if there is one; experts of a layer share
-    /// one.
+    /// The GGUF name of the tensor with a Hugging Face name, if there is one of its own.
     #[must_use]
     pub fn to_gguf(&self, name: &str) -> Option<String> {
-        if let Some((gguf, _)) = self.expert(name) {
-            return Some(gguf);
-        }
         let pairs = self.architecture.names().map(|(gguf, hf)| (hf, gguf));
         Some(translate(name, pairs)?.name)
     }
 }
+
+/// The tensors of gates, ups and downs of all experts of a layer.
+const EXPERTS: [&str; 3] = ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"];
 
 /// A translated name, and the pattern that matched.
 struct Translated {
@@ -178,72 +190,78 @@ fn is_number(text: &str) -> bool {
         || !text.starts_with('0') && !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Restores the order of [`Change::Paired`] rows, in place: `data` is `[rows, row_length]`, of
-/// numbers or, since the rows of a quantized tensor are whole blocks, of bytes.
-///
-/// # Errors
-/// When the rows do not divide into heads of an even number of rows; `name` tells the error.
-pub fn unpermute_rows<T: Copy>(
-    name: &str,
-    data: &mut [T],
-    row_length: usize,
-    heads: usize,
-) -> Result<(), GgufError> {
-    let head = head_length(name, data.len(), row_length, heads)?;
-    let mut paired = Vec::new();
-    for head in data.chunks_exact_mut(head * row_length) {
-        paired.clear();
-        paired.extend_from_slice(head);
-        let (first, second) = head.split_at_mut(head.len() / 2);
-        let halves = first.chunks_exact_mut(row_length).zip(second.chunks_exact_mut(row_length));
-        for ((first, second), pair) in halves.zip(paired.chunks_exact(2 * row_length)) {
-            first.copy_from_slice(&pair[..row_length]);
-            second.copy_from_slice(&pair[row_length..]);
-        }
+impl RowOrder {
+    /// Brings rows from Hugging Face's order into this one, in place: `data` is `[rows, row_length]`, of
+    /// numbers or, since the rows of a quantized tensor are whole blocks, of bytes.
+    ///
+    /// # Errors
+    /// When the rows do not divide into heads of such parts; `name` tells the error.
+    pub fn arrange<T: Copy>(
+        self,
+        name: &str,
+        data: &mut [T],
+        row_length: usize,
+    ) -> Result<(), GgufError> {
+        let grid = self.grid(name, data.len(), row_length)?;
+        transpose(data, grid);
+        Ok(())
     }
-    Ok(())
+
+    /// Undoes [`arrange`](Self::arrange).
+    ///
+    /// # Errors
+    /// As [`arrange`](Self::arrange).
+    pub fn restore<T: Copy>(
+        self,
+        name: &str,
+        data: &mut [T],
+        row_length: usize,
+    ) -> Result<(), GgufError> {
+        let Grid { high, wide, run } = self.grid(name, data.len(), row_length)?;
+        transpose(data, Grid { high: wide, wide: high, run });
+        Ok(())
+    }
+
+    /// Both orders differ as a matrix of runs of rows does from its transpose.
+    fn grid(self, name: &str, length: usize, row_length: usize) -> Result<Grid, GgufError> {
+        let (heads, parts) = match self {
+            Self::Paired { heads } => (heads, 2),
+            Self::Parted { heads } => (heads, 3),
+        };
+        let rows = length.checked_div(row_length).unwrap_or(0);
+        let head = rows.checked_div(heads).unwrap_or(0);
+        let is_whole = rows * row_length == length && head * heads == rows && rows > 0;
+        if !is_whole || !head.is_multiple_of(parts) {
+            return Err(GgufError::BadShape {
+                name: name.to_owned(),
+                shape: vec![rows, row_length],
+                expected: format!("a multiple of {parts} rows for each of {heads} heads"),
+            });
+        }
+        let part = head / parts;
+        Ok(match self {
+            Self::Paired { .. } => Grid { high: parts, wide: part, run: row_length },
+            Self::Parted { .. } => Grid { high: heads, wide: parts, run: part * row_length },
+        })
+    }
 }
 
-/// Brings rows into the order of [`Change::Paired`], in place: what [`unpermute_rows`] undoes.
-///
-/// # Errors
-/// As [`unpermute_rows`].
-pub fn permute_rows<T: Copy>(
-    name: &str,
-    data: &mut [T],
-    row_length: usize,
-    heads: usize,
-) -> Result<(), GgufError> {
-    let head = head_length(name, data.len(), row_length, heads)?;
-    let mut halves = Vec::new();
-    for head in data.chunks_exact_mut(head * row_length) {
-        halves.clear();
-        halves.extend_from_slice(head);
-        let (first, second) = halves.split_at(halves.len() / 2);
-        let halves = first.chunks_exact(row_length).zip(second.chunks_exact(row_length));
-        for ((first, second), pair) in halves.zip(head.chunks_exact_mut(2 * row_length)) {
-            pair[..row_length].copy_from_slice(first);
-            pair[row_length..].copy_from_slice(second);
-        }
-    }
-    Ok(())
+/// Runs of elements, `high` rows of `wide` of them.
+struct Grid {
+    high: usize,
+    wide: usize,
+    run: usize,
 }
 
-/// Rows of a head, an even number.
-fn head_length(
-    name: &str,
-    length: usize,
-    row_length: usize,
-    heads: usize,
-) -> Result<usize, GgufError> {
-    let rows = length.checked_div(row_length).unwrap_or(0);
-    let head = rows.checked_div(heads).unwrap_or(0);
-    if rows * row_length != length || head * heads != rows || !head.is_multiple_of(2) || rows == 0 {
-        return Err(GgufError::BadShape {
-            name: name.to_owned(),
-            shape: vec![rows, row_length],
-            expected: format!("an even number of rows for each of {heads} heads"),
-        });
+/// Transposes each of the matrices that follow each other in `data`.
+fn transpose<T: Copy>(data: &mut [T], Grid { high, wide, run }: Grid) {
+    let mut before = Vec::new();
+    for matrix in data.chunks_exact_mut((high * wide * run).max(1)) {
+        before.clear();
+        before.extend_from_slice(matrix);
+        for (place, to) in matrix.chunks_exact_mut(run).enumerate() {
+            let from = (place % high * wide + place / high) * run;
+            to.copy_from_slice(&before[from..from + run]);
+        }
     }
-    Ok(head)
 }

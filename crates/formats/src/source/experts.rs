@@ -11,21 +11,27 @@ use serde_json::Value;
 
 /// How a family calls the module of the experts, and gate, up and down of one, where they stand alone.
 #[derive(Debug)]
-pub(crate) struct Names {
+pub(crate) struct ExpertNames {
     model_type: &'static str,
     pub(crate) module: &'static str,
     pub(crate) parts: [&'static str; 3],
 }
 
-/// How a family names its experts, where it has any.
-pub(crate) fn names(model_type: &str) -> Option<&'static Names> {
-    FAMILIES.iter().find(|names| names.model_type == model_type)
-}
-
-static FAMILIES: [Names; 2] = [
-    Names { model_type: "mixtral", module: "block_sparse_moe", parts: ["w1", "w3", "w2"] },
-    Names { model_type: "qwen3_moe", module: "mlp", parts: ["gate_proj", "up_proj", "down_proj"] },
+const FAMILIES: &[ExpertNames] = &[
+    ExpertNames { model_type: "mixtral", module: "block_sparse_moe", parts: ["w1", "w3", "w2"] },
+    ExpertNames {
+        model_type: "qwen3_moe",
+        module: "mlp",
+        parts: ["gate_proj", "up_proj", "down_proj"],
+    },
 ];
+
+impl ExpertNames {
+    /// Those of a family, where it has experts.
+    pub(crate) fn of(model_type: &str) -> Option<&'static Self> {
+        FAMILIES.iter().find(|names| names.model_type == model_type)
+    }
+}
 
 /// The module of the experts where they are held together.
 const TOGETHER: &str = "mlp";
@@ -36,7 +42,7 @@ const TOGETHER: &str = "mlp";
 /// When a tensor has not the shape that all experts of a layer have together.
 pub(super) fn part(config: &Value, tensors: &mut Vec<LogicalTensor>) -> Result<(), FormatError> {
     let model_type = config.get("model_type").and_then(Value::as_str);
-    let Some(names) = model_type.and_then(names) else { return Ok(()) };
+    let Some(names) = model_type.and_then(ExpertNames::of) else { return Ok(()) };
     let are_together = |tensor: &LogicalTensor| together(&tensor.name).is_some();
     if !tensors.iter().any(are_together) {
         return Ok(());

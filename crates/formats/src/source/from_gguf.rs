@@ -1,8 +1,7 @@
 //! A GGUF as a Hugging Face folder: its names, its configuration, its tokenizer.
 
-use super::experts::experts;
 use super::logical::Storage;
-use super::{LogicalTensor, Source, SourceFile, to_f32};
+use super::{LogicalTensor, Source, SourceFile, experts, gpt2, to_f32};
 use crate::FormatError;
 use crate::gguf::{Change, Destination, GgufError, Names, folder_files};
 use lapidary_store::{Checkpoint, Dtype};
@@ -23,12 +22,12 @@ impl Source {
                     let storage = match change {
                         Change::Same => Storage::Plain(info.clone()),
                         Change::Raised => Storage::Raised(info.clone()),
-                        Change::Paired { heads } => Storage::Paired(info.clone(), heads),
+                        Change::Rows(order) => Storage::Reordered(info.clone(), order),
                     };
                     tensors.push(LogicalTensor { name, shape: info.shape.clone(), storage });
                 }
-                Destination::Experts { prefix, part } => {
-                    tensors.extend(experts(info, &prefix, &[part])?);
+                Destination::Experts { module, part } => {
+                    tensors.extend(experts::experts(info, &module, &[part])?);
                 }
                 Destination::RopeFactors => {
                     let count = info.shape.iter().product();
@@ -56,6 +55,7 @@ impl Source {
             let length = bytes.len() as u64;
             made.push(SourceFile { name: name.to_owned(), bytes: length, made: Some(bytes) });
         }
+        gpt2::turn(&config, &mut tensors);
         let source = Self::assemble(checkpoint, config, tensors, consumed, made);
         Ok(Self { format: "gguf", ..source })
     }

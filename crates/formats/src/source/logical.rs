@@ -2,6 +2,7 @@
 
 use super::selected::Part;
 use crate::Module;
+use crate::gguf::RowOrder;
 use lapidary_store::{Dtype, TensorInfo};
 use lapidary_weight::{BookType, FloatType, TermOutline};
 
@@ -25,8 +26,10 @@ pub(super) enum Storage {
     Transposed(TensorInfo),
     /// Gains of a GGUF that have one added.
     Raised(TensorInfo),
-    /// A tensor of a GGUF whose rows stand in pairs, for so many heads.
-    Paired(TensorInfo, usize),
+    /// A tensor of a GGUF whose rows stand in another order.
+    Reordered(TensorInfo, RowOrder),
+    /// A matrix of a GGUF that a folder has the other way round.
+    Turned(TensorInfo),
     /// What a cut has left of a tensor.
     Part(Part),
 }
@@ -37,23 +40,20 @@ impl LogicalTensor {
         matches!(self.storage, Storage::Compressed(..))
     }
 
-    /// Whether it stands in the checkpoint the other way round, columns as rows. Handed on as
-    /// [bytes](Source::raw) it stays so.
+    /// Whether a folder of its family has it the other way round, columns as rows. So it is handed on as
+    /// [bytes](Source::raw).
     pub fn is_transposed(&self) -> bool {
         match &self.storage {
             Storage::Part(part) => part.of.is_transposed(),
-            storage => matches!(storage, Storage::Transposed(_)),
+            storage => matches!(storage, Storage::Transposed(_) | Storage::Turned(_)),
         }
     }
 
     /// The shape of what [`Source::raw`] hands on.
     pub fn raw_shape(&self) -> Vec<usize> {
-        match &self.storage {
-            Storage::Transposed(info) => info.shape.clone(),
-            Storage::Part(part) if part.of.is_transposed() => {
-                self.shape.iter().rev().copied().collect()
-            }
-            _ => self.shape.clone(),
+        match self.is_transposed() {
+            true => self.shape.iter().rev().copied().collect(),
+            false => self.shape.clone(),
         }
     }
 
@@ -61,7 +61,8 @@ impl LogicalTensor {
     pub fn stored_as(&self) -> Vec<&str> {
         match &self.storage {
             Storage::Plain(info)
-            | Storage::Paired(info, _)
+            | Storage::Reordered(info, _)
+            | Storage::Turned(info)
             | Storage::Raised(info)
             | Storage::Transposed(info) => vec![&info.name],
             Storage::Compressed(module, _) => module.tensors.iter().map(String::as_str).collect(),
@@ -72,7 +73,7 @@ impl LogicalTensor {
     /// Type in the file of a matrix of plain floats.
     pub(super) fn float_dtype_of_matrix(&self) -> Option<Dtype> {
         match &self.storage {
-            Storage::Plain(info) | Storage::Paired(info, _) if info.shape.len() == 2 => {
+            Storage::Plain(info) | Storage::Reordered(info, _) if info.shape.len() == 2 => {
                 Some(info.dtype)
             }
             _ => None,
@@ -83,7 +84,8 @@ impl LogicalTensor {
     pub(super) fn float_type(&self) -> FloatType {
         match &self.storage {
             Storage::Plain(info)
-            | Storage::Paired(info, _)
+            | Storage::Reordered(info, _)
+            | Storage::Turned(info)
             | Storage::Raised(info)
             | Storage::Transposed(info) => float_type(info.dtype),
             Storage::Compressed(_, float) => *float,

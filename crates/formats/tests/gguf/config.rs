@@ -239,10 +239,14 @@ fn errors_name_the_key() {
         format!("metadata `{key}`: it is not the id of one of the 5 tokens")
     );
     assert_eq!(
-        error(as_architecture("gemma2").set("gemma2.expert_count", 8)),
-        "a mixture of experts is not supported for architecture `gemma2`"
+        error(as_architecture("qwen2").set("qwen2.expert_count", 8)),
+        "a mixture of experts is not supported for architecture `qwen2`"
     );
-    assert!(error(llama().set("llama.expert_count", 8)).contains("`llama.expert_used_count`"));
+    let mixture = || llama().set("llama.expert_count", 8);
+    assert!(error(mixture()).contains("`llama.expert_used_count`"));
+    let config = of(&mixture().set("llama.expert_used_count", 2).read()).unwrap();
+    assert_eq!(config["model_type"], json!("mixtral"));
+    assert_eq!(config["num_local_experts"], json!(8));
     assert!(of(&llama().set("llama.expert_count", 0).read()).is_ok());
     assert_eq!(
         error(llama().set("llama.embedding_length", 12).remove("llama.rope.dimension_count")),

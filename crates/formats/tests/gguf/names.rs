@@ -1,6 +1,6 @@
 //! Tensor names, the order of rows, and values.
 
-use lapidary_formats::gguf::{Change, Destination, GgufError, Names, dequantize, unpermute_rows};
+use lapidary_formats::gguf::{Change, Destination, GgufError, Names, RowOrder, dequantize};
 use lapidary_store::{Dtype, GgmlType};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -47,37 +47,6 @@ fn every_tensor_of_a_decoder_goes_there_and_back() {
 }
 
 #[test]
-fn a_tensor_of_all_experts_is_one_for_each() {
-    let gguf = Builder::default()
-        .set("general.architecture", "llama")
-        .set("llama.attention.head_count", 6)
-        .set("llama.expert_count", 4);
-    let mixtral = Names::new(&gguf.read().metadata).unwrap();
-    let experts = |prefix: &str, part: &'static str| {
-        Ok(Destination::Experts { prefix: prefix.to_owned(), part })
-    };
-    let prefix = "model.layers.10.block_sparse_moe.experts";
-    for (gguf, part) in [("gate", "w1"), ("up", "w3"), ("down", "w2")] {
-        let gguf = format!("blk.10.ffn_{gguf}_exps.weight");
-        assert_eq!(mixtral.to_hugging_face(&gguf), experts(prefix, part));
-        for expert in [0, 3, 12] {
-            assert_eq!(
-                mixtral.to_gguf(&format!("{prefix}.{expert}.{part}.weight")),
-                Some(gguf.clone())
-            );
-        }
-    }
-    let router = "model.layers.10.block_sparse_moe.gate.weight";
-    assert_eq!(mixtral.to_gguf(router).as_deref(), Some("blk.10.ffn_gate_inp.weight"));
-    assert_eq!(mixtral.to_gguf(&format!("{prefix}.x.w1.weight")), None);
-    assert_eq!(mixtral.to_gguf(&format!("{prefix}.1.w4.weight")), None);
-    let qwen = names("qwen3moe");
-    let prefix = "model.layers.0.mlp.experts";
-    assert_eq!(qwen.to_hugging_face("blk.0.ffn_up_exps.weight"), experts(prefix, "up_proj"));
-    assert!(names("llama").to_hugging_face("blk.0.ffn_up_exps.weight").is_err());
-}
-
-#[test]
 fn every_tensor_of_an_encoder_goes_there_and_back() {
     let pairs = [
         ("token_embd.weight", "embeddings.word_embeddings.weight"),
@@ -101,12 +70,46 @@ fn every_tensor_of_an_encoder_goes_there_and_back() {
 }
 
 #[test]
+fn experts_stand_in_one_tensor() {
+    let cases = [
+        ("ffn_gate_exps", "block_sparse_moe.experts", "w1", "mlp.experts", "gate_proj"),
+        ("ffn_up_exps", "block_sparse_moe.experts", "w3", "mlp.experts", "up_proj"),
+        ("ffn_down_exps", "block_sparse_moe.experts", "w2", "mlp.experts", "down_proj"),
+    ];
+    for (stem, mixtral, w, qwen, proj) in cases {
+        for (architecture, module, part) in [("llama", mixtral, w), ("qwen3moe", qwen, proj)] {
+            let gguf = Builder::default()
+                .set("general.architecture", architecture)
+                .set(&format!("{architecture}.attention.head_count"), 6)
+                .set(&format!("{architecture}.expert_count"), 12)
+                .read();
+            let names = Names::new(&gguf.metadata).unwrap();
+            let (file, module) =
+                (format!("blk.3.{stem}.weight"), format!("model.layers.3.{module}"));
+            let found = names.to_hugging_face(&file).unwrap();
+            assert_eq!(found, Destination::Experts { module: module.clone(), part });
+            let name = format!("{module}.11.{part}.weight");
+            assert_eq!(names.to_experts(&name), Some((file.clone(), 11)));
+            assert_eq!(names.to_gguf(&name), None);
+            assert_eq!(names.to_experts(&format!("{module}.011.{part}.weight")), None);
+            assert_eq!(names.to_experts(&format!("{module}.11.{part}.bias")), None);
+            assert!(names.to_hugging_face(&format!("blk.3.{stem}.bias")).is_err());
+        }
+    }
+    assert!(names("llama").to_hugging_face("blk.3.ffn_gate_exps.weight").is_err(), "no experts");
+}
+
+#[test]
 fn only_llamas_queries_and_keys_are_in_pairs() {
     for suffix in ["weight", "bias"] {
         let q = format!("model.layers.4.self_attn.q_proj.{suffix}");
         let k = format!("model.layers.4.self_attn.k_proj.{suffix}");
         for (architecture, q_rows, k_rows) in [
-            ("llama", Change::Paired { heads: 6 }, Change::Paired { heads: 2 }),
+            (
+                "llama",
+                Change::Rows(RowOrder::Paired { heads: 6 }),
+                Change::Rows(RowOrder::Paired { heads: 2 }),
+            ),
             ("qwen2", Change::Same, Change::Same),
             ("qwen3", Change::Same, Change::Same),
         ] {
@@ -143,8 +146,8 @@ fn other_names_are_unknown() {
         Names::new(&Builder::default().set("general.architecture", "mamba").read().metadata);
     assert_eq!(
         error.unwrap_err().to_string(),
-        "architecture `mamba` is not supported; llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, granite, \
-         olmo2, phi3, smollm3, stablelm, starcoder2 and bert are"
+        "architecture `mamba` is not supported; llama, qwen2, qwen3, qwen3moe, gpt2, gptneox, \
+         gemma2, gemma3, granite, olmo2, phi3, smollm3, stablelm, starcoder2, bert are"
     );
 }
 
@@ -170,8 +173,27 @@ proptest! {
     ) {
         let data: Vec<usize> = (0..heads * 2 * half * columns).collect();
         let mut back = permute(&data, columns, heads);
-        unpermute_rows("w", &mut back, columns, heads).unwrap();
-        prop_assert_eq!(back, data);
+        let order = RowOrder::Paired { heads };
+        order.restore("w", &mut back, columns).unwrap();
+        prop_assert_eq!(&back, &data);
+        order.arrange("w", &mut back, columns).unwrap();
+        prop_assert_eq!(back, permute(&data, columns, heads));
+    }
+
+    /// What the converter does: `reshape(heads, 3, dim, columns)`, then each of the three on its own.
+    #[test]
+    fn queries_come_before_keys_and_values(
+        heads in 1..5usize, dim in 1..6usize, columns in 1..4usize,
+    ) {
+        let data: Vec<usize> = (0..heads * 3 * dim * columns).collect();
+        let rows = (0..3).flat_map(|part| (0..heads).map(move |head| head * 3 + part));
+        let wanted: Vec<usize> =
+            rows.flat_map(|run| data[run * dim * columns..][..dim * columns].to_vec()).collect();
+        let (order, mut found) = (RowOrder::Parted { heads }, data.clone());
+        order.arrange("w", &mut found, columns).unwrap();
+        prop_assert_eq!(&found, &wanted);
+        order.restore("w", &mut found, columns).unwrap();
+        prop_assert_eq!(found, data);
     }
 
     #[test]
@@ -181,7 +203,7 @@ proptest! {
         let mut back = data.clone();
         let whole = columns > 0 && heads > 0 && !data.is_empty()
             && data.len() % (2 * columns * heads) == 0;
-        let result = unpermute_rows("w", &mut back, columns, heads);
+        let result = RowOrder::Paired { heads }.restore("w", &mut back, columns);
         prop_assert_eq!(result.is_ok(), whole);
         if !whole {
             prop_assert_eq!(back, data);

@@ -5,6 +5,7 @@
 //! into the same tokens. What GGUF does not keep, such as flags of offsets, gets its usual value.
 
 mod bpe;
+mod pieces;
 mod pre;
 mod spm;
 mod vocabulary;
@@ -16,6 +17,7 @@ use serde_json::{Map, Value, json};
 
 pub(super) use self::vocabulary::SpecialIds;
 use self::vocabulary::Vocabulary;
+use self::write::phi3_strips;
 pub(super) use self::write::{Folder, entries};
 use super::{GgufError, keys};
 
@@ -44,7 +46,7 @@ pub fn tokenizer_files(metadata: &Metadata) -> Result<TokenizerFiles, GgufError>
     let special_tokens_map = special_tokens_map(&vocabulary);
     Ok(TokenizerFiles {
         tokenizer_config: tokenizer_config(metadata, &vocabulary, &definition)?,
-        tokenizer: definition.into_json(&vocabulary),
+        tokenizer: definition.into_json(&vocabulary, is_phi3(metadata)?),
         special_tokens_map: Value::Object(special_tokens_map),
     })
 }
@@ -88,7 +90,7 @@ struct Definition {
 }
 
 impl Definition {
-    fn into_json(self, vocabulary: &Vocabulary<'_>) -> Value {
+    fn into_json(self, vocabulary: &Vocabulary<'_>, is_phi3: bool) -> Value {
         let template = self.template(vocabulary);
         let post_processor = match (self.post_processor, template) {
             (processor, None) => processor,
@@ -100,7 +102,7 @@ impl Definition {
         let added: Vec<_> = vocabulary
             .added()
             .map(|(id, token, special)| {
-                let mut added = added_token(token, special);
+                let mut added = added_token(token, special, is_phi3);
                 added.insert("id".to_owned(), json!(id));
                 added.sort_keys();
                 added
@@ -150,12 +152,19 @@ impl Definition {
     }
 }
 
-fn added_token(token: &str, special: bool) -> Map<String, Value> {
+/// Whether a model is called as those are whose added tokens take the spaces after them in llama.cpp.
+fn is_phi3(metadata: &Metadata) -> Result<bool, GgufError> {
+    let name = keys::string(metadata, "general.name")?.unwrap_or_default().to_lowercase();
+    Ok(name.contains("phi-3") || name.contains("phi3"))
+}
+
+fn added_token(token: &str, special: bool, is_phi3: bool) -> Map<String, Value> {
     let mut added = Map::new();
     added.insert("content".to_owned(), json!(token));
-    for flag in ["lstrip", "normalized", "rstrip", "single_word"] {
+    for flag in ["lstrip", "normalized", "single_word"] {
         added.insert(flag.to_owned(), json!(false));
     }
+    added.insert("rstrip".to_owned(), json!(is_phi3 && phi3_strips(token)));
     added.insert("special".to_owned(), json!(special));
     added
 }
@@ -179,9 +188,12 @@ fn tokenizer_config(
     definition: &Definition,
 ) -> Result<Value, GgufError> {
     let mut config = special_tokens_map(vocabulary);
+    let is_phi3 = is_phi3(metadata)?;
     let added: Map<_, _> = vocabulary
         .added()
-        .map(|(id, token, special)| (id.to_string(), Value::Object(added_token(token, special))))
+        .map(|(id, token, special)| {
+            (id.to_string(), Value::Object(added_token(token, special, is_phi3)))
+        })
         .collect();
     config.insert("added_tokens_decoder".to_owned(), Value::Object(added));
     config.insert("clean_up_tokenization_spaces".to_owned(), json!(false));

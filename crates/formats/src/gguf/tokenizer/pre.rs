@@ -23,7 +23,7 @@ use Step::{Digits, Gpt2, Punctuation, Split};
 pub(super) struct PreTokenizer {
     names: &'static [&'static str],
     /// Whether texts are first brought to Unicode's composed form, NFC.
-    composed: bool,
+    pub(super) composed: bool,
     steps: &'static [Step],
     /// Whether a word that is a token is not merged, but taken whole.
     pub(super) ignore_merges: bool,
@@ -63,6 +63,7 @@ const ALL: &[PreTokenizer] = &[
         steps: &[Split(QWEN2)],
         ..PLAIN
     },
+    PreTokenizer { names: &["stablelm2"], steps: &[Split(QWEN2)], ..PLAIN },
     PreTokenizer {
         names: &["tekken"],
         steps: &[Split(TEKKEN)],
@@ -181,11 +182,11 @@ pub(super) fn steps<'a>(component: &'a Value, list: &str) -> Vec<&'a Value> {
     }
 }
 
-/// The name of the rules of a byte-level `tokenizer.json`.
+/// The rules of a byte-level `tokenizer.json`.
 ///
 /// # Errors
 /// When no name stands for them: another one would give other tokens.
-pub(super) fn name(tokenizer: &Value) -> Result<&'static str, String> {
+pub(super) fn rules(tokenizer: &Value) -> Result<&'static PreTokenizer, String> {
     let mut composed = false;
     for step in steps(&tokenizer["normalizer"], "normalizers") {
         match step["type"].as_str() {
@@ -201,8 +202,7 @@ pub(super) fn name(tokenizer: &Value) -> Result<&'static str, String> {
     let is_it = |rules: &&PreTokenizer| {
         rules.composed == composed && rules.ignore_merges == ignore_merges && rules.are(&found)
     };
-    let named = ALL.iter().find(is_it).and_then(|rules| rules.names.first()).copied();
-    named.ok_or_else(|| {
+    ALL.iter().find(is_it).ok_or_else(|| {
         "llama.cpp has no name for its rules of splitting text (normalizer, pre_tokenizer, \
          ignore_merges), and would split text otherwise than the model was trained with"
             .to_owned()
@@ -210,6 +210,11 @@ pub(super) fn name(tokenizer: &Value) -> Result<&'static str, String> {
 }
 
 impl PreTokenizer {
+    /// What they are called.
+    pub(super) fn name(&self) -> &'static str {
+        self.names.first().copied().unwrap_or_default()
+    }
+
     /// Whether these are the steps, the spelling of bytes aside.
     fn are(&self, found: &[&Value]) -> bool {
         let is_spelling =
@@ -217,7 +222,12 @@ impl PreTokenizer {
         let found: Vec<&&Value> = found.iter().filter(|step| !is_spelling(step)).collect();
         let is = |step: &Step, value: &Value| match *step {
             Split(pattern) => {
-                let isolated = value["behavior"] == "Isolated" && value["invert"] != true;
+                let behavior = value["behavior"].as_str();
+                let isolated = match value["invert"] == true {
+                    false => behavior == Some("Isolated"),
+                    // What lies between matches goes away; here nothing does.
+                    true => behavior == Some("Removed") && pattern.ends_with(r"|\s+"),
+                };
                 value["type"] == "Split" && value["pattern"]["Regex"] == pattern && isolated
             }
             Digits { individual } => {

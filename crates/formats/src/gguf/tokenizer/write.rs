@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use lapidary_store::gguf::{MetaArray, MetaValue};
 use serde_json::Value;
 
-use super::pre;
 use super::vocabulary::Use;
+use super::{pieces, pre};
 use crate::gguf::GgufError;
 
 /// The files of a folder that say what its tokenizer does; null where there is none.
@@ -30,10 +30,12 @@ pub(in super::super) struct Folder {
 pub(in super::super) struct Written {
     pub(in super::super) entries: Vec<(String, MetaValue)>,
     pub(in super::super) remarks: Vec<String>,
+    /// What llama.cpp does otherwise.
+    pub(in super::super) departures: Vec<String>,
 }
 
 impl Written {
-    fn put(&mut self, key: &str, value: MetaValue) {
+    pub(super) fn put(&mut self, key: &str, value: MetaValue) {
         self.entries.push((format!("tokenizer.ggml.{key}"), value));
     }
 
@@ -61,10 +63,17 @@ pub(in super::super) fn entries(folder: &Folder, rows: usize) -> Result<Written,
     match kind {
         Kind::Bytes => {
             written.text("model", "gpt2");
-            let name = pre::name(&folder.tokenizer).map_err(wrong)?;
+            let rules = pre::rules(&folder.tokenizer).map_err(wrong)?;
+            let name = rules.name();
             written.text("pre", name);
+            let also = match rules.composed {
+                true => {
+                    "; llama.cpp does not compose characters (NFC) first, as the tokenizer does"
+                }
+                false => "",
+            };
             written.remarks.push(format!(
-                "tokenizer: its rules for splitting text are those that llama.cpp calls {name:?}"
+                "tokenizer: its rules for splitting text are those that llama.cpp calls {name:?}{also}"
             ));
         }
         Kind::Pieces => {
@@ -79,15 +88,9 @@ pub(in super::super) fn entries(folder: &Folder, rows: usize) -> Result<Written,
     let types = vocabulary.uses.iter().map(|usage| *usage as i32).collect();
     let merges = merges(&folder.tokenizer)?;
     if kind == Kind::Pieces {
-        let scores = scores(&vocabulary, &merges)?;
-        written.put("scores", MetaValue::Array(MetaArray::F32(scores)));
-        let prefix = space_prefix(&folder.tokenizer)?;
-        if prefix == Prefix::UnlessThere {
-            written.remarks.push(SECOND_SPACE.to_owned());
-        }
-        let prefix = prefix != Prefix::Never;
-        written.put("add_space_prefix", MetaValue::Bool(prefix));
+        pieces::write(&folder.tokenizer, &vocabulary, &merges, &mut written)?;
     }
+    strips(folder, &mut written);
     if kind == Kind::Words {
         words(&folder.tokenizer, &mut written)?;
     }
@@ -102,7 +105,7 @@ pub(in super::super) fn entries(folder: &Folder, rows: usize) -> Result<Written,
     Ok(written)
 }
 
-fn wrong(problem: String) -> GgufError {
+pub(super) fn wrong(problem: String) -> GgufError {
     GgufError::folder("tokenizer.json", problem)
 }
 
@@ -133,11 +136,11 @@ fn kind(tokenizer: &Value) -> Result<Kind, GgufError> {
 }
 
 /// The tokens by id.
-struct Vocabulary {
-    tokens: Vec<String>,
-    uses: Vec<Use>,
+pub(super) struct Vocabulary {
+    pub(super) tokens: Vec<String>,
+    pub(super) uses: Vec<Use>,
     /// Ids by the spelling of `tokenizer.json`.
-    ids: HashMap<String, u32>,
+    pub(super) ids: HashMap<String, u32>,
 }
 
 impl Vocabulary {
@@ -234,77 +237,47 @@ fn merges(tokenizer: &Value) -> Result<Vec<(String, String)>, GgufError> {
     list.into_iter().flatten().map(|merge| pair(merge).ok_or_else(|| bad(merge))).collect()
 }
 
-/// Scores that merge in the order of the merges: what a pair makes is worth more the earlier it
-/// stands. All pairs that make one token must stand together, as they do in files that were made
-/// from a SentencePiece model; scores cannot say anything else.
-fn scores(vocabulary: &Vocabulary, merges: &[(String, String)]) -> Result<Vec<f32>, GgufError> {
-    let mut scores: Vec<f32> = vec![0.0; vocabulary.tokens.len()];
-    let ids = (0..vocabulary.tokens.len()).zip(&vocabulary.uses);
-    for (id, _) in ids.filter(|(_, usage)| **usage == Use::Normal) {
-        scores[id] = -((merges.len() + id) as f32);
-    }
-    let mut last = String::new();
-    let mut seen = std::collections::HashSet::new();
-    for (rank, (left, right)) in merges.iter().enumerate() {
-        let token = format!("{left}{right}");
-        let Some(id) = vocabulary.ids.get(&token) else {
-            return Err(wrong(format!("model.merges: {left:?} and {right:?} make no token")));
-        };
-        if token == last {
-            continue;
+/// Tokens that take the space beside them with them: GGUF has no place for that, but llama.cpp does as
+/// Phi 3's do for models of that name.
+fn strips(folder: &Folder, written: &mut Written) {
+    let added = folder.tokenizer["added_tokens"].as_array();
+    let added: Vec<&Value> = added.into_iter().flatten().collect();
+    let content = |token: &Value| token["content"].as_str().unwrap_or_default().to_owned();
+    let is_odd = |token: &&&Value| {
+        ["lstrip", "rstrip", "single_word"].iter().any(|flag| token[*flag] == true)
+    };
+    let odd: Vec<String> = added.iter().filter(is_odd).map(|token| content(token)).collect();
+    let is_phi = |token: &&Value| {
+        let strips = phi3_strips(&content(token));
+        (token["rstrip"] == true) == strips
+            && token["lstrip"] != true
+            && token["single_word"] != true
+    };
+    match odd.first() {
+        None => {}
+        Some(_) if added.iter().all(is_phi) => {
+            let name = MetaValue::String("Phi-3".to_owned());
+            written.entries.push(("general.name".to_owned(), name));
+            written.remarks.push(
+                "tokenizer: its added tokens take the spaces after them as Phi 3's do, which \
+                 llama.cpp does for models called so; the file says that name"
+                    .to_owned(),
+            );
         }
-        if !seen.insert(*id) {
-            return Err(wrong(format!(
-                "the merges that make {token:?} do not stand together, so that no scores say the \
-                 same; GGUF holds SentencePiece models and byte-level BPE"
-            )));
-        }
-        scores[*id as usize] = -(rank as f32);
-        last = token;
+        Some(first) => written.departures.push(format!(
+            "{} added tokens ({first:?} the first) take the spaces beside them or stand as words \
+             alone; llama.cpp finds them anywhere and leaves the spaces",
+            odd.len()
+        )),
     }
-    Ok(scores)
 }
 
-/// When a text gets a space before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Prefix {
-    Never,
-    Always,
-    /// Where it does not begin with one.
-    UnlessThere,
+/// Whether llama.cpp has an added token take the spaces after it, in models that are called Phi 3.
+pub(super) fn phi3_strips(token: &str) -> bool {
+    !matches!(token, "<unk>" | "<s>" | "<|endoftext|>")
 }
 
-const SECOND_SPACE: &str = "tokenizer: a text that begins with a space gets a second one from \
-                            llama.cpp, as from SentencePiece; tokenizer.json gives it none";
-
-/// When a text gets a space before it; a normalizer that does anything else has no key.
-fn space_prefix(tokenizer: &Value) -> Result<Prefix, GgufError> {
-    let (mut prefix, mut spells_spaces) = (Prefix::Never, false);
-    for step in pre::steps(&tokenizer["normalizer"], "normalizers") {
-        match step["type"].as_str() {
-            Some("Prepend") if step["prepend"] == "▁" => prefix = Prefix::Always,
-            Some("Replace") if step["pattern"]["String"] == " " && step["content"] == "▁" => {
-                spells_spaces = true;
-            }
-            other => return Err(no_normalizer(other)),
-        }
-    }
-    for step in pre::steps(&tokenizer["pre_tokenizer"], "pretokenizers") {
-        match (step["type"].as_str(), step["prepend_scheme"].as_str()) {
-            (Some("Metaspace"), Some("never")) => {}
-            (Some("Metaspace"), _) => prefix = Prefix::UnlessThere,
-            // Gemma's: it splits at spaces, of which the normalizer has left none.
-            (Some("Split"), _) if step["pattern"]["String"] == " " && spells_spaces => {}
-            (other, _) => {
-                let kind = other.unwrap_or("without a type");
-                return Err(wrong(format!("a pre-tokenizer {kind:?} has no place in GGUF")));
-            }
-        }
-    }
-    Ok(prefix)
-}
-
-fn no_normalizer(kind: Option<&str>) -> GgufError {
+pub(super) fn no_normalizer(kind: Option<&str>) -> GgufError {
     wrong(format!("a normalizer {:?} has no place in GGUF", kind.unwrap_or("without a type")))
 }
 
@@ -437,7 +410,6 @@ mod tests {
 
     use super::*;
     use crate::gguf::tokenizer::tokenizer_files;
-    use lapidary_store::Tokenizer;
     use lapidary_store::gguf::Metadata;
     use serde_json::json;
 
@@ -576,60 +548,6 @@ mod tests {
             }),
         );
         assert_eq!(first.unwrap().tokenizer, second.unwrap().tokenizer);
-    }
-
-    /// The ways in which families spell the beginning of a text: Llama 2, Llama 2 as it was saved later,
-    /// Gemma.
-    fn beginnings() -> [(Value, Value); 3] {
-        let replace = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
-        let prepend = json!({ "type": "Prepend", "prepend": "▁" });
-        let both = json!({ "type": "Sequence", "normalizers": [prepend, replace] });
-        let metaspace = json!({ "type": "Metaspace", "replacement": "▁",
-                                "prepend_scheme": "first", "split": false });
-        let split = json!({ "type": "Split", "pattern": { "String": " " },
-                            "behavior": "MergedWithPrevious", "invert": false });
-        [(both, Value::Null), (Value::Null, metaspace), (replace, split)]
-    }
-
-    #[test]
-    fn texts_have_the_same_pieces_afterwards() {
-        let file = include_str!("../../../../../testdata/tokenizers/pieces.json");
-        let texts = [
-            "",
-            " ",
-            "the",
-            " the",
-            "  the",
-            "the  other    thing ",
-            "in\nthe\n\n street\t",
-            "naïve — 東京 🙂‍↕️",
-            "a▁b",
-            "The ship was in the offing; there's 1,234.56 of it.",
-            "\u{0}\u{7f}é",
-            "<0x41>",
-        ];
-        for (normalizer, pre_tokenizer) in beginnings() {
-            let mut tokenizer: Value = serde_json::from_str(file).unwrap();
-            tokenizer["normalizer"] = normalizer;
-            tokenizer["pre_tokenizer"] = pre_tokenizer;
-            let rows = tokenizer["model"]["vocab"].as_object().unwrap().len();
-            let folder = Folder { tokenizer: tokenizer.clone(), ..Folder::default() };
-            let mut metadata = Metadata::default();
-            metadata.set("general.architecture", text("llama"));
-            let written = entries(&folder, rows).unwrap();
-            let is_unless_there = written.remarks.iter().any(|remark| remark == SECOND_SPACE);
-            assert_eq!(is_unless_there, folder.tokenizer["pre_tokenizer"]["type"] == "Metaspace");
-            written.entries.into_iter().for_each(|(key, value)| metadata.set(&key, value));
-            let after = tokenizer_files(&metadata).unwrap().tokenizer;
-            let [before, after] = [tokenizer, after].map(|definition| {
-                Tokenizer::from_json(definition.to_string().as_bytes(), "tokenizer.json").unwrap()
-            });
-            let same = |text: &&&str| !(is_unless_there && text.starts_with([' ', '▁']));
-            for text in texts.iter().filter(same) {
-                let ids = |of: &Tokenizer| of.encode(text, false).unwrap();
-                assert_eq!(ids(&before), ids(&after), "{text:?}");
-            }
-        }
     }
 
     #[test]
