@@ -17,7 +17,6 @@ import llama_cpp
 from llama_tokenizers import make_model
 
 MIXTURES = [1, 2, 3, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 25, 30]
-# Where every row falls back, mixtures of 2 and 3 bits are the same in most layers.
 SHAPES = {
     "divided": dict(hidden=512, inner=1024, layers=16, heads=4, groups=2),
     "as-smollm2": dict(hidden=192, inner=512, layers=30, heads=3, groups=1),
@@ -33,6 +32,8 @@ def main() -> None:
         make_model(folder, tokenizer, **sizes)
         plain = convert(lapidary, folder, scratch / f"mixture-{name}-plain")
         for number in MIXTURES:
+            if (name, number) == ("as-smollm2", 11):
+                continue  # The same file as 10: what tells them apart falls back.
             theirs = scratch / f"{name}-{number}.gguf"
             params = llama_cpp.llama_model_quantize_default_params()
             params.ftype = number

@@ -5,7 +5,7 @@ use lapidary_engine::importance::gather;
 use lapidary_engine::recipe::{Calibration, presets};
 use lapidary_engine::{EngineError, Failure, Silent, tokenizer};
 use lapidary_formats::Source;
-use lapidary_formats::gguf::Importance;
+use lapidary_formats::gguf::{Importance, Inputs};
 use lapidary_kernels::ggml::BlockKind;
 use lapidary_model::{Spec, spec};
 use lapidary_store::gguf::{MetaValue, read_gguf};
@@ -230,6 +230,7 @@ fn tokenizers_of_every_kind_give_the_same_tokens_out_of_a_gguf() {
     );
     says(&|d| d["model"]["byte_fallback"] = json!(false), "no byte fallback");
     says(&|d| d["added_tokens"][3]["lstrip"] = json!(true), "1 added tokens");
+    says(&|d| d["added_tokens"][3]["rstrip"] = json!(true), "1 added tokens");
     says(&|d| _ = d["model"]["merges"].as_array_mut().unwrap().pop(), "does not join");
     let refused = |change: &dyn Fn(&mut Value), what: &str| {
         let error = other(change).err().unwrap_or_default();
@@ -491,6 +492,27 @@ fn experts_of_a_layer_have_one_type() {
     let error = setup(model, step, scratch.path()).run(&scratch.path().join("out")).unwrap_err();
     assert_eq!(error.failure(), Failure::Refused, "{error}");
     assert!(error.to_string().contains("must be alike"), "{error}");
+}
+
+#[test]
+fn an_importance_matrix_of_experts_stands_in_one_tensor() {
+    let (scratch, source) = (scratch(), open(&model("qwen3-moe-blocks")));
+    let mut found = Importance { rows: 1, row_tokens: 8, ..Importance::default() };
+    for (number, linear) in spec(source.config()).unwrap().linears().enumerate() {
+        if linear.module.contains("experts") || linear.module.contains("o_proj") {
+            let squares = (0..linear.in_features).map(|column| (number * column) as f32).collect();
+            let inputs = Inputs { squares, tokens: number as f32 };
+            found.layers.insert(linear.weight.clone(), inputs);
+        }
+    }
+    let path = scratch.path().join("experts.imatrix.gguf");
+    found.write(&real(), &path, source.config()).unwrap();
+    assert_eq!(Importance::read(&*real(), &path, source.config()).unwrap(), found);
+    let gguf = read_gguf(&*real().open(&path).unwrap()).unwrap();
+    let shape =
+        |name: &str| gguf.tensors.iter().find(|tensor| tensor.name == name).unwrap().shape.clone();
+    assert_eq!(shape("blk.1.ffn_down_exps.weight.in_sum2"), [3, 32]);
+    assert_eq!(shape("blk.1.ffn_down_exps.weight.counts"), [3, 1]);
 }
 
 #[test]

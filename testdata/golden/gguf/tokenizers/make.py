@@ -68,7 +68,9 @@ def pieces(name: str, lines: list) -> dict:
         merges += sorted(cuts, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
     special = ["<unk>", "<s>", "</s>"] + SPECIAL
     text = ["\n\n", *runs] if name == "gemma" else []
-    for token in SPECIAL + text:
+    if name == "phi3":
+        special.append("<|endoftext|>")
+    for token in special + text:
         vocab.setdefault(token, len(vocab))
     strips = ["</s>"] + SPECIAL if name == "phi3" else []
     added = [added_token(vocab[token], token, token in special, token in strips)

@@ -90,7 +90,7 @@ pub(in super::super) fn entries(folder: &Folder, rows: usize) -> Result<Written,
     if kind == Kind::Pieces {
         pieces::write(&folder.tokenizer, &vocabulary, &merges, &mut written)?;
     }
-    strips(folder, &mut written);
+    strips(folder, &vocabulary.ids, &mut written);
     if kind == Kind::Words {
         words(&folder.tokenizer, &mut written)?;
     }
@@ -239,7 +239,7 @@ fn merges(tokenizer: &Value) -> Result<Vec<(String, String)>, GgufError> {
 
 /// Tokens that take the space beside them with them: GGUF has no place for that, but llama.cpp does as
 /// Phi 3's do for models of that name.
-fn strips(folder: &Folder, written: &mut Written) {
+fn strips(folder: &Folder, ids: &HashMap<String, u32>, written: &mut Written) {
     let added = folder.tokenizer["added_tokens"].as_array();
     let added: Vec<&Value> = added.into_iter().flatten().collect();
     let content = |token: &Value| token["content"].as_str().unwrap_or_default().to_owned();
@@ -253,9 +253,12 @@ fn strips(folder: &Folder, written: &mut Written) {
             && token["lstrip"] != true
             && token["single_word"] != true
     };
+    // llama.cpp loads no model of that name without them.
+    let has_them =
+        ["<unk>", "<s>", "</s>", "<|endoftext|>"].iter().all(|token| ids.contains_key(*token));
     match odd.first() {
         None => {}
-        Some(_) if added.iter().all(is_phi) => {
+        Some(_) if has_them && added.iter().all(is_phi) => {
             let name = MetaValue::String("Phi-3".to_owned());
             written.entries.push(("general.name".to_owned(), name));
             written.remarks.push(
