@@ -513,6 +513,22 @@ fn an_importance_matrix_of_experts_stands_in_one_tensor() {
         |name: &str| gguf.tensors.iter().find(|tensor| tensor.name == name).unwrap().shape.clone();
     assert_eq!(shape("blk.1.ffn_down_exps.weight.in_sum2"), [3, 32]);
     assert_eq!(shape("blk.1.ffn_down_exps.weight.counts"), [3, 1]);
+    // The older form has all experts' columns in one entry.
+    let mut old = 1_i32.to_le_bytes().to_vec();
+    let name = b"blk.1.ffn_down_exps.weight";
+    old.extend((name.len() as i32).to_le_bytes());
+    old.extend(name);
+    old.extend([3_i32, 96].iter().flat_map(|number| number.to_le_bytes()));
+    old.extend((0..96).flat_map(|column| (column as f32).to_le_bytes()));
+    std::fs::write(&path, old).unwrap();
+    let read = Importance::read(&*real(), &path, source.config()).unwrap();
+    let last = &read.layers["model.layers.1.mlp.experts.2.down_proj.weight"];
+    assert_eq!((read.layers.len(), last.tokens), (3, 3.0));
+    assert_eq!(last.squares, (64..96).map(|column| column as f32).collect::<Vec<_>>());
+    // An expert that is missing would give its place to the next.
+    let gap = found.layers.keys().find(|name| name.contains("experts.0.")).cloned();
+    found.layers.remove(&gap.unwrap());
+    assert!(found.write(&real(), &path, source.config()).is_err());
 }
 
 #[test]
@@ -615,6 +631,19 @@ fn a_model_without_a_place_is_refused_by_name() {
     refused("opt", "llama.cpp has no loader for OPT");
     refused("bert-masked-lm", "architectures");
     refused("bert-relu", "hidden_act");
+}
+
+#[test]
+fn windows_of_a_mixture_are_refused() {
+    let scratch = scratch();
+    let model = with_tokenizer("qwen3-moe-blocks", scratch.path());
+    let path = model.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["use_sliding_window"] = json!(true);
+    config["sliding_window"] = json!(8);
+    std::fs::write(&path, config.to_string()).unwrap();
+    let error = setup(model, EIGHT, scratch.path()).run(&scratch.path().join("out")).unwrap_err();
+    assert!(error.to_string().contains("use_sliding_window"), "{error}");
 }
 
 #[test]

@@ -73,6 +73,8 @@ pub(super) struct Traits {
     /// Fields of the activation at Hugging Face, the one that is written first, and the names of the
     /// one that llama.cpp computes.
     pub(super) activation: (&'static [&'static str], &'static [&'static str]),
+    /// One of these that llama.cpp computes nearly, and how it departs from it.
+    pub(super) nearly: Option<(&'static str, &'static str)>,
     /// Key and field of what is added to variances.
     pub(super) epsilon: (&'static str, &'static str),
     pub(super) sizes: Sizes,
@@ -101,8 +103,9 @@ pub(super) struct Sizes {
     pub(super) heads: &'static str,
     pub(super) layers: &'static str,
     pub(super) context: &'static str,
-    /// Four times the hidden size where it is null, in families that let it be.
     pub(super) intermediate: &'static str,
+    /// How many times the hidden size that is where it is null, in families that let it be.
+    pub(super) multiple: Option<usize>,
 }
 
 /// Fields of rotary positions, and what they are where they are missing.
@@ -178,6 +181,7 @@ const SIZES: Sizes = Sizes {
     layers: "num_hidden_layers",
     context: "max_position_embeddings",
     intermediate: "intermediate_size",
+    multiple: None,
 };
 
 const ROPE: Rope = Rope { theta: ("rope_theta", 10_000.0), partial: None };
@@ -185,7 +189,7 @@ const ROPE: Rope = Rope { theta: ("rope_theta", 10_000.0), partial: None };
 /// Names of the activation that is GELU by the hyperbolic tangent.
 const GELU_TANH: &[&str] = &["gelu_new", "gelu_pytorch_tanh", "gelu_fast"];
 
-const EXPERTS: &str = "expert_count";
+pub(super) const EXPERTS: &str = "expert_count";
 const EXPERTS_USED: Field = size("expert_used_count", "num_experts_per_tok");
 
 const WINDOW: Field = size("attention.sliding_window", "sliding_window");
@@ -204,6 +208,7 @@ const LLAMA: Traits = Traits {
     model_type: "llama",
     class: "LlamaForCausalLM",
     activation: (&["hidden_act"], &["silu", "swish"]),
+    nearly: None,
     epsilon: ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
     sizes: SIZES,
     grouped: true,
@@ -281,6 +286,7 @@ const GPT2: Traits = Traits {
         layers: "n_layer",
         context: "n_positions",
         intermediate: "n_inner",
+        multiple: Some(4),
     },
     grouped: false,
     fused: true,
@@ -295,12 +301,16 @@ const GPT2: Traits = Traits {
     ..LLAMA
 };
 
-/// llama.cpp computes GELU by the hyperbolic tangent, which is close to that by the error function.
 const GPT_NEOX: Traits = Traits {
     name: "gptneox",
     model_type: "gpt_neox",
     class: "GPTNeoXForCausalLM",
     activation: (&["hidden_act"], &["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"]),
+    nearly: Some((
+        "gelu",
+        "llama.cpp computes GELU by the hyperbolic tangent for this architecture, where the model has \
+         the error function: activations differ by up to 0.0005",
+    )),
     epsilon: (LAYER_NORM, "layer_norm_eps"),
     grouped: false,
     fused: true,
@@ -458,12 +468,15 @@ impl Architecture {
         matches!(self, Self::Llama | Self::Mixtral | Self::Granite | Self::SmolLm3)
     }
 
+    /// Whether it puts all heads' queries before all keys and values, where Hugging Face has them head by
+    /// head.
+    pub(super) fn parts_rows(self) -> bool {
+        self == Self::GptNeoX
+    }
+
     /// The names of the experts at Hugging Face, where there are any.
     pub(super) fn experts(self) -> Option<&'static ExpertNames> {
-        match self {
-            Self::Mixtral | Self::Qwen3Moe => ExpertNames::of(self.traits()?.model_type),
-            _ => None,
-        }
+        ExpertNames::of(self.traits()?.model_type)
     }
 
     /// Whether gains that Hugging Face stores less one are stored whole.

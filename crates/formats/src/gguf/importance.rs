@@ -2,7 +2,8 @@
 //!
 //! Written as GGUF: for the layer with the weight `NAME`, the tensors `NAME.in_sum2` (the sums, F32) and
 //! `NAME.counts` (tokens summed over), and as metadata `imatrix.datasets`, `imatrix.chunk_count` and
-//! `imatrix.chunk_size`. The experts of a layer stand in one pair, a row each. Read as that or as what it was before, a list of names and mean squares.
+//! `imatrix.chunk_size`. The experts of a layer stand in one pair, a row each. Read as that or as what it
+//! was before, a list of names and mean squares.
 
 use super::metadata::Model;
 use super::{Destination, Names};
@@ -50,13 +51,19 @@ impl Importance {
     /// # Errors
     /// When the model or one of the layers has no name in GGUF, or the disk refuses.
     pub fn write(&self, fs: &Arc<dyn Fs>, path: &Path, config: &Value) -> Result<(), FormatError> {
-        let names = names(path, config)?;
+        let (names, _) = names(path, config)?;
         let mut layers: BTreeMap<String, BTreeMap<usize, &Inputs>> = BTreeMap::new();
         for (name, inputs) in &self.layers {
             let nameless = || FormatError::malformed(name, "has no name in llama.cpp");
             let alone = || names.to_gguf(name).map(|gguf| (gguf, 0));
             let (gguf, expert) = names.to_experts(name).or_else(alone).ok_or_else(nameless)?;
             layers.entry(gguf).or_default().insert(expert, inputs);
+        }
+        for (name, parts) in &layers {
+            // Experts are told by their places alone.
+            if !parts.keys().copied().eq(0..parts.len()) {
+                return Err(FormatError::malformed(name, "lacks one of its experts"));
+            }
         }
         let mut metadata = Metadata::default();
         metadata.set("general.type", MetaValue::String("imatrix".to_owned()));
@@ -95,7 +102,7 @@ impl Importance {
     /// When the file is none, is damaged, names no layer of the model, or holds what is no sum of
     /// squares.
     pub fn read(fs: &dyn Fs, path: &Path, config: &Value) -> Result<Self, FormatError> {
-        let names = names(path, config)?;
+        let (names, experts) = names(path, config)?;
         let place = path.display().to_string();
         let file = fs.open(path)?;
         let mut magic = [0; 4];
@@ -123,7 +130,8 @@ impl Importance {
                 (Ok(Destination::Tensor { name, .. }), 1) => {
                     layers.extend(parts.into_iter().map(|inputs| (name.clone(), inputs)));
                 }
-                (Ok(Destination::Experts { module, part }), _) => {
+                (Ok(Destination::Experts { module, part }), count) => {
+                    let parts = if count == 1 { parted(parts, experts) } else { parts };
                     let named =
                         |(expert, inputs)| (format!("{module}.{expert}.{part}.weight"), inputs);
                     layers.extend(parts.into_iter().enumerate().map(named));
@@ -138,10 +146,22 @@ impl Importance {
     }
 }
 
-fn names(path: &Path, config: &Value) -> Result<Names, FormatError> {
+/// The experts of an entry of the older form, which has one count of tokens for all.
+fn parted(together: Vec<Inputs>, experts: usize) -> Vec<Inputs> {
+    let each = |Inputs { squares, tokens }: Inputs| -> Vec<Inputs> {
+        let columns = (squares.len() / experts.max(1)).max(1);
+        let rows = squares.chunks(columns).map(<[f32]>::to_vec);
+        rows.map(|squares| Inputs { squares, tokens }).collect()
+    };
+    together.into_iter().flat_map(each).collect()
+}
+
+/// The names of a model, and the number of its experts.
+fn names(path: &Path, config: &Value) -> Result<(Names, usize), FormatError> {
     let model = Model::read(config)
         .map_err(|error| FormatError::malformed(path.display().to_string(), error.to_string()))?;
-    Ok(Names::of(model.architecture, model.heads, model.kv_heads))
+    let names = Names::of(model.architecture, model.heads, model.kv_heads);
+    Ok((names, model.experts()))
 }
 
 /// The inputs of each expert of a layer, or of the one layer there is, by names in GGUF.

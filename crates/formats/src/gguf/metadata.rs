@@ -5,7 +5,7 @@
 use lapidary_store::gguf::{MetaValue, Metadata};
 use serde_json::Value;
 
-use super::architecture::{Architecture, Field, Head, Kind, Rope, Traits};
+use super::architecture::{Architecture, EXPERTS, Field, Head, Kind, Rope, Traits};
 use super::config::attention_scalar;
 use super::{GgufError, rope};
 
@@ -66,6 +66,12 @@ impl Model {
         metadata
     }
 
+    /// Experts of a layer; none where the model is no mixture.
+    pub(super) fn experts(&self) -> usize {
+        let count = self.entries.iter().find(|(key, _)| *key == EXPERTS);
+        count.and_then(|(_, value)| value.as_u64()).map_or(0, |count| count as usize)
+    }
+
     /// What the architecture's keys say.
     pub(super) fn sizes(&self) -> impl Iterator<Item = (String, MetaValue)> {
         let name = self.architecture.name();
@@ -90,11 +96,9 @@ fn decoder(
     let of_head = |field| if traits.grouped { config.optional_size(field) } else { Ok(None) };
     let kv_heads = of_head("num_key_value_heads")?.unwrap_or(heads);
     let head_dim = of_head("head_dim")?.unwrap_or(hidden / heads);
-    let intermediate = match config.optional_size(sizes.intermediate)? {
-        None if architecture == Architecture::Gpt2 => hidden.saturating_mul(4),
-        None => return Err(wrong(sizes.intermediate, "is missing")),
-        Some(intermediate) => intermediate,
-    };
+    let multiple = sizes.multiple.map(|multiple| hidden.saturating_mul(multiple));
+    let intermediate = config.optional_size(sizes.intermediate)?.or(multiple);
+    let intermediate = intermediate.ok_or_else(|| wrong(sizes.intermediate, "is missing"))?;
     check_computed(config, architecture, traits)?;
     let vocabulary = config.size("vocab_size")?;
     let context = config.optional_size(sizes.context)?.unwrap_or(2048);
@@ -129,15 +133,10 @@ fn decoder(
              attention sees more than the model was trained with"
         ));
     }
-    if architecture == Architecture::GptNeoX
-        && config.text("hidden_act").unwrap_or("gelu") == "gelu"
-    {
-        departures.push(
-            "llama.cpp computes GELU by the hyperbolic tangent for this architecture, where the \
-             model has the error function: activations differ by up to 0.0005"
-                .to_owned(),
-        );
-    }
+    let (fields, names) = traits.activation;
+    let activation = fields.iter().find_map(|field| config.text(field)).unwrap_or(names[0]);
+    let nearly = traits.nearly.filter(|(name, _)| *name == activation);
+    departures.extend(nearly.map(|(_, departure)| departure.to_owned()));
     let tied = is_tied(config, traits)?;
     Ok(Model { architecture, heads, kv_heads, vocabulary, tied, rope_factors, departures, entries })
 }
@@ -170,7 +169,7 @@ fn check_computed(
         .optional_size("decoder_sparse_step")?
         .is_some_and(|step| step > 1)
         || config.get("mlp_only_layers").and_then(Value::as_array).is_some_and(|l| !l.is_empty());
-    if architecture == Architecture::Qwen3Moe && has_plain_layers {
+    if architecture.experts().is_some() && has_plain_layers {
         let problem = "is not empty, or decoder_sparse_step is not 1: llama.cpp wants experts in \
                        every layer";
         return Err(wrong("mlp_only_layers", problem));
@@ -272,7 +271,7 @@ fn rotary(
 fn sliding_window(config: Config<'_>, model_type: &str) -> Result<Option<usize>, GgufError> {
     match model_type {
         "mistral" | "mixtral" | "phi3" | "starcoder2" => config.optional_size("sliding_window"),
-        "qwen2" | "qwen3" if config.flag("use_sliding_window") => Err(wrong(
+        "qwen2" | "qwen3" | "qwen3_moe" if config.flag("use_sliding_window") => Err(wrong(
             "use_sliding_window",
             "llama.cpp has no sliding window for this architecture",
         )),

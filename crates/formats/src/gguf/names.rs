@@ -108,7 +108,7 @@ impl Names {
         let change = match (self.architecture, translated.pattern) {
             (of, "blk.{}.attn_q") if of.pairs_rows() => paired(self.heads),
             (of, "blk.{}.attn_k") if of.pairs_rows() => paired(self.kv_heads),
-            (Architecture::GptNeoX, "blk.{}.attn_qkv") => {
+            (of, "blk.{}.attn_qkv") if of.parts_rows() => {
                 Change::Rows(RowOrder::Parted { heads: self.heads })
             }
             (of, _) if is_gain && of.raises_gains() => Change::Raised,
