@@ -60,6 +60,10 @@ YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 0.9,
     "beta_slow": 0.1, "original_max_position_embeddings": 32,
 }
+USUAL_YARN = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "attention_factor": 1.3,
+    "original_max_position_embeddings": 32,
+}
 LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
@@ -205,6 +209,18 @@ QWEN_CASES = [
     Case(
         "qwen3", "q_norm and k_norm per head, head_dim 12 (q is 48 wide, hidden 32), tied",
         dict(QWEN3, tie_word_embeddings=True), seq=24, old=old_rope(1000000.0),
+    ),
+    Case(
+        "qwen3-yarn", "yarn with the usual betas, and an attention_factor of its own",
+        dict(QWEN3, head_dim=16, tie_word_embeddings=True, rope_parameters=dict(USUAL_YARN)),
+        seq=40,
+        overlooked=[
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+            {"rope_parameters": dict(USUAL_YARN, attention_factor=None)},
+            {"rope_parameters": dict(USUAL_YARN, original_max_position_embeddings=64)},
+        ],
+        old=old_rope(10000.0, {"type": "yarn", "factor": 4.0, "attention_factor": 1.3,
+                               "original_max_position_embeddings": 32}),
     ),
     Case(
         "qwen3-biases", "attention_bias: q, k, v and o have biases; untied",

@@ -4,10 +4,12 @@ outputs of transformers that are stored beside them.
     llama_architectures.py LAPIDARY MODELS SCRATCH NAME[:GRID]...
 
 MODELS is `testdata/models`. Each model gets a tokenizer of as many tokens as its table has rows, is
-converted by LAPIDARY, or rounded to blocks of GRID, and reads the stored tokens. Prints as JSON `{name: difference}`: the largest
-difference of a logit over the spread of all, or what stood in the way. Needs llama-cpp-python, numpy.
+converted by LAPIDARY, or rounded to blocks of GRID, and reads the stored tokens. Prints as JSON
+`{name: difference}`: the largest difference of a logit over the spread of all, or what stood in the
+way. Needs llama-cpp-python, numpy.
 """
 import json
+import math
 import shutil
 import struct
 import subprocess
@@ -41,7 +43,16 @@ def with_tokenizer(source: Path, folder: Path) -> None:
     for file in source.glob("*"):
         if "golden" not in file.name and "old" not in file.name:
             shutil.copy(file, folder)
-    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    config = json.loads((folder / "config.json").read_text())
+    if source.name.endswith("longrope-short"):
+        # No context of llama.cpp is as short as the first one of this model: the same in a longer one.
+        scaling, first = config["rope_parameters"], config["original_max_position_embeddings"]
+        times = config["max_position_embeddings"] / first
+        scaling["attention_factor"] = math.sqrt(1 + math.log(times) / math.log(first))
+        config["original_max_position_embeddings"] = 1024
+        config["max_position_embeddings"] = 4096
+        (folder / "config.json").write_text(json.dumps(config))
+    rows = config["vocab_size"]
     tokens = [f"<|{i}|>" if i < 3 else chr(0x21 + i) for i in range(rows)]
     special = [{"id": i, "content": tokens[i], "special": True} for i in range(3)]
     (folder / "tokenizer.json").write_text(json.dumps({

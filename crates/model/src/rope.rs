@@ -135,11 +135,46 @@ impl RopeOp {
         }
     }
 
+    /// Whether another makes the same angles but for numbers rounded to single precision, as some files
+    /// keep them.
+    pub fn is_nearly(&self, other: &Self) -> bool {
+        let near = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-6 * a.abs();
+        let (own, others) = (self.scaling.numbers(), other.scaling.numbers());
+        let sizes = |rope: &Self| (rope.heads, rope.head_dim, rope.rotary);
+        sizes(self) == sizes(other)
+            && near((&self.theta, &other.theta))
+            && std::mem::discriminant(&self.scaling) == std::mem::discriminant(&other.scaling)
+            && own.len() == others.len()
+            && own.iter().zip(&others).all(near)
+    }
+
     /// The context beyond which all positions get other angles, where there is one.
     pub fn short_context(&self) -> Option<usize> {
         match &self.scaling {
             RopeScaling::LongRope { original_context, .. } => Some(*original_context as usize),
             _ => None,
+        }
+    }
+}
+
+impl RopeScaling {
+    /// All that it is made of.
+    fn numbers(&self) -> Vec<f64> {
+        match self {
+            Self::None => vec![],
+            Self::Linear { factor } => vec![*factor],
+            Self::Llama3 { factor, low, high, original_context } => {
+                vec![*factor, *low, *high, *original_context]
+            }
+            Self::Yarn { factor, fast, slow, truncate, original_context, attention } => {
+                vec![*factor, *fast, *slow, f64::from(*truncate), *original_context, *attention]
+            }
+            Self::LongRope { short, long, original_context, attention } => {
+                // The lengths part the lists.
+                let mut numbers = vec![short.len() as f64, *original_context, *attention];
+                numbers.extend(short.iter().chain(long));
+                numbers
+            }
         }
     }
 }

@@ -16,21 +16,24 @@ pub(crate) const CHECK: Check = Check {
     run,
 };
 
-/// Folders of `testdata/models`, with the blocks that layers are rounded to if any, and the largest difference of a logit over the spread of all: llama.cpp
-/// looks GELU up in a table of 16-bit floats.
-const MODELS: [(&str, f64); 25] = [
+/// Folders of `testdata/models`, with the blocks that layers are rounded to if any, and the largest
+/// difference of a logit over the spread of all: llama.cpp looks GELU up in a table of 16-bit floats.
+const MODELS: [(&str, f64); 28] = [
     ("llama-untied", 1e-4),
     ("llama-biases", 1e-4),
     ("llama-rope-llama3", 1e-4),
     ("mistral", 1e-4),
     ("qwen2-untied", 1e-4),
     ("qwen3", 1e-4),
+    ("qwen3-yarn", 1e-4),
     ("gemma2-published", 1e-2),
     ("gemma3-published", 1e-2),
     ("granite", 1e-4),
     ("granite-biases", 1e-4),
     ("olmo2", 1e-4),
     ("phi3", 1e-4),
+    ("phi3-longrope", 1e-4),
+    ("phi3-longrope-short", 1e-4),
     ("smollm3", 1e-4),
     ("starcoder2", 1e-2),
     ("stablelm", 1e-4),

@@ -4,7 +4,7 @@ use super::Plan;
 use crate::EngineError;
 use lapidary_formats::Source;
 use lapidary_methods::Note;
-use lapidary_model::{Spec, spec};
+use lapidary_model::{Op, Spec, spec};
 
 impl Plan {
     /// Checks with the container that a result can be written, and that what is read back from it
@@ -15,13 +15,27 @@ impl Plan {
         let fallbacks = settled.departures.into_iter().map(Note::fallback);
         self.notes.extend(facts.chain(fallbacks).map(|note| (String::new(), note)));
         let Some(config) = &settled.config else { return Ok(()) };
-        let read = Spec { family: self.spec.family, ..spec(config)? };
+        let mut read = Spec { family: self.spec.family, ..spec(config)? };
+        forgive(&self.spec, &mut read);
         match difference(&self.spec, &read) {
             None => Ok(()),
             Some(what) => Err(EngineError::Refused(format!(
                 "format {} cannot hold this model: read back, {what} would be another",
                 self.format.id()
             ))),
+        }
+    }
+}
+
+/// Takes rotary numbers as they are where the container rounded them to single precision.
+fn forgive(have: &Spec, read: &mut Spec) {
+    for (have, read) in have.blocks.iter().zip(&mut read.blocks) {
+        for (have, read) in have.nodes.iter().zip(&mut read.nodes) {
+            if let (Op::Rope(have), Op::Rope(read)) = (&have.op, &mut read.op)
+                && have.is_nearly(read)
+            {
+                read.clone_from(have);
+            }
         }
     }
 }

@@ -105,6 +105,7 @@ fn every_family_comes_back_as_it_was() {
         "qwen2-tied",
         "qwen2-untied",
         "qwen3",
+        "qwen3-yarn",
         "gemma2-published",
         "gemma3-published",
         "granite",
@@ -112,6 +113,7 @@ fn every_family_comes_back_as_it_was() {
         "olmo2",
         "phi3",
         "phi3-partial",
+        "phi3-longrope",
         "smollm3",
         "starcoder2",
         "stablelm",
@@ -633,15 +635,66 @@ fn a_model_without_a_place_is_refused_by_name() {
     refused("bert-relu", "hidden_act");
 }
 
+/// Changes a model's `config.json`.
+fn configure(model: &Path, change: impl FnOnce(&mut Value)) {
+    let path = model.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::write(&path, config.to_string()).unwrap();
+}
+
+#[test]
+fn factors_that_single_precision_rounds_are_the_same_model() {
+    let scratch = scratch();
+    let model = with_tokenizer("phi3-longrope", scratch.path());
+    configure(&model, |config| {
+        let scaling = &mut config["rope_parameters"];
+        scaling["long_factor"] = json!([1.0800000429153442, 1.1, 2.7, 3.3000000000000003]);
+        scaling["attention_factor"] = json!(1.2345678912345);
+    });
+    let output = scratch.path().join("out");
+    setup(model, EIGHT, scratch.path()).run(&output).unwrap();
+    let config = open(&output).config().clone();
+    assert_eq!(config["rope_scaling"]["long_factor"], json!([1.08, 1.1, 2.7, 3.3]));
+    assert_eq!(config["rope_scaling"]["attention_factor"], json!(1.2345679));
+}
+
+#[test]
+fn stretched_positions_are_refused_where_llama_cpp_computes_others() {
+    let refused = |name: &str, changes: Value, why: &str| {
+        let scratch = scratch();
+        let model = with_tokenizer(name, scratch.path());
+        configure(&model, |config| {
+            for (key, value) in changes.as_object().unwrap() {
+                config["rope_parameters"][key] = value.clone();
+            }
+        });
+        let output = scratch.path().join("out");
+        let error = setup(model, EIGHT, scratch.path()).run(&output).unwrap_err().to_string();
+        assert!(error.contains(why), "{name}: {error}");
+    };
+    refused("llama-rope-yarn", json!({}), "beta_fast");
+    refused("qwen3-yarn", json!({"truncate": false}), "truncate");
+    refused("qwen3-yarn", json!({"rope_type": "dynamic"}), "rope_type");
+    let llama3 = json!({
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    });
+    refused("granite", llama3, "for llama only");
+    refused("phi3-longrope", json!({"long_factor": [1.0, 1.0]}), "divisors for 4 pairs");
+}
+
 #[test]
 fn windows_of_a_mixture_are_refused() {
     let scratch = scratch();
     let model = with_tokenizer("qwen3-moe-blocks", scratch.path());
-    let path = model.join("config.json");
-    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    config["use_sliding_window"] = json!(true);
-    config["sliding_window"] = json!(8);
-    std::fs::write(&path, config.to_string()).unwrap();
+    configure(&model, |config| {
+        config["use_sliding_window"] = json!(true);
+        config["sliding_window"] = json!(8);
+    });
     let error = setup(model, EIGHT, scratch.path()).run(&scratch.path().join("out")).unwrap_err();
     assert!(error.to_string().contains("use_sliding_window"), "{error}");
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::architecture::{Architecture, Kind, Traits};
 use super::tokenizer::SpecialIds;
-use super::{GgufError, keys, rope};
+use super::{GgufError, RopeFactors, keys, rope};
 
 /// The version of transformers whose form the file has. Version 5 takes a file without a version for
 /// one with a faulty tokenizer when the vocabulary is large, and warns.
@@ -16,16 +16,15 @@ const VERSION: &str = "4.57.0";
 /// needs, and no more.
 ///
 /// `tensors` are those of the file (their presence decides about biases and the tied head, their
-/// shapes about the vocabulary); `rope_factors` the values of the tensor for which
-/// [`super::Names::to_hugging_face`] gives [`super::Destination::RopeFactors`], if there is one; `dtype`
-/// the type that the weights will be written in, as torch spells it (`bfloat16`).
+/// shapes about the vocabulary); `rope_factors` the values of the tensors for which
+/// [`super::Names::to_hugging_face`] gives [`super::Destination::RopeFactors`]; `dtype` the type that the weights will be written in, as torch spells it (`bfloat16`).
 ///
 /// # Errors
 /// When a key or tensor is missing or wrong, or the model has a feature that its class has not.
 pub fn config(
     metadata: &Metadata,
     tensors: &[TensorInfo],
-    rope_factors: Option<&[f32]>,
+    rope_factors: &RopeFactors,
     dtype: &str,
 ) -> Result<Value, GgufError> {
     let architecture = Architecture::of(metadata)?;
@@ -171,7 +170,7 @@ impl Source<'_> {
 fn decoder(
     source: &Source<'_>,
     traits: &Traits,
-    factors: Option<&[f32]>,
+    factors: &RopeFactors,
 ) -> Result<Map<String, Value>, GgufError> {
     let architecture = source.architecture;
     let experts = keys::unsigned(source.metadata, &source.key("expert_count"))?;
@@ -223,8 +222,11 @@ fn decoder(
         let theta =
             keys::float(source.metadata, &source.key("rope.freq_base"))?.unwrap_or(10_000.0);
         config.insert(rope.theta.0.to_owned(), json!(theta));
-        let scaling = rope::scaling(source.metadata, architecture, factors, theta)?;
+        let (scaling, original) = rope::read(source.metadata, architecture, factors, theta)?;
         config.insert("rope_scaling".to_owned(), scaling);
+        if let Some(original) = original {
+            config.insert("original_max_position_embeddings".to_owned(), json!(original));
+        }
         if let Some((field, _)) = rope.partial {
             config.insert(field.to_owned(), json!(rotated as f64 / head_dim as f64));
         }

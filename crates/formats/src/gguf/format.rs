@@ -2,7 +2,7 @@
 //! a size that is asked for, as llama.cpp reads it.
 
 use super::metadata::{Model, mark};
-use super::names::{Change, ROPE_FACTORS};
+use super::names::Change;
 use super::parts::{PartsWriter, file_bytes, parts};
 use super::tokenizer::{Folder, entries};
 use super::{Architecture, Destination, GgufError, Names, blocks, config, mixture};
@@ -122,7 +122,7 @@ impl GgufFile {
         let gguf = self.names.to_gguf(name).ok_or_else(unknown)?;
         match self.names.to_hugging_face(&gguf)? {
             Destination::Tensor { change, .. } => Ok(Place { gguf, change, expert: None }),
-            Destination::RopeFactors | Destination::Experts { .. } => Err(unknown()),
+            Destination::RopeFactors(_) | Destination::Experts { .. } => Err(unknown()),
         }
     }
 
@@ -160,7 +160,7 @@ impl GgufFile {
         found.into_iter().map(whole).collect()
     }
 
-    /// The tensors as they stand in the file, that of the rotary factors among them.
+    /// The tensors as they stand in the file, those of the rotary factors first.
     fn in_file(&self, tensors: &[TensorSpec]) -> Result<Vec<TensorSpec>, GgufError> {
         let renamed = |(place, parts): (Place, Vec<&TensorSpec>)| {
             let mut shape = parts[0].shape.clone();
@@ -170,9 +170,9 @@ impl GgufFile {
             TensorSpec::new(place.gguf, parts[0].dtype, shape)
         };
         let mut found: Vec<_> = self.arranged(tensors)?.into_iter().map(renamed).collect();
-        if let Some(factors) = &self.model.rope_factors {
-            found.insert(0, TensorSpec::new(ROPE_FACTORS, Dtype::F32, [factors.len()]));
-        }
+        let factors = self.model.rope_factors.iter();
+        let factors = factors.map(|(name, f)| TensorSpec::new(*name, Dtype::F32, [f.len()]));
+        found.splice(..0, factors);
         Ok(found)
     }
 
@@ -266,7 +266,7 @@ impl Container for GgufFile {
             span.map(|span| TensorInfo { name, dtype, shape, span, file: 0 })
         });
         let infos: Vec<TensorInfo> = infos.collect();
-        let factors = self.model.rope_factors.as_deref();
+        let factors = &self.model.rope_factors;
         let read = config(&metadata, &infos, factors, "float16").map_err(wrong(source))?;
         Ok(Settled { config: Some(read), remarks, departures })
     }
@@ -322,8 +322,8 @@ impl Container for GgufFile {
         let metadata = self.metadata(source, tensors)?.metadata;
         let files = parts(metadata, in_file, shard_bytes)?;
         let mut writer = PartsWriter::create(fs, folder, files)?;
-        if let Some(factors) = &self.model.rope_factors {
-            writer.append(ROPE_FACTORS, &FloatType::F32.encode(factors))?;
+        for (name, factors) in &self.model.rope_factors {
+            writer.append(name, &FloatType::F32.encode(factors))?;
         }
         Ok(Box::new(GgufWriter { writer, order, places }))
     }

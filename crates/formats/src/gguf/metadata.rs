@@ -5,9 +5,10 @@
 use lapidary_store::gguf::{MetaValue, Metadata};
 use serde_json::Value;
 
+use super::GgufError;
 use super::architecture::{Architecture, EXPERTS, Field, Head, Kind, Rope, Traits};
 use super::config::attention_scalar;
-use super::{GgufError, rope};
+use super::rope::{self, RopeFactors, Scaling};
 
 /// The version of the block layouts, `general.quantization_version`.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -22,8 +23,8 @@ pub(super) struct Model {
     pub(super) vocabulary: usize,
     /// Whether the head is the embedding table.
     pub(super) tied: bool,
-    /// Values of the tensor of rotary factors, of Llama 3's scaling.
-    pub(super) rope_factors: Option<Vec<f32>>,
+    /// The tensors of rotary factors.
+    pub(super) rope_factors: RopeFactors,
     /// What llama.cpp will do otherwise.
     pub(super) departures: Vec<String>,
     entries: Vec<(&'static str, MetaValue)>,
@@ -116,14 +117,19 @@ fn decoder(
         entries.push(("attention.key_length", unsigned("head_dim", head_dim)?));
         entries.push(("attention.value_length", unsigned("head_dim", head_dim)?));
     }
+    let mut departures = vec![];
     let rope_factors = match traits.rope {
-        Some(rope) => rotary(config, architecture, rope, head_dim, &mut entries)?,
-        None => None,
+        Some(rope) => {
+            let scaling = rotary(config, architecture, rope, head_dim, &mut entries)?;
+            entries.extend(scaling.entries);
+            departures.extend(scaling.departure);
+            scaling.factors
+        }
+        None => RopeFactors::new(),
     };
     for field in traits.fields {
         entries.extend(entry(config, field)?.map(|value| (field.key, value)));
     }
-    let mut departures = vec![];
     if let Some(window) = sliding_window(config, model_type)? {
         if architecture == Architecture::Llama {
             entries.push(("attention.sliding_window", unsigned("sliding_window", window)?));
@@ -235,15 +241,14 @@ fn entry(config: Config<'_>, field: &Field) -> Result<Option<MetaValue>, GgufErr
     })
 }
 
-/// Adds what rotary positions are made from; gives the values of the tensor of a scaling, if it has
-/// one.
+/// Adds what rotary positions are made from; gives how they are stretched.
 fn rotary(
     config: Config<'_>,
     architecture: Architecture,
     rope: Rope,
     head_dim: usize,
     entries: &mut Vec<(&'static str, MetaValue)>,
-) -> Result<Option<Vec<f32>>, GgufError> {
+) -> Result<Scaling, GgufError> {
     let (theta, scaling) = rope_parameters(config, rope.theta.0);
     let theta = config.number(theta, rope.theta.0)?.unwrap_or(rope.theta.1);
     let rotated = match rope.partial {
@@ -256,15 +261,10 @@ fn rotary(
     };
     entries.push(("rope.dimension_count", unsigned("head_dim", rotated)?));
     entries.push(("rope.freq_base", single(rope.theta.0, theta)?));
-    let factors = match scaling {
-        None => None,
-        Some(scaling) => scale_rope(Config(scaling), rotated, theta, entries)?,
-    };
-    if factors.is_some() && architecture != Architecture::Llama {
-        let problem = "\"llama3\": GGUF has it for Llama only";
-        return Err(wrong("rope_scaling.rope_type", problem));
+    match scaling {
+        None => Ok(Scaling::default()),
+        Some(scaling) => rope::written(Config(scaling), config, architecture, rotated, theta),
     }
-    Ok(factors)
 }
 
 /// The window of all layers; windows of some layers have no place in GGUF.
@@ -292,37 +292,6 @@ fn rope_parameters<'a>(config: Config<'a>, field: &str) -> (Option<&'a Value>, O
             (theta.or_else(|| config.get(field)), Some(parameters))
         }
         None => (config.get(field), object("rope_scaling")),
-    }
-}
-
-/// Adds the entries of a scaling, or gives the values of its tensor.
-fn scale_rope(
-    scaling: Config<'_>,
-    head_dim: usize,
-    theta: f64,
-    entries: &mut Vec<(&'static str, MetaValue)>,
-) -> Result<Option<Vec<f32>>, GgufError> {
-    let number = |key: &str| {
-        let value = scaling.number(scaling.get(key), key)?;
-        value.filter(|value| *value > 0.0).ok_or_else(|| wrong(key, "is no positive number"))
-    };
-    let kind = scaling.text("rope_type").or_else(|| scaling.text("type")).unwrap_or("default");
-    match kind {
-        "default" => Ok(None),
-        "linear" => {
-            entries.push(("rope.scaling.type", MetaValue::String("linear".to_owned())));
-            entries.push(("rope.scaling.factor", single("factor", number("factor")?)?));
-            Ok(None)
-        }
-        "llama3" => {
-            let bounds = (number("low_freq_factor")?, number("high_freq_factor")?);
-            let context = number("original_max_position_embeddings")?;
-            Ok(Some(rope::factors(head_dim / 2, theta, bounds, number("factor")?, context)))
-        }
-        other => {
-            let problem = format!("{other:?}; default, linear and llama3 can be written to GGUF");
-            Err(wrong("rope_scaling.rope_type", problem))
-        }
     }
 }
 
@@ -356,32 +325,32 @@ fn bert(config: Config<'_>) -> Result<Model, GgufError> {
         ("attention.causal", MetaValue::Bool(false)),
     ];
     let (architecture, kv_heads, tied) = (Architecture::Bert, heads, true);
-    let (rope_factors, departures) = (None, vec![]);
+    let (rope_factors, departures) = (RopeFactors::new(), vec![]);
     Ok(Model { architecture, heads, kv_heads, vocabulary, tied, rope_factors, departures, entries })
 }
 
 /// A `config.json`, or an object in it.
 #[derive(Clone, Copy)]
-struct Config<'a>(&'a Value);
+pub(super) struct Config<'a>(&'a Value);
 
 impl<'a> Config<'a> {
-    fn get(self, key: &str) -> Option<&'a Value> {
+    pub(super) fn get(self, key: &str) -> Option<&'a Value> {
         self.0.get(key).filter(|value| !value.is_null())
     }
 
-    fn text(self, key: &str) -> Option<&'a str> {
+    pub(super) fn text(self, key: &str) -> Option<&'a str> {
         self.get(key).and_then(Value::as_str)
     }
 
-    fn flag(self, key: &str) -> bool {
+    pub(super) fn flag(self, key: &str) -> bool {
         self.get(key).and_then(Value::as_bool).unwrap_or(false)
     }
 
-    fn size(self, key: &str) -> Result<usize, GgufError> {
+    pub(super) fn size(self, key: &str) -> Result<usize, GgufError> {
         self.optional_size(key)?.ok_or_else(|| wrong(key, "is missing"))
     }
 
-    fn optional_size(self, key: &str) -> Result<Option<usize>, GgufError> {
+    pub(super) fn optional_size(self, key: &str) -> Result<Option<usize>, GgufError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let size = value.as_u64().filter(|size| *size > 0);
         match size.and_then(|size| usize::try_from(size).ok()) {
@@ -390,7 +359,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    fn number(self, value: Option<&Value>, key: &str) -> Result<Option<f64>, GgufError> {
+    pub(super) fn number(self, value: Option<&Value>, key: &str) -> Result<Option<f64>, GgufError> {
         let Some(value) = value else { return Ok(None) };
         match value.as_f64().filter(|number| number.is_finite()) {
             Some(number) => Ok(Some(number)),
@@ -398,22 +367,22 @@ impl<'a> Config<'a> {
         }
     }
 
-    fn float(self, key: &str) -> Result<MetaValue, GgufError> {
+    pub(super) fn float(self, key: &str) -> Result<MetaValue, GgufError> {
         let number = self.number(self.get(key), key)?;
         single(key, number.ok_or_else(|| wrong(key, "is missing"))?)
     }
 }
 
-fn wrong(key: &str, problem: impl Into<String>) -> GgufError {
+pub(super) fn wrong(key: &str, problem: impl Into<String>) -> GgufError {
     GgufError::folder(format!("config.json: {key}"), problem)
 }
 
-fn unsigned(key: &str, value: usize) -> Result<MetaValue, GgufError> {
+pub(super) fn unsigned(key: &str, value: usize) -> Result<MetaValue, GgufError> {
     let value = u32::try_from(value);
     value.map(MetaValue::U32).map_err(|_| wrong(key, "is larger than 32 bits can say"))
 }
 
-fn single(key: &str, value: f64) -> Result<MetaValue, GgufError> {
+pub(super) fn single(key: &str, value: f64) -> Result<MetaValue, GgufError> {
     let single = value as f32;
     match single.is_finite() && single != 0.0 {
         true => Ok(MetaValue::F32(single)),

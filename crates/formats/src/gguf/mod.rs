@@ -38,6 +38,7 @@ pub use config::{config, generation_config};
 pub use error::GgufError;
 pub use importance::{Importance, Inputs};
 pub use names::{Change, Destination, Names, RowOrder};
+pub use rope::RopeFactors;
 pub use tokenizer::{TokenizerFiles, tokenizer_files};
 pub use values::{block_kind, dequantize};
 
@@ -49,7 +50,7 @@ pub use values::{block_kind, dequantize};
 pub fn folder_files(
     metadata: &Metadata,
     tensors: &[TensorInfo],
-    rope_factors: Option<&[f32]>,
+    rope_factors: &RopeFactors,
     dtype: &str,
 ) -> Result<Vec<(&'static str, Value)>, GgufError> {
     let mut files = vec![("config.json", config(metadata, tensors, rope_factors, dtype)?)];

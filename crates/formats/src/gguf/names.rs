@@ -9,12 +9,9 @@
 
 use lapidary_store::gguf::Metadata;
 
-use super::GgufError;
 use super::architecture::Architecture;
 use super::config::heads;
-
-/// The factors of Llama 3's scaled rotary embedding: part of `config.json` at Hugging Face.
-pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
+use super::{GgufError, rope};
 
 /// Where a tensor of a GGUF file goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +30,8 @@ pub enum Destination {
         /// Which layer of an expert it is.
         part: &'static str,
     },
-    /// Into `config.json`: give its values to [`super::config`] as `rope_factors`.
-    RopeFactors,
+    /// Into `config.json`: give its values to [`super::config`] as `rope_factors` by this name.
+    RopeFactors(&'static str),
 }
 
 /// What is other about a tensor in GGUF.
@@ -92,8 +89,9 @@ impl Names {
     /// # Errors
     /// When models of this architecture have no such tensor.
     pub fn to_hugging_face(&self, name: &str) -> Result<Destination, GgufError> {
-        if name == ROPE_FACTORS && self.architecture == Architecture::Llama {
-            return Ok(Destination::RopeFactors);
+        let is_known = |factors: &(&str, Architecture)| *factors == (name, self.architecture);
+        if let Some((factors, _)) = rope::TENSORS.into_iter().find(is_known) {
+            return Ok(Destination::RopeFactors(factors));
         }
         if let Some(experts) = self.experts(name) {
             return Ok(experts);

@@ -3,7 +3,7 @@
 use super::logical::Storage;
 use super::{LogicalTensor, Source, SourceFile, experts, gpt2, to_f32};
 use crate::FormatError;
-use crate::gguf::{Change, Destination, GgufError, Names, folder_files};
+use crate::gguf::{Change, Destination, GgufError, Names, RopeFactors, folder_files};
 use lapidary_store::{Checkpoint, Dtype};
 use serde_json::Value;
 
@@ -15,7 +15,8 @@ impl Source {
         let missing = || FormatError::malformed(&file, "has no metadata");
         let metadata = &checkpoint.take_gguf().ok_or_else(missing)?;
         let names = Names::new(metadata).map_err(wrong)?;
-        let (mut tensors, mut consumed, mut rope_factors) = (vec![], vec![], None);
+        let (mut tensors, mut consumed) = (vec![], vec![]);
+        let mut rope_factors = RopeFactors::new();
         for info in checkpoint.tensors() {
             match names.to_hugging_face(&info.name).map_err(wrong)? {
                 Destination::Tensor { name, change } => {
@@ -29,9 +30,9 @@ impl Source {
                 Destination::Experts { module, part } => {
                     tensors.extend(experts::experts(info, &module, &[part])?);
                 }
-                Destination::RopeFactors => {
+                Destination::RopeFactors(name) => {
                     let count = info.shape.iter().product();
-                    rope_factors = Some(to_f32(info, &checkpoint.read(info)?, count)?);
+                    rope_factors.insert(name, to_f32(info, &checkpoint.read(info)?, count)?);
                     consumed.push((info.name.clone(), "stands in config.json".to_owned()));
                 }
             }
@@ -41,8 +42,8 @@ impl Source {
             Some(Some(Dtype::F32)) => "float32",
             _ => "float16",
         };
-        let files = folder_files(metadata, checkpoint.tensors(), rope_factors.as_deref(), dtype)
-            .map_err(wrong)?;
+        let files =
+            folder_files(metadata, checkpoint.tensors(), &rope_factors, dtype).map_err(wrong)?;
         let (mut config, mut made) = (Value::Null, vec![]);
         for (name, value) in files {
             if name == "config.json" {

@@ -1,6 +1,6 @@
 //! `config.json` and `generation_config.json`.
 
-use lapidary_formats::gguf::{GgufError, config, generation_config};
+use lapidary_formats::gguf::{GgufError, RopeFactors, config, generation_config};
 use lapidary_store::gguf::Gguf;
 use serde_json::{Value, json};
 
@@ -43,7 +43,7 @@ fn as_architecture(name: &str) -> Builder {
 }
 
 fn of(gguf: &Gguf) -> Result<Value, GgufError> {
-    config(&gguf.metadata, &gguf.tensors, None, "bfloat16")
+    config(&gguf.metadata, &gguf.tensors, &RopeFactors::new(), "bfloat16")
 }
 
 fn error(builder: Builder) -> String {
@@ -124,7 +124,7 @@ fn the_head_size_may_differ_from_the_quotient() {
     let gguf = builder.read();
     let mut tensors = wide.read().tensors;
     tensors.extend(gguf.tensors.into_iter().filter(|tensor| tensor.name == "token_embd.weight"));
-    let config = config(&gguf.metadata, &tensors, None, "float32").unwrap();
+    let config = config(&gguf.metadata, &tensors, &RopeFactors::new(), "float32").unwrap();
     assert_eq!(config["head_dim"], json!(6));
     assert_eq!(
         error(llama().set("llama.rope.dimension_count", 1)),
@@ -280,6 +280,10 @@ fn linear_and_yarn_scaling_are_kept() {
     let given = attention(2.0).unwrap()["attention_factor"].as_f64().unwrap();
     assert!((given - 2.277_258_872).abs() < 1e-6, "{given}");
     assert_eq!(
+        error(yarn.clone().set("llama.rope.scaling.yarn_ext_factor", 0.5)),
+        "`llama.rope.scaling.yarn_ext_factor` of 0.5 is not supported for architecture `llama`"
+    );
+    assert_eq!(
         error(llama().set("llama.rope.scaling.type", "longrope")),
         "rope scaling of type `longrope` is not supported for architecture `llama`"
     );
@@ -305,7 +309,8 @@ fn llama3_factors(count: usize, theta: f32, scale: f32, context: f32) -> Vec<f32
 fn llama3_scaling_is_found_from_its_factors() {
     let gguf = llama().read();
     let scaling = |factors: &[f32]| {
-        let config = config(&gguf.metadata, &gguf.tensors, Some(factors), "float32");
+        let factors = RopeFactors::from([("rope_freqs.weight", factors.to_vec())]);
+        let config = config(&gguf.metadata, &gguf.tensors, &factors, "float32");
         config.map(|config| config["rope_scaling"].clone())
     };
     for (count, scale, context) in [(64, 8.0, 8192.0), (32, 32.0, 8192.0), (64, 16.0, 4096.0)] {
@@ -325,7 +330,8 @@ fn llama3_scaling_is_found_from_its_factors() {
     }
     assert_eq!(scaling(&[1.0; 32]), Ok(json!(null)));
     let linear = llama().set("llama.rope.scaling.factor", 2.0).read();
-    let error = config(&linear.metadata, &linear.tensors, Some(&[2.0; 32]), "float32");
+    let factors = RopeFactors::from([("rope_freqs.weight", vec![2.0; 32])]);
+    let error = config(&linear.metadata, &linear.tensors, &factors, "float32");
     assert_eq!(
         error.unwrap_err().to_string(),
         "rope scaling of type `linear` together with a tensor of factors is not supported for \

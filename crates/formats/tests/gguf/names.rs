@@ -124,7 +124,10 @@ fn only_llamas_queries_and_keys_are_in_pairs() {
 #[test]
 fn other_names_are_unknown() {
     let llama = names("llama");
-    assert_eq!(llama.to_hugging_face("rope_freqs.weight"), Ok(Destination::RopeFactors));
+    assert_eq!(
+        llama.to_hugging_face("rope_freqs.weight"),
+        Ok(Destination::RopeFactors("rope_freqs.weight"))
+    );
     for name in [
         "blk.01.attn_q.weight",
         "blk..attn_q.weight",

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use lapidary_formats::gguf::{GgufError, TokenizerFiles, folder_files, tokenizer_files};
 use lapidary_store::Tokenizer;
-use proptest::collection::vec;
+use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -415,11 +415,19 @@ proptest! {
     fn any_metadata_are_read_or_refused(
         base in prop::sample::select(vec![bpe("smollm"), spm(PIECES), wordpiece()]),
         changes in vec((prop::sample::select(KEYS), any_value()), 0..5),
-        factors in vec(any::<f32>(), 0..4),
+        factors in btree_map(
+            prop::sample::select(vec![
+                "rope_freqs.weight",
+                "rope_factors_long.weight",
+                "rope_factors_short.weight",
+            ]),
+            vec(any::<f32>(), 0..4),
+            0..3,
+        ),
     ) {
         let changed = changes.into_iter().fold(base, |base, (key, value)| base.set(key, value));
         let gguf = changed.read();
-        let _ = folder_files(&gguf.metadata, &gguf.tensors, Some(&factors), "float32");
+        let _ = folder_files(&gguf.metadata, &gguf.tensors, &factors, "float32");
         // What is accepted must load.
         if let Ok(files) = tokenizer_files(&gguf.metadata) {
             let json = serde_json::to_vec(&files.tokenizer).unwrap();
