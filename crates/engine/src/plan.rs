@@ -511,7 +511,7 @@ fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, Vec<usize>)>, Eng
     let indices: Vec<usize> = (0..recipe.steps.len()).filter(of_layers).collect();
     for step in indices.iter().map(|index| &recipe.steps[*index]) {
         for pattern in step.targets.iter().chain(&step.ignore) {
-            if !matrices.iter().any(|matrix| matches(pattern, matrix)) {
+            if !pattern.is_kind() && !matrices.iter().any(|matrix| matches(pattern, matrix)) {
                 let modules = matrices.iter().flat_map(|m| m.tied.iter().chain([&m.linear.module]));
                 let some: BTreeSet<&str> = modules.map(|module| kind(module)).collect();
                 let some = some.into_iter().collect::<Vec<_>>().join(", ");
@@ -543,6 +543,7 @@ fn choose(spec: &Spec, recipe: &Recipe) -> Result<Vec<(Matrix, Vec<usize>)>, Eng
 pub(crate) fn matches(pattern: &Pattern, matrix: &Matrix) -> bool {
     let kind = match matrix.place {
         _ if matrix.is_router => ModuleKind::Router,
+        Place::Embedding if matrix.is_positional => ModuleKind::Positions,
         Place::Embedding => ModuleKind::Table,
         Place::Block(_) => ModuleKind::Layer,
         Place::Head => ModuleKind::Head,

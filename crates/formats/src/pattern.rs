@@ -1,4 +1,4 @@
-//! How recipes and checkpoints name modules: `Linear`, `Embedding`, a module's name, or `re:…`.
+//! How recipes and checkpoints name modules: a kind as `Linear`, a module's name, or `re:…`.
 
 use regex::Regex;
 
@@ -11,7 +11,7 @@ pub struct Pattern {
 
 #[derive(Debug, Clone)]
 enum Kind {
-    /// Every module of a kind: the linear layers inside the blocks, or the tables before them.
+    /// Every module of a kind.
     All(ModuleKind),
     /// A module, or the last parts of its name.
     Name,
@@ -28,6 +28,8 @@ pub enum ModuleKind {
     Head,
     /// A table of embeddings.
     Table,
+    /// A table of embeddings whose rows belong to positions or segments, not to tokens.
+    Positions,
     /// A linear layer that chooses experts, of which a few numbers decide much: named by itself only.
     Router,
 }
@@ -43,9 +45,10 @@ pub struct PatternError {
 }
 
 impl Pattern {
-    /// `Linear` for all linear layers of the blocks; `Embedding` for all tables; `re:` and a regular expression, matched from
-    /// the start of the module's name as Python's `re.match` does; else a module's name, or the
-    /// last parts of it (`mlp.down_proj`).
+    /// `Linear` for all linear layers of the blocks; `Embedding` for all tables, `Positions` for those
+    /// of positions and segments among them; `Head` for what makes the logits, which may be a table;
+    /// `re:` and a regular expression, matched from the start of the module's name as Python's
+    /// `re.match` does; else a module's name, or the last parts of it (`mlp.down_proj`).
     ///
     /// # Errors
     /// When a regular expression does not parse.
@@ -61,9 +64,13 @@ impl Pattern {
                 })?;
                 Kind::Regex(regex)
             }
-            None if text == "Linear" => Kind::All(ModuleKind::Layer),
-            None if text == "Embedding" => Kind::All(ModuleKind::Table),
-            None => Kind::Name,
+            None => match text {
+                "Linear" => Kind::All(ModuleKind::Layer),
+                "Embedding" => Kind::All(ModuleKind::Table),
+                "Positions" => Kind::All(ModuleKind::Positions),
+                "Head" => Kind::All(ModuleKind::Head),
+                _ => Kind::Name,
+            },
         };
         Ok(Self { text: text.to_owned(), kind })
     }
@@ -73,9 +80,17 @@ impl Pattern {
         &self.text
     }
 
+    /// Whether it names a kind of modules, of which a model may have none.
+    pub fn is_kind(&self) -> bool {
+        matches!(self.kind, Kind::All(_))
+    }
+
     /// Whether it names this module, which is of this kind.
     pub fn matches(&self, module: &str, kind: ModuleKind) -> bool {
         match &self.kind {
+            Kind::All(ModuleKind::Table) => {
+                matches!(kind, ModuleKind::Table | ModuleKind::Positions)
+            }
             Kind::All(wanted) => *wanted == kind,
             Kind::Regex(regex) => regex.is_match(module),
             Kind::Name => module
@@ -113,13 +128,23 @@ mod tests {
             ("lm_head", ModuleKind::Head),
             ("model.embed_tokens", ModuleKind::Table),
             ("model.layers.0.mlp.gate", ModuleKind::Router),
+            ("transformer.wpe", ModuleKind::Positions),
         ];
-        for (text, wanted) in
-            [("Linear", 0), ("lm_head", 1), ("Embedding", 2), ("embed_tokens", 2), ("gate", 3)]
-        {
+        let cases: [(&str, &[usize]); 8] = [
+            ("Linear", &[0]),
+            ("lm_head", &[1]),
+            ("Head", &[1]),
+            ("Embedding", &[2, 4]),
+            ("embed_tokens", &[2]),
+            ("gate", &[3]),
+            ("Positions", &[4]),
+            ("wpe", &[4]),
+        ];
+        for (text, wanted) in cases {
             let pattern = Pattern::new(text).unwrap();
             for (index, (module, kind)) in modules.iter().enumerate() {
-                assert_eq!(pattern.matches(module, *kind), index == wanted, "{text} {module}");
+                let is_wanted = wanted.contains(&index);
+                assert_eq!(pattern.matches(module, *kind), is_wanted, "{text} {module}");
             }
         }
     }

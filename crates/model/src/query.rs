@@ -60,6 +60,8 @@ pub struct Matrix {
     pub tied: Option<String>,
     /// Whether it scores the experts that a token may go to.
     pub is_router: bool,
+    /// Whether it is a table of positions or segments.
+    pub is_positional: bool,
 }
 
 impl Spec {
@@ -73,7 +75,8 @@ impl Spec {
                 let tied = in_head.iter().find(|linear| linear.weight == table.name);
                 let tied = tied.map(|linear| linear.module.clone());
                 let (linear, place) = (as_linear(table), Place::Embedding);
-                Some(Matrix { linear, place, tied, is_router: false })
+                let is_positional = !matches!(node.op, Op::Embedding(_));
+                Some(Matrix { linear, place, tied, is_router: false, is_positional })
             }
             _ => None,
         });
@@ -83,6 +86,7 @@ impl Spec {
             place,
             tied: None,
             is_router,
+            is_positional: false,
         };
         let mut seen = BTreeSet::new();
         for (index, block) in self.blocks.iter().enumerate() {

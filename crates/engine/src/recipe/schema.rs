@@ -115,8 +115,9 @@ fn step(method: &Entry) -> Value {
     properties["method"] = json!({ "const": method.id });
     properties["name"] =
         json!({ "type": "string", "description": "Name for --set; the method's by default." });
-    properties["targets"] =
-        patterns("Modules it goes to: Linear, Embedding, a name, or re: and an expression.");
+    properties["targets"] = patterns(
+        "Modules it goes to: Linear, Embedding, Positions, Head, a name, or re: and an expression.",
+    );
     properties["ignore"] = patterns("Modules among them that it does not go to.");
     let what = format!("Blocks whose layers it goes to: {}.", super::layers::RULES);
     if super::activations::has_activations(method) {

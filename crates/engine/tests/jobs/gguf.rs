@@ -304,7 +304,16 @@ fn every_preset_for_llama_cpp_runs_and_reads_the_same_tokens() {
 fn every_mixture_goes_to_every_family() {
     let presets = presets().into_iter().filter(|preset| preset.name.starts_with(['Q', 'I']));
     let mixtures: Vec<Value> = presets.map(|preset| preset.recipe().unwrap().to_json()).collect();
-    for name in ["gpt2-blocks", "gpt-neox", "mixtral", "qwen3-moe-blocks", "phi3", "starcoder2"] {
+    let names = [
+        "gpt2-blocks",
+        "gpt-neox",
+        "mixtral",
+        "qwen3-moe-blocks",
+        "phi3",
+        "starcoder2",
+        "bert-model",
+    ];
+    for name in names {
         let scratch = scratch();
         let model = with_tokenizer(name, scratch.path());
         for (index, recipe) in mixtures.iter().enumerate() {

@@ -33,7 +33,7 @@ fn a_tied_table_is_quantized_once_under_the_embeddings_name() {
     let scratch = scratch();
     let original = Source::open(real(), &model("llama-tied")).unwrap();
     for format in ["native", "dense"] {
-        for target in ["Embedding", "model.embed_tokens", "lm_head", "\"re:lm_.*\""] {
+        for target in ["Embedding", "model.embed_tokens", "lm_head", "Head", "\"re:lm_.*\""] {
             let step = format!("method: rtn, bits: 8, group_size: row, targets: [{target}]");
             let setup = Setup::new("llama-tied", &step, scratch.path(), format);
             let name = format!("{format}-{}", target.len());
