@@ -113,6 +113,15 @@ impl Context {
         command
     }
 
+    /// The user's own Python, with what the check says it needs: `LAPIDARY_PYTHON` names it, else it is
+    /// `python3`.
+    pub(crate) fn own_python(&self, script: &str) -> Command {
+        let python = std::env::var_os("LAPIDARY_PYTHON").unwrap_or_else(|| "python3".into());
+        let mut command = Command::new(python);
+        command.arg(self.root.join("xtask/real").join(script));
+        command
+    }
+
     /// A script of `xtask/real`, to be completed. It stays off the network.
     pub(crate) fn python(&self, script: &str) -> Command {
         let mut command = Command::new(&self.python);

@@ -7,6 +7,7 @@
 
 use crate::{RuntimeError, load};
 use lapidary_formats::Source;
+use lapidary_kernels::grid::Levels;
 use lapidary_kernels::packed::{self, PackError, Packed, Precision};
 use lapidary_weight::{Grouping, Planes, TensorError, Tensors, Term, Weight, Zeros};
 use std::sync::{Mutex, PoisonError};
@@ -192,6 +193,7 @@ impl<'a> Owned<'a> {
 
     /// A weight in 8 bits, with a scale for every 32 columns of a row.
     fn rounded(weight: &Weight) -> Self {
+        const LEVELS: Levels = Levels { bits: 8, symmetric: true, restricted: true };
         let (rows, cols) = (weight.rows(), weight.cols());
         let mut codes = Vec::with_capacity(rows * cols);
         let mut scales = Vec::with_capacity(rows * cols.div_ceil(ROUNDED_GROUP));
@@ -200,11 +202,9 @@ impl<'a> Owned<'a> {
             values.fill(0.0);
             weight.add_row(row, &mut values);
             for group in values.chunks(ROUNDED_GROUP) {
-                let greatest = group.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
-                let scale = if greatest > 0.0 { greatest / 127.0 } else { 1.0 };
-                let code = |value: &f32| ((value / scale).round_ties_even() + 128.0) as u8;
-                codes.extend(group.iter().map(code));
-                scales.push(scale);
+                let grid = LEVELS.fit_range(group, |scale| scale);
+                codes.extend(group.iter().map(|value| grid.code(*value)));
+                scales.push(grid.scale);
             }
         }
         let (codes, zeros) = (codes.into(), OwnedZeros::Middle);

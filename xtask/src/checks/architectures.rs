@@ -7,7 +7,6 @@ use crate::check::{Check, Report};
 use crate::context::Context;
 use crate::error::Error;
 use crate::process::json;
-use std::process::Command;
 
 pub(crate) const CHECK: Check = Check {
     name: "architectures",
@@ -50,12 +49,10 @@ const MODELS: [(&str, f64); 28] = [
 ];
 
 fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
-    let python = std::env::var_os("LAPIDARY_PYTHON").unwrap_or_else(|| "python3".into());
     let scratch = context.scratch("architectures");
     std::fs::create_dir_all(&scratch).map_err(Error::at(&scratch))?;
-    let mut script = Command::new(python);
-    script.arg(context.root().join("xtask/real/llama_architectures.py")).arg(context.binary());
-    script.arg(context.root().join("testdata/models")).arg(&scratch);
+    let mut script = context.own_python("llama_architectures.py");
+    script.arg(context.binary()).arg(context.root().join("testdata/models")).arg(&scratch);
     let found = json(script.args(MODELS.map(|(name, _)| name)))?;
     for (name, most) in MODELS {
         let (holds, figures) = match found[name].as_f64() {

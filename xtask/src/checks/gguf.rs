@@ -8,7 +8,6 @@ use crate::error::Error;
 use crate::process::json;
 use serde_json::Value;
 use std::path::Path;
-use std::process::Command;
 
 pub(crate) const CHECK: Check = Check {
     name: "gguf",
@@ -139,9 +138,7 @@ fn llama_cpp(
     window: usize,
     reference: Option<&Path>,
 ) -> Result<Value, Error> {
-    let python = std::env::var_os("LAPIDARY_PYTHON").unwrap_or_else(|| "python3".into());
-    let mut script = Command::new(python);
-    script.arg(context.root().join("xtask/real/llama_perplexity.py"));
+    let mut script = context.own_python("llama_perplexity.py");
     script.arg(folder.join("model.gguf")).arg(&context.text);
     script.args(["--context", &window.to_string()]);
     if let Some(reference) = reference {

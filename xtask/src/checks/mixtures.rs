@@ -6,7 +6,6 @@ use crate::check::{Check, Report};
 use crate::context::Context;
 use crate::error::Error;
 use crate::process::json;
-use std::process::Command;
 
 pub(crate) const CHECK: Check = Check {
     name: "mixtures",
@@ -16,12 +15,12 @@ pub(crate) const CHECK: Check = Check {
 };
 
 fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
-    let python = std::env::var_os("LAPIDARY_PYTHON").unwrap_or_else(|| "python3".into());
     let scratch = context.scratch("mixtures");
     std::fs::create_dir_all(&scratch).map_err(Error::at(&scratch))?;
-    let mut script = Command::new(python);
-    script.arg(context.root().join("xtask/real/llama_mixtures.py")).arg(context.binary());
-    script.arg(context.root().join("testdata/golden/gguf/tokenizers/llama.json"));
+    let mut script = context.own_python("llama_mixtures.py");
+    script
+        .arg(context.binary())
+        .arg(context.root().join("testdata/golden/gguf/tokenizers/llama.json"));
     let found = json(script.arg(&scratch))?;
     let cases = found.as_object();
     let other = cases.into_iter().flatten().find(|(_, numbers)| numbers[0] != numbers[1]);

@@ -9,7 +9,6 @@ use crate::error::Error;
 use crate::process::json;
 use serde_json::{Value, json as value};
 use std::path::Path;
-use std::process::Command;
 
 pub(crate) const CHECK: Check = Check {
     name: "tokenizers",
@@ -19,12 +18,11 @@ pub(crate) const CHECK: Check = Check {
 };
 
 fn run(context: &Context, report: &mut Report) -> Result<(), Error> {
-    let python = std::env::var_os("LAPIDARY_PYTHON").unwrap_or_else(|| "python3".into());
     let golden = context.root().join("testdata/golden/gguf/tokenizers");
     let scratch = context.scratch("tokenizers");
     std::fs::create_dir_all(&scratch).map_err(Error::at(&scratch))?;
-    let mut script = Command::new(python);
-    script.arg(context.root().join("xtask/real/llama_tokenizers.py")).arg(context.binary());
+    let mut script = context.own_python("llama_tokenizers.py");
+    script.arg(context.binary());
     let found = json(script.arg(&golden).arg(&scratch))?;
     let (texts, wanted) = (read(&golden.join("texts.json"))?, read(&golden.join("golden.json"))?);
     let texts: Vec<&str> =

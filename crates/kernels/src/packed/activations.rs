@@ -205,7 +205,7 @@ impl Preparing<'_> {
     pub fn fill(&self, units: Range<usize>, x: &[f32]) {
         assert_eq!(x.len(), self.tokens * self.cols, "the activations have another shape");
         for unit in units {
-            assert!(self.claimed.claim(unit), "unit {unit} is filled twice");
+            assert!(self.claimed.claim(unit..unit + 1), "unit {unit} is filled twice");
             let last = self.tokens.min((unit + 1) * UNIT);
             if self.forms.float || self.forms.int8 {
                 for first in (unit * UNIT..last).step_by(TILE) {

@@ -52,6 +52,7 @@ pub(super) fn multiply(
     right.resize(2 * tiles, Tile::ZERO);
     products.resize(panels.div_ceil(2), Block::ZERO);
     let session = arithmetic.begin();
+    let mut part = out.claim(strips.clone());
     for first in strips.clone().step_by(2) {
         let both = [first, (first + 1).min(strips.end - 1)];
         for (strip, right) in both.iter().zip(right.chunks_exact_mut(tiles.max(1))) {
@@ -71,10 +72,9 @@ pub(super) fn multiply(
             }
         }
         for (index, strip) in (first..strips.end.min(first + 2)).enumerate() {
-            let mut part = out.claim(strip);
             for token in 0..x.tokens() {
                 let row = &products[token / TOKENS].0[token % TOKENS];
-                part.write(token, &row.as_chunks::<STRIP>().0[index]);
+                part.write(strip, token, &row.as_chunks::<STRIP>().0[index]);
             }
         }
     }

@@ -26,8 +26,8 @@ pub(super) fn multiply(
     assert!(x.forms().float, "activations were not prepared in f32");
     let mut columns = COLUMNS.take();
     let rank = inner.len() / x.tokens().max(1);
+    let mut part = out.claim(strips.clone());
     for strip in strips {
-        let mut part = out.claim(strip);
         columns.clear();
         columns.resize(packed.cols + rank, [0.0; STRIP]);
         let (own, outer) = columns.split_at_mut(packed.cols);
@@ -42,7 +42,7 @@ pub(super) fn multiply(
             for (token, sums) in sums[..tile.tokens].iter_mut().enumerate() {
                 let token = index * TILE + token;
                 add_inner(outer, &inner[token * rank..][..rank], sums);
-                part.write(token, sums);
+                part.write(strip, token, sums);
             }
         }
     }

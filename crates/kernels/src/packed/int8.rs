@@ -153,13 +153,13 @@ pub(super) fn multiply(
     strips: Range<usize>,
     out: &Output<'_>,
 ) {
+    let mut part = out.claim(strips.clone());
     if x.tokens() <= DIRECT || !cuts(isa) {
         for strip in strips {
-            let mut part = out.claim(strip);
             for index in 0..x.tiles() {
                 let sums = add_terms(isa, packed, strip, None, x, index, inner);
                 for (token, sums) in sums[..x.tile(index).tokens].iter().enumerate() {
-                    part.write(index * TILE + token, sums);
+                    part.write(strip, index * TILE + token, sums);
                 }
             }
         }
@@ -174,13 +174,12 @@ pub(super) fn multiply(
         for (strip, cut) in strips.clone().zip(cut.chunks_exact_mut(each.max(1))) {
             cut_strip(packed, strip, cut);
         }
-        let mut parts: Vec<_> = strips.clone().map(|strip| out.claim(strip)).collect();
         for index in 0..x.tiles() {
-            for (at, (strip, part)) in strips.clone().zip(&mut parts).enumerate() {
+            for (at, strip) in strips.clone().enumerate() {
                 let cut = &cut[at * each..][..each];
                 let sums = add_terms(isa, packed, strip, Some(cut), x, index, inner);
                 for (token, sums) in sums[..x.tile(index).tokens].iter().enumerate() {
-                    part.write(index * TILE + token, sums);
+                    part.write(strip, index * TILE + token, sums);
                 }
             }
         }

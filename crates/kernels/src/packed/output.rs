@@ -1,5 +1,6 @@
 //! Where products are written: strips of rows of `[tokens, rows]`, each by one thread.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::STRIP;
@@ -41,34 +42,34 @@ impl<'a> Output<'a> {
         self.rows
     }
 
-    /// The right to write strip `strip`, given once.
-    pub(super) fn claim(&self, strip: usize) -> Part<'_, 'a> {
-        let first = strip * STRIP;
-        assert!(first < self.rows, "strip {strip} of a matrix of {} rows", self.rows);
-        assert!(self.claimed.claim(strip), "strip {strip} is written twice");
-        Part { output: self, first, count: STRIP.min(self.rows - first) }
+    /// The right to write these strips, given once. It is asked for once for many strips: a thread that
+    /// claims waits for all that it has read, and would do so between one strip and the next.
+    pub(super) fn claim(&self, strips: Range<usize>) -> Part<'_, 'a> {
+        let all = self.rows.div_ceil(STRIP);
+        assert!(strips.end <= all, "strips {strips:?} of a matrix of {} rows", self.rows);
+        assert!(self.claimed.claim(strips.clone()), "strips {strips:?} are written twice");
+        Part { output: self, strips }
     }
 }
 
-/// One strip of an [`Output`], held by one thread.
+/// Some strips of an [`Output`], held by one thread.
 pub(super) struct Part<'o, 'a> {
     output: &'o Output<'a>,
-    first: usize,
-    count: usize,
+    strips: Range<usize>,
 }
 
 impl Part<'_, '_> {
-    /// Writes the rows of this strip for one token; what is beyond the last row is left out.
+    /// Writes the rows of one of the strips for one token; what is beyond the last row is left out.
     #[inline(always)]
-    pub(super) fn write(&mut self, token: usize, values: &[f32; STRIP]) {
-        assert!(token < self.output.tokens);
+    pub(super) fn write(&mut self, strip: usize, token: usize, values: &[f32; STRIP]) {
+        let rows = self.output.rows;
+        assert!(token < self.output.tokens && self.strips.contains(&strip));
+        let (first, count) = (strip * STRIP, STRIP.min(rows - strip * STRIP));
         // SAFETY: the strip was claimed once, so that only this part reaches its rows.
-        let out = unsafe {
-            self.output.values.slice_mut(token * self.output.rows + self.first, self.count)
-        };
+        let out = unsafe { self.output.values.slice_mut(token * rows + first, count) };
         match out.first_chunk_mut::<STRIP>() {
             Some(out) => *out = *values,
-            None => out.copy_from_slice(&values[..self.count]),
+            None => out.copy_from_slice(&values[..count]),
         }
     }
 }
@@ -86,10 +87,40 @@ impl Claims {
         Self { few: [const { AtomicU64::new(0) }; WORDS], many }
     }
 
-    /// Whether nobody has claimed this number before.
-    pub(super) fn claim(&self, number: usize) -> bool {
-        let (word, bit) = (number / 64, 1_u64 << (number % 64));
-        let word = if word < WORDS { &self.few[word] } else { &self.many[word - WORDS] };
-        word.fetch_or(bit, Ordering::Relaxed) & bit == 0
+    /// Whether nobody has claimed any of these numbers before.
+    pub(super) fn claim(&self, numbers: Range<usize>) -> bool {
+        let mut is_first = true;
+        let mut next = numbers.start;
+        while next < numbers.end {
+            let (index, low) = (next / 64, next % 64);
+            let count = (64 - low).min(numbers.end - next);
+            let bits = (u64::MAX >> (64 - count)) << low;
+            let word = if index < WORDS { &self.few[index] } else { &self.many[index - WORDS] };
+            is_first &= word.fetch_or(bits, Ordering::Relaxed) & bits == 0;
+            next += count;
+        }
+        is_first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_number_is_given_once(
+            count in 1_usize..20_000,
+            ranges in prop::collection::vec((0_usize..20_000, 0_usize..300), 1..20),
+        ) {
+            let (claims, mut given) = (Claims::new(count), vec![false; count]);
+            for (first, length) in ranges {
+                let range = first.min(count)..(first + length).min(count);
+                let is_free = range.clone().all(|number| !given[number]);
+                prop_assert_eq!(claims.claim(range.clone()), is_free);
+                given[range].fill(true);
+            }
+        }
     }
 }

@@ -19,8 +19,11 @@ use super::int8::{Codes, Strip, StripZeros};
 use super::{BLOCK, STEPS, TILE};
 use crate::isa::Isa;
 
-/// Bytes ahead of the codes being multiplied that are asked for.
-const AHEAD: usize = 2048;
+/// Bytes ahead of the codes being multiplied that are asked for: memory takes as long as a processor
+/// takes for so many.
+const AHEAD: usize = 8192;
+/// The same of scales and zeros, of which there are fewer.
+const SCALES_AHEAD: usize = 1024;
 
 /// Whether this level has the instructions: those of AVX-512 VNNI, which is no level of its own.
 pub(super) fn supported(isa: Isa) -> bool {
@@ -207,7 +210,9 @@ unsafe fn kernel<
             let mut scales = Scales::load(strip, group);
             while block < last {
                 let registers = part.registers.as_ptr().add(block * BITS);
-                prefetch::<BITS>(registers);
+                for register in 0..BITS {
+                    prefetch(registers.wrapping_add(register).wrapping_byte_add(AHEAD));
+                }
                 let x = part.tile.codes.as_ptr().add(block * STEPS * stride + part.first);
                 let of = part.tile.sums.as_ptr().add(block * stride + part.first);
                 let mut dots = [_mm512_setzero_si512(); TOKENS];
@@ -275,11 +280,15 @@ impl Scales {
     pub(super) unsafe fn load(strip: &Strip<'_>, group: usize) -> Self {
         // SAFETY: as the caller promises; what is loaded is 16 halves.
         unsafe {
-            let scale = widen(strip.scales.as_ptr().add(group));
+            let read = |halves: *const Halves| {
+                prefetch(halves.wrapping_byte_add(SCALES_AHEAD));
+                widen(halves)
+            };
+            let scale = read(strip.scales.as_ptr().add(group));
             let below = match strip.zeros {
                 StripZeros::Middle(middle) => _mm512_mul_ps(scale, _mm512_set1_ps(middle as f32)),
-                StripZeros::Steps(zeros) => _mm512_mul_ps(scale, widen(zeros.as_ptr().add(group))),
-                StripZeros::Minima(minima) => widen(minima.as_ptr().add(group)),
+                StripZeros::Steps(zeros) => _mm512_mul_ps(scale, read(zeros.as_ptr().add(group))),
+                StripZeros::Minima(minima) => read(minima.as_ptr().add(group)),
             };
             Self { scale, below }
         }
@@ -440,15 +449,9 @@ unsafe fn widen(halves: *const Halves) -> __m512 {
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(halves.cast::<__m256i>())) }
 }
 
-/// Asks for the codes of a later block.
-#[inline]
-fn prefetch<const BITS: usize>(registers: *const Register) {
-    for register in 0..BITS {
-        // SAFETY: a prefetch has no effect on memory and cannot fault, whatever the address.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(
-                registers.wrapping_add(register).wrapping_byte_add(AHEAD).cast(),
-            );
-        }
-    }
+/// Asks for what will be read later.
+#[inline(always)]
+fn prefetch<T>(ahead: *const T) {
+    // SAFETY: a prefetch has no effect on memory and cannot fault, whatever the address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
 }
