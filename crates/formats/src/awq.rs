@@ -69,11 +69,17 @@ impl Format for Awq {
         let first = sizes.next();
         match sizes.find(|size| Some(*size) != first) {
             None => Ok(()),
-            Some(other) => Err(format!(
-                "all layers have one group size, not {} and {other} (-1: a row); give them one that \
-                 divides the columns of all",
-                first.unwrap_or(other)
-            )),
+            Some(other) => {
+                // A power of two divides all columns if it divides their bits together.
+                let bits =
+                    layout.compressed.iter().fold(0, |bits, (_, outline)| bits | outline.cols);
+                let size = (1_usize << bits.trailing_zeros().min(7)).max(1);
+                Err(format!(
+                    "all layers have one group size, not {} and {other} (-1: a row); groups of {size} \
+                     divide the columns of all (--group-size {size})",
+                    first.unwrap_or(other)
+                ))
+            }
         }
     }
 
