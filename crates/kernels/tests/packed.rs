@@ -81,7 +81,10 @@ fn check(sources: &[Source<'_>], weight: &[f32], (rows, cols): (usize, usize), t
     // Inputs uniform in ±1 in steps of 1/127 are off by 0.0039 of their size, weights of more than
     // seven bits by less. A mean of few sums strays from that.
     let int8 = 0.007 * (1.0 + 2.0 / (want.len() as f64).sqrt());
-    for (precision, tolerance) in [(Precision::Float, 2e-6), (Precision::Int8, int8)] {
+    // Two digits are off by a 127th of that, scales and minima in half precision by up to 2⁻¹¹.
+    let precisions =
+        [(Precision::Float, 2e-6), (Precision::Int16, int8 / 8.0), (Precision::Int8, int8)];
+    for (precision, tolerance) in precisions {
         let packed = Packed::new(rows, cols, precision, sources).unwrap();
         for isa in Isa::available() {
             let got = product(isa, &packed, &x, tokens, 1);
@@ -286,7 +289,7 @@ proptest! {
         }
         let source = Source::Sparse { row_starts: &row_starts, columns: &places, values: &values };
         check(&[source], &weight, (rows, cols), tokens);
-        for precision in [Precision::Float, Precision::Int8] {
+        for precision in [Precision::Float, Precision::Int16, Precision::Int8] {
             let packed = Packed::new(rows, cols, precision, &[source]).unwrap();
             if precision == Precision::Float || bits < 2 {
                 prop_assert_eq!(&packed.decode(), &weight);

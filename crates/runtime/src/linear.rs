@@ -25,6 +25,7 @@ pub fn other_rounding(source: &Source, precision: Precision) -> Option<String> {
     let asked = inputs.next()?;
     let here = match precision {
         Precision::Float => "are not rounded",
+        Precision::Int16 => "are rounded to 16 bits in blocks of 32",
         Precision::Int8 => "are rounded to 8 bits in blocks of 32, or to bfloat16",
     };
     Some(format!(

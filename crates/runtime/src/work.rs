@@ -129,7 +129,7 @@ impl Work {
                 Stage::Products(products) => self.products(products, weights, tokens, pool),
                 &Stage::Attention { q, k, v, to, index } => {
                     let precision = match self.precision {
-                        Precision::Float => matrix::Precision::F32,
+                        Precision::Float | Precision::Int16 => matrix::Precision::F32,
                         Precision::Int8 => matrix::Precision::Bf16,
                     };
                     let buffers = Buffers { q, k, v, to };

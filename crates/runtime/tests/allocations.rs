@@ -13,7 +13,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 #[test]
 fn a_token_allocates_nothing() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let precisions = [Precision::Float, Precision::Int8];
+    let precisions = [Precision::Float, Precision::Int16, Precision::Int8];
     for (model, precision) in ["assets/demo", "testdata/models/mixtral"]
         .iter()
         .flat_map(|model| precisions.map(|precision| (root.join(model), precision)))

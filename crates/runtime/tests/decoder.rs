@@ -174,7 +174,7 @@ fn sequences_do_not_see_each_other() {
 fn threads_do_not_change_the_bits() {
     let (_, source, spec) = causal().swap_remove(3);
     let tokens = tokens(&spec, 30, 4);
-    for precision in [Precision::Float, Precision::Int8] {
+    for precision in [Precision::Float, Precision::Int16, Precision::Int8] {
         let run = |threads| {
             let options = Options { threads: Some(threads), precision, ..exact(1, 16) };
             all(&mut Decoder::from_source(&source, &options).unwrap(), 0, &tokens)
@@ -199,13 +199,18 @@ fn narrow_caches_move_logits_a_little() {
 }
 
 #[test]
-fn eight_bit_activations_cost_less_than_a_percent() {
+fn rounded_activations_cost_less_than_a_percent() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo");
     let (source, spec) = open(&folder);
     let tokens = tokens(&spec, 64, 8);
     let want = executor(&source, &spec, &tokens);
-    for cache in [CacheType::F32, CacheType::F16] {
-        let options = Options { cache, precision: Precision::Int8, ..exact(1, 64) };
+    for (precision, cache, most) in [
+        (Precision::Int8, CacheType::F32, 0.007),
+        (Precision::Int8, CacheType::F16, 0.007),
+        (Precision::Int16, CacheType::F32, 0.0005),
+        (Precision::Int16, CacheType::F16, 0.001),
+    ] {
+        let options = Options { cache, precision, ..exact(1, 64) };
         let mut decoder = Decoder::from_source(&source, &options).unwrap();
         let together = all(&mut decoder, 0, &tokens);
         decoder.truncate(0, 0);
@@ -213,7 +218,7 @@ fn eight_bit_activations_cost_less_than_a_percent() {
             tokens.iter().map(|token| all(&mut decoder, 0, &[*token]).remove(0)).collect();
         for have in [together, alone] {
             let error = relative(&have, &want);
-            assert!(error < 0.007, "{error}");
+            assert!(error < most, "{precision:?} {cache:?}: {error}");
         }
     }
 }

@@ -37,7 +37,7 @@ fn logits(decoder: &mut Decoder) -> Vec<f32> {
 #[test]
 fn neither_threads_nor_blocks_change_what_experts_give() {
     for name in ["mixtral", "qwen3-moe", "qwen3-moe-mixed"] {
-        for precision in [Precision::Float, Precision::Int8] {
+        for precision in [Precision::Float, Precision::Int16, Precision::Int8] {
             let run = |threads| {
                 let options = options(threads, precision, 16);
                 logits(&mut Decoder::load(&model(name), &options).unwrap())

@@ -117,6 +117,11 @@ fn near(context: &Context, report: &mut Report, what: &str, model: &Path) -> Res
 
     for (mode, options, most) in [
         ("8-bit activations", Options::default(), TOLERANCE),
+        (
+            "16-bit activations",
+            Options { precision: Precision::Int16, ..Options::default() },
+            TOLERANCE,
+        ),
         ("f32", exact(COMPARED), EXACT_TOLERANCE),
     ] {
         let mut decoder = Decoder::from_source(&source, &options).map_err(Error::library)?;

@@ -25,6 +25,8 @@ pub struct Forms {
     pub brain: bool,
     /// 8-bit codes with a scale a block of 32.
     pub int8: bool,
+    /// What those leave, in the same form.
+    pub rest: bool,
 }
 
 impl std::ops::BitOr for Forms {
@@ -35,6 +37,7 @@ impl std::ops::BitOr for Forms {
             float: self.float | other.float,
             brain: self.brain | other.brain,
             int8: self.int8 | other.int8,
+            rest: self.rest | other.rest,
         }
     }
 }
@@ -48,12 +51,19 @@ pub struct Activations {
     forms: Forms,
     /// `[tile][column][token]`.
     float: Vec<f32>,
+    /// Codes of 8 bits, and of what they leave.
+    digits: [Digit; 2],
+    /// Left panels of 16 tokens.
+    brain: Vec<Tile>,
+}
+
+/// Codes of 8 bits.
+#[derive(Default)]
+struct Digit {
     /// `[tile][block][step][token]`, four codes each, the first lowest.
     codes: Vec<u32>,
     /// `[tile][block][token]`.
-    steps: Vec<BlockSums>,
-    /// Left panels of 16 tokens.
-    brain: Vec<Tile>,
+    sums: Vec<BlockSums>,
 }
 
 /// What there is to know of 32 codes of a token.
@@ -133,8 +143,10 @@ impl Activations {
         let tiles = Arithmetic::new(isa, Precision::Bf16).tiles(cols);
         (self.isa, self.tokens, self.cols, self.forms) = (Some(isa), tokens, cols, forms);
         self.float.resize(of(forms.float, tokens * blocks * BLOCK), 0.0);
-        self.codes.resize(of(forms.int8, tokens * blocks * STEPS), 0);
-        self.steps.resize(of(forms.int8, tokens * blocks), BlockSums::default());
+        for (digit, there) in self.digits.iter_mut().zip([forms.int8, forms.rest]) {
+            digit.codes.resize(of(there, tokens * blocks * STEPS), 0);
+            digit.sums.resize(of(there, tokens * blocks), BlockSums::default());
+        }
         self.brain.resize(of(forms.brain, panels * tiles), Tile::ZERO);
         Preparing {
             isa,
@@ -142,8 +154,10 @@ impl Activations {
             cols,
             forms,
             float: SharedSlice::new(&mut self.float),
-            codes: SharedSlice::new(&mut self.codes),
-            sums: SharedSlice::new(&mut self.steps),
+            digits: self.digits.each_mut().map(|digit| SharedDigit {
+                codes: SharedSlice::new(&mut digit.codes),
+                sums: SharedSlice::new(&mut digit.sums),
+            }),
             brain: SharedSlice::new(&mut self.brain),
             claimed: Claims::new(tokens.div_ceil(UNIT)),
         }
@@ -155,18 +169,27 @@ impl Activations {
     }
 
     pub(super) fn tile(&self, index: usize) -> TileOf<'_> {
-        let first = index * TILE;
-        let tokens = TILE.min(self.tokens - first);
-        let blocks = self.cols.div_ceil(BLOCK);
-        let (float, int8) = (self.forms.float, self.forms.int8);
+        self.digit_of(index, &self.digits[0], self.forms.int8)
+    }
+
+    /// A tile of what the codes leave.
+    pub(super) fn rest(&self, index: usize) -> TileOf<'_> {
+        assert!(self.forms.rest, "activations were not prepared in 16 bits");
+        self.digit_of(index, &self.digits[1], true)
+    }
+
+    fn digit_of<'a>(&'a self, index: usize, digit: &'a Digit, there: bool) -> TileOf<'a> {
         fn part<T>(all: &[T], there: bool, each: usize, first: usize, tokens: usize) -> &[T] {
             if there { &all[first * each..][..tokens * each] } else { &[] }
         }
+        let first = index * TILE;
+        let tokens = TILE.min(self.tokens - first);
+        let blocks = self.cols.div_ceil(BLOCK);
         TileOf {
             tokens,
-            float: part(&self.float, float, blocks * BLOCK, first, tokens),
-            codes: part(&self.codes, int8, blocks * STEPS, first, tokens),
-            sums: part(&self.steps, int8, blocks, first, tokens),
+            float: part(&self.float, self.forms.float, blocks * BLOCK, first, tokens),
+            codes: part(&digit.codes, there, blocks * STEPS, first, tokens),
+            sums: part(&digit.sums, there, blocks, first, tokens),
         }
     }
 
@@ -185,10 +208,30 @@ pub struct Preparing<'a> {
     cols: usize,
     forms: Forms,
     float: SharedSlice<'a, f32>,
-    codes: SharedSlice<'a, u32>,
-    sums: SharedSlice<'a, BlockSums>,
+    digits: [SharedDigit<'a>; 2],
     brain: SharedSlice<'a, Tile>,
     claimed: Claims,
+}
+
+/// A [`Digit`] that is being filled.
+struct SharedDigit<'a> {
+    codes: SharedSlice<'a, u32>,
+    sums: SharedSlice<'a, BlockSums>,
+}
+
+impl SharedDigit<'_> {
+    /// Parts of both, given by their starts and lengths.
+    ///
+    /// # Safety
+    /// As of [`SharedSlice::slice_mut`], for both.
+    #[allow(clippy::mut_from_ref, reason = "no two parts overlap, as the caller promises")]
+    unsafe fn part(
+        &self,
+        (codes, sums): ((usize, usize), (usize, usize)),
+    ) -> (&mut [u32], &mut [BlockSums]) {
+        // SAFETY: as the caller promises.
+        unsafe { (self.codes.slice_mut(codes.0, codes.1), self.sums.slice_mut(sums.0, sums.1)) }
+    }
 }
 
 impl Preparing<'_> {
@@ -223,19 +266,20 @@ impl Preparing<'_> {
     fn fill_tile(&self, tokens: Range<usize>, x: &[f32]) {
         let (cols, count) = (self.cols, tokens.len());
         let blocks = cols.div_ceil(BLOCK);
-        // SAFETY: the unit that holds these tokens was claimed once, and what belongs to a tile is
-        // contiguous: no other tile reaches it.
-        let (float, codes, sums) = unsafe {
-            let part = |wanted: bool, each: usize| match wanted {
-                true => (tokens.start * each, count * each),
-                false => (0, 0),
-            };
-            let (first, length) = part(self.forms.float, blocks * BLOCK);
-            let float = self.float.slice_mut(first, length);
-            let (first, length) = part(self.forms.int8, blocks * STEPS);
-            let codes = self.codes.slice_mut(first, length);
-            let (first, length) = part(self.forms.int8, blocks);
-            (float, codes, self.sums.slice_mut(first, length))
+        let part = |there: bool, each: usize| match there {
+            true => (tokens.start * each, count * each),
+            false => (0, 0),
+        };
+        let [first, rest] = &self.digits;
+        let digit = |there| (part(there, blocks * STEPS), part(there, blocks));
+        let (float, (codes, sums), (rest, of_rest)) = {
+            let (at, length) = part(self.forms.float, blocks * BLOCK);
+            // SAFETY: the unit that holds these tokens was claimed once, and what belongs to a tile is
+            // contiguous: no other tile reaches it.
+            unsafe {
+                let float = self.float.slice_mut(at, length);
+                (float, first.part(digit(self.forms.int8)), rest.part(digit(self.forms.rest)))
+            }
         };
         for (token, row) in
             x[tokens.start * cols..tokens.end * cols].chunks_exact(cols.max(1)).enumerate()
@@ -244,7 +288,8 @@ impl Preparing<'_> {
                 interleave(row, token, count, float);
             }
             if self.forms.int8 {
-                quantize(self.isa, row, token, count, codes, sums);
+                let rest = self.forms.rest.then_some((&mut *rest, &mut *of_rest));
+                quantize(self.isa, row, token, count, codes, sums, rest);
             }
         }
     }
@@ -274,28 +319,46 @@ fn interleave(row: &[f32], token: usize, tokens: usize, out: &mut [f32]) {
 
 vectorized! {
     /// The codes of token `token` of `tokens` in a tile, rounded to nearest in steps of 1/127 of the
-    /// greatest magnitude of each block of 32. What is not finite makes its block's scale so.
+    /// greatest magnitude of each block of 32; where `rest` is asked for, what they leave likewise. What
+    /// is not finite makes its block's scale so.
     fn quantize(
         row: &[f32],
         token: usize,
         tokens: usize,
         codes: &mut [u32],
         sums: &mut [BlockSums],
+        rest: Option<(&mut [u32], &mut [BlockSums])>,
     ) {
-        let blocks = codes.chunks_exact_mut(STEPS * tokens).zip(sums.chunks_exact_mut(tokens));
-        for (index, (codes, sums)) in blocks.enumerate() {
+        let mut rest = rest;
+        for (index, sum) in sums[token..].iter_mut().step_by(tokens).enumerate() {
             let values = &row[index * BLOCK..];
             let mut block = [0.0; BLOCK];
             match values.first_chunk::<BLOCK>() {
                 Some(whole) => block = *whole,
                 None => block[..values.len()].copy_from_slice(values),
             }
+            let first = index * STEPS * tokens + token;
             let (bytes, of) = quantize_block(&block);
-            sums[token] = of;
-            for (step, bytes) in bytes.as_chunks::<4>().0.iter().enumerate() {
-                codes[step * tokens + token] = u32::from_le_bytes(*bytes);
+            *sum = of;
+            put(&bytes, &mut codes[first..], tokens);
+            if let Some((codes, sums)) = &mut rest {
+                for (value, byte) in block.iter_mut().zip(bytes) {
+                    *value -= f32::from(byte.cast_signed()) * of.scale;
+                }
+                let (bytes, of) = quantize_block(&block);
+                sums[index * tokens + token] = of;
+                put(&bytes, &mut codes[first..], tokens);
             }
         }
+    }
+}
+
+/// Writes a block's codes, one of so many tokens' that stand side by side.
+#[inline(always)]
+fn put(bytes: &[u8; BLOCK], codes: &mut [u32], tokens: usize) {
+    let steps = bytes.as_chunks::<4>().0;
+    for (code, bytes) in codes.iter_mut().step_by(tokens).zip(steps) {
+        *code = u32::from_le_bytes(*bytes);
     }
 }
 

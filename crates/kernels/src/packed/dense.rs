@@ -192,7 +192,7 @@ pub(super) fn narrow(values: Vec<f32>, precision: Precision) -> Values {
     if values.iter().all(is_f16) {
         return f16s();
     }
-    if precision == Precision::Float {
+    if precision != Precision::Int8 {
         return Values::F32(values);
     }
     // f16 has the finer steps where its exponents reach.

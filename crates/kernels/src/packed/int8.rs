@@ -1,5 +1,5 @@
 //! Products of codes with activations of 8 bits: `Σ scale · step · Σ code · code`, the inner sums in
-//! integers, of 32 or 16 columns each.
+//! integers, of 32 or 16 columns each. In 16 bits they are the sum of two.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use super::activations::TileOf;
 use super::codes::{Register, unpack_block};
 use super::dense::Column;
 use super::grid::{Grid, GridZeros, Halves, Numbers, Scales};
-use super::{Activations, BLOCK, Output, Packed, STEPS, STRIP, TILE, Term, float};
+use super::{Activations, BLOCK, Output, Packed, Precision, STEPS, STRIP, TILE, Term, float};
 use crate::isa::Isa;
 use crate::simd::vectorized;
 
@@ -247,6 +247,9 @@ fn add_terms(
                 });
                 if let Some(strip) = Strip::new(grid, strip, own) {
                     strip.add(isa, &tile, &mut sums);
+                    if let Some(rest) = packed.rest(x, index) {
+                        strip.add(isa, &rest, &mut sums);
+                    }
                 }
             }
             term => float::add_term(isa, packed.rows, term, strip, &tile, &mut sums),
@@ -257,6 +260,13 @@ fn add_terms(
         float::add_outer(isa, outer, strip, inner, tokens, &mut sums);
     }
     sums
+}
+
+impl Packed {
+    /// What codes of 8 bits leave of a tile, where that is multiplied too.
+    fn rest<'x>(&self, x: &'x Activations, tile: usize) -> Option<TileOf<'x>> {
+        (self.precision == Precision::Int16).then(|| x.rest(tile))
+    }
 }
 
 /// The product with codes in plain loops: what the other kernels are held to.

@@ -8,7 +8,8 @@
 //!
 //! In [`Precision::Float`] weights are multiplied as they decode, in f32: the oracle of the rest. In
 //! [`Precision::Int8`] activations are rounded to 8 bits in blocks of 32 columns, or to bfloat16
-//! where that is the faster way for many tokens.
+//! where that is the faster way for many tokens; in [`Precision::Int16`] what that leaves is rounded to 8
+//! bits once more and multiplied too, while the weights are still in the cache.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -64,6 +65,8 @@ const BITMAP: Range<f64> = 0.05..0.75;
 pub enum Precision {
     /// Nothing but sums in f32.
     Float,
+    /// Activations to about 15 bits, two digits of 8; scales to 12 bits.
+    Int16,
     /// Activations to 8 bits (or to bfloat16, and weights with them); scales to 12 bits.
     Int8,
 }
@@ -218,9 +221,10 @@ impl Packed {
         }
         match self.precision {
             Precision::Float => Forms { float: true, ..Forms::default() },
-            Precision::Int8 => Forms {
+            Precision::Int16 | Precision::Int8 => Forms {
                 float: !self.terms.iter().all(codes),
                 int8: self.terms.iter().any(codes),
+                rest: self.precision == Precision::Int16 && self.terms.iter().any(codes),
                 brain: false,
             },
         }
@@ -271,7 +275,9 @@ impl Packed {
         match self.precision {
             _ if self.takes_tiles(isa, x.tokens()) => brain::multiply(isa, self, x, strips, out),
             Precision::Float => float::multiply(isa, self, x, inner, strips, out),
-            Precision::Int8 => int8::multiply(isa, self, x, inner, strips, out),
+            Precision::Int16 | Precision::Int8 => {
+                int8::multiply(isa, self, x, inner, strips, out);
+            }
         }
     }
 
