@@ -654,18 +654,25 @@ fn configure(model: &Path, change: impl FnOnce(&mut Value)) {
 
 #[test]
 fn factors_that_single_precision_rounds_are_the_same_model() {
-    let scratch = scratch();
-    let model = with_tokenizer("phi3-longrope", scratch.path());
-    configure(&model, |config| {
-        let scaling = &mut config["rope_parameters"];
-        scaling["long_factor"] = json!([1.0800000429153442, 1.1, 2.7, 3.3000000000000003]);
-        scaling["attention_factor"] = json!(1.2345678912345);
-    });
-    let output = scratch.path().join("out");
-    setup(model, EIGHT, scratch.path()).run(&output).unwrap();
-    let config = open(&output).config().clone();
-    assert_eq!(config["rope_scaling"]["long_factor"], json!([1.08, 1.1, 2.7, 3.3]));
-    assert_eq!(config["rope_scaling"]["attention_factor"], json!(1.2345679));
+    // The usual factor of attention is √1.5; what is near it is not it.
+    for (attention, wanted) in [
+        (1.2345678912345, json!(1.2345679)),
+        (1.22476, json!(1.22476)),
+        (1.5_f64.sqrt(), json!(null)),
+    ] {
+        let scratch = scratch();
+        let model = with_tokenizer("phi3-longrope", scratch.path());
+        configure(&model, |config| {
+            let scaling = &mut config["rope_parameters"];
+            scaling["long_factor"] = json!([1.0800000429153442, 1.1, 2.7, 3.3000000000000003]);
+            scaling["attention_factor"] = json!(attention);
+        });
+        let output = scratch.path().join("out");
+        setup(model, EIGHT, scratch.path()).run(&output).unwrap();
+        let config = open(&output).config().clone();
+        assert_eq!(config["rope_scaling"]["long_factor"], json!([1.08, 1.1, 2.7, 3.3]));
+        assert_eq!(config["rope_scaling"]["attention_factor"], wanted);
+    }
 }
 
 #[test]

@@ -36,8 +36,11 @@ const HIGH: f64 = 4.0;
 /// The original context of every published Llama 3; taken when no factor tells.
 const USUAL_CONTEXT: f64 = 8192.0;
 
-/// How far a stored number may be from the rule, relatively; they are computed in single precision.
+/// How far a stored factor may be from the rule, relatively; they are computed in single precision.
 const TOLERANCE: f64 = 1e-4;
+
+/// How far a number may be from its usual value, relatively, to be taken for it: a rounding.
+const ROUNDING: f64 = 5e-7;
 
 /// Times that a pair turns in the original context between which YaRN blends, where nothing is said.
 /// llama.cpp reads other ones for architectures that are not written here.
@@ -145,7 +148,7 @@ fn longrope(
     let usual = longrope_attention(whole as f64 / original as f64, original as f64);
     let given = keys::float(metadata, &format!("{prefix}.rope.scaling.attn_factor"))?;
     let given = given.unwrap_or(1.0);
-    if (given / usual - 1.0).abs() > TOLERANCE {
+    if (given / usual - 1.0).abs() > ROUNDING {
         scaling.insert("attention_factor".to_owned(), json!(given));
     }
     Ok((Value::Object(scaling), Some(original)))
@@ -259,7 +262,7 @@ impl Stretched<'_> {
                 (None, Some(own), Some(all)) => scaled(own) / scaled(all),
                 _ => usual,
             };
-        if (attention / usual - 1.0).abs() > TOLERANCE {
+        if (attention / usual - 1.0).abs() > ROUNDING {
             let over = single("attention_factor", attention / usual)?;
             to.entries.push(("rope.scaling.attn_factor", over));
         }
