@@ -72,7 +72,7 @@ fn every_preset_is_a_plan_and_names_have_no_case() {
         .partition(|preset| preset["name"].as_str().unwrap().starts_with("best-"));
     let (schemes, others): (Vec<&Value>, Vec<&Value>) =
         schemes.into_iter().partition(|preset| preset["name"].as_str().unwrap().starts_with('W'));
-    assert_eq!((best.len(), schemes.len(), others.len()), (4, 26, 18));
+    assert_eq!((best.len(), schemes.len(), others.len()), (5, 26, 18));
     for preset in best.into_iter().chain(others) {
         let name = preset["name"].as_str().unwrap();
         run(folder.path(), &format!("plan model --json -r {name}")).ok();

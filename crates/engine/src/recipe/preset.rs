@@ -47,6 +47,7 @@ const OWN: &[(&str, &str)] = recipes![
     "best-3bit",
     "best-2bit",
     "best-4bit-vllm",
+    "best-4bit-vllm-rotated",
     "sparse-50",
     "sparse-2-4",
     "sparse-50-W4A16",
