@@ -374,9 +374,9 @@ impl Plan {
                     } else if !is_rescaled {
                         self.copied.push(tensor.name.clone());
                     }
-                    let shape = match self.container.has_files() {
-                        true => tensor.raw_shape(),
-                        false => tensor.shape.clone(),
+                    let shape = match self.container.is_upright() {
+                        true => tensor.shape.clone(),
+                        false => tensor.raw_shape(),
                     };
                     self.tensors.push(TensorSpec::new(&tensor.name, dtype, shape));
                 }
@@ -482,7 +482,7 @@ fn check_transposed(
     let is_transposed = |name: &str| source.get(name).is_some_and(LogicalTensor::is_transposed);
     let site =
         sites.iter().map(|site| site.linear.weight.as_str()).find(|name| is_transposed(name));
-    if let Some(name) = site.filter(|_| format.id() != "native" && container.has_files()) {
+    if let Some(name) = site.filter(|_| format.id() != "native" && !container.is_upright()) {
         return Err(EngineError::Refused(format!(
             "{name}: this model's weights stand as [in, out], and whoever loads the format {} turns \
              them; add --format native",

@@ -71,13 +71,17 @@ impl Format for Awq {
             None => Ok(()),
             Some(other) => {
                 // A power of two divides all columns if it divides their bits together.
-                let bits =
-                    layout.compressed.iter().fold(0, |bits, (_, outline)| bits | outline.cols);
-                let size = (1_usize << bits.trailing_zeros().min(7)).max(1);
+                let columns = layout.compressed.iter().map(|(_, outline)| outline.cols);
+                let size = 1 << columns.fold(0, |bits, cols| bits | cols).trailing_zeros().min(7);
+                let cure = match size {
+                    16.. => {
+                        format!("groups of {size} divide the columns of all (--group-size {size})")
+                    }
+                    _ => "no usual one divides the columns of all; add --format native".to_owned(),
+                };
+                let first = first.unwrap_or(other);
                 Err(format!(
-                    "all layers have one group size, not {} and {other} (-1: a row); groups of {size} \
-                     divide the columns of all (--group-size {size})",
-                    first.unwrap_or(other)
+                    "all layers have one group size, not {first} and {other} (-1: a row); {cure}"
                 ))
             }
         }

@@ -34,6 +34,12 @@ pub trait Container: std::fmt::Debug + Send + Sync {
     /// everything.
     fn has_files(&self) -> bool;
 
+    /// Whether all matrices stand with their rows as rows, also those that a folder of their family has
+    /// the other way round.
+    fn is_upright(&self) -> bool {
+        !self.has_files()
+    }
+
     /// What becomes of a tensor that is not encoded.
     fn keep(&self, source: &Source, tensor: &LogicalTensor) -> Kept;
 

@@ -122,7 +122,7 @@ fn copy(
         return hash_of(source, name);
     }
     let is_transposed = source.get(name).is_some_and(LogicalTensor::is_transposed);
-    let is_turned = is_transposed && !plan.container.has_files();
+    let is_turned = is_transposed && plan.container.is_upright();
     let mut hash = Sha256::new();
     source.raw_as(name, spec.dtype, |bytes| -> Result<(), EngineError> {
         hash.update(plan.container.as_read(spec, bytes).as_deref().unwrap_or(bytes));

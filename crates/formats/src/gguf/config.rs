@@ -17,7 +17,8 @@ const VERSION: &str = "4.57.0";
 ///
 /// `tensors` are those of the file (their presence decides about biases and the tied head, their
 /// shapes about the vocabulary); `rope_factors` the values of the tensors for which
-/// [`super::Names::to_hugging_face`] gives [`super::Destination::RopeFactors`]; `dtype` the type that the weights will be written in, as torch spells it (`bfloat16`).
+/// [`super::Names::to_hugging_face`] gives [`super::Destination::RopeFactors`]; `dtype` the type that
+/// the weights will be written in, as torch spells it (`bfloat16`).
 ///
 /// # Errors
 /// When a key or tensor is missing or wrong, or the model has a feature that its class has not.

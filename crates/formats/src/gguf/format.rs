@@ -176,9 +176,14 @@ impl GgufFile {
         Ok(found)
     }
 
-    /// Whether a tensor chooses among experts, which llama.cpp's converter keeps in single precision.
-    fn is_router(&self, name: &str) -> bool {
-        self.names.to_gguf(name).is_some_and(|gguf| gguf.ends_with(".ffn_gate_inp.weight"))
+    /// Whether llama.cpp's converter keeps a matrix in single precision, in which llama.cpp computes with
+    /// it: tables of positions and segments, and what chooses among experts.
+    fn is_kept(&self, name: &str) -> bool {
+        let is_one = |gguf: String| {
+            matches!(gguf.as_str(), "position_embd.weight" | "token_types.weight")
+                || gguf.ends_with(".ffn_gate_inp.weight")
+        };
+        self.names.to_gguf(name).is_some_and(is_one)
     }
 
     /// The metadata: those of the source where it is a GGUF itself, else made from its files.
@@ -242,12 +247,7 @@ impl Container for GgufFile {
             Some(blocks) => blocks,
             None => source.raw_dtype(tensor),
         };
-        // As llama.cpp's converter does; its arithmetic with them is in single precision.
-        let is_small = tensor.shape.len() < 2
-            || name.ends_with("position_embeddings.weight")
-            || name.ends_with("transformer.wpe.weight")
-            || self.is_router(name)
-            || name.ends_with("token_type_embeddings.weight");
+        let is_small = tensor.shape.len() < 2 || self.is_kept(name);
         Kept::As(if is_small || dtype == Dtype::F64 { Dtype::F32 } else { dtype })
     }
 

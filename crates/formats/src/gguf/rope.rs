@@ -176,12 +176,12 @@ pub(super) fn written(
     let mut to = Scaling::default();
     let kind = scaling.text("rope_type").or_else(|| scaling.text("type")).unwrap_or("default");
     let stretched = Stretched { scaling, config };
-    let only = |of: Architecture| match architecture == of {
-        true => Ok(()),
-        false => {
+    let has = |tensor: &str| match TENSORS.iter().find(|(name, _)| *name == tensor) {
+        Some((_, of)) if architecture != *of => {
             let problem = format!("{kind:?}: llama.cpp has it for {} only", of.name());
             Err(wrong("rope_scaling.rope_type", problem))
         }
+        _ => Ok(()),
     };
     match kind {
         "default" => {}
@@ -191,7 +191,7 @@ pub(super) fn written(
             to.entries.push(("rope.scaling.factor", factor));
         }
         "llama3" => {
-            only(Architecture::Llama)?;
+            has(FREQS)?;
             let low = stretched.positive("low_freq_factor")?;
             let high = stretched.positive("high_freq_factor")?;
             let context = stretched.positive("original_max_position_embeddings")?;
@@ -201,7 +201,7 @@ pub(super) fn written(
         "yarn" => stretched.yarn(&mut to)?,
         // "su" is what LongRoPE was called at first.
         "longrope" | "su" => {
-            only(Architecture::Phi3)?;
+            has(LONG)?;
             stretched.longrope(rotated / 2, &mut to)?;
         }
         other => {

@@ -397,13 +397,15 @@ fn layers_that_differ_stand_in_the_configuration_or_are_refused() {
     let layout = Layout { compressed: &layers, plain: &[], inputs: &[] };
     let why = format("awq").accepts_together(&layout).unwrap_err();
     assert!(why.contains("not 64 and 32") && why.contains("--group-size 128"), "{why}");
-    let widths = [(576, 64), (1536, 128)].map(|(cols, group)| {
-        let term = affine(4, columns(group), ZeroType::Middle);
-        (cols.to_string(), outline(32, cols, term))
-    });
-    let layout = Layout { compressed: &widths, plain: &[], inputs: &[] };
-    let why = format("awq").accepts_together(&layout).unwrap_err();
-    assert!(why.contains("not 64 and 128") && why.contains("--group-size 64"), "{why}");
+    for (cols, group, cure) in [(576, 64, "--group-size 64"), (1000, 8, "--format native")] {
+        let widths = [(cols, group), (1536, 128)].map(|(cols, group)| {
+            let term = affine(4, columns(group), ZeroType::Middle);
+            (cols.to_string(), outline(32, cols, term))
+        });
+        let layout = Layout { compressed: &widths, plain: &[], inputs: &[] };
+        let why = format("awq").accepts_together(&layout).unwrap_err();
+        assert!(why.contains(&format!("not {group} and 128")) && why.contains(cure), "{why}");
+    }
     let layers = [random.affine((4, 64), 8, Grouping::Row, true, FloatType::F32), {
         let book = levels("nf4");
         random.lookup((4, 64), 64, book)

@@ -224,7 +224,7 @@ impl SharedDigit<'_> {
     ///
     /// # Safety
     /// As of [`SharedSlice::slice_mut`], for both.
-    #[allow(clippy::mut_from_ref, reason = "no two parts overlap, as the caller promises")]
+    #[expect(clippy::mut_from_ref, reason = "no two parts overlap, as the caller promises")]
     unsafe fn part(
         &self,
         (codes, sums): ((usize, usize), (usize, usize)),

@@ -19,8 +19,8 @@ use super::int8::{Codes, Strip, StripZeros};
 use super::{BLOCK, STEPS, TILE};
 use crate::isa::Isa;
 
-/// Bytes ahead of the codes being multiplied that are asked for: memory takes as long as a processor
-/// takes for so many.
+/// Bytes ahead of the codes being multiplied that are asked for: the best of 2, 4, 8 and 16 KiB on a
+/// Zen 5, by the example `packed`.
 const AHEAD: usize = 8192;
 /// The same of scales and zeros, of which there are fewer.
 const SCALES_AHEAD: usize = 1024;
