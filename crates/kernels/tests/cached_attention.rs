@@ -52,15 +52,14 @@ impl Case {
         Self { shape, seq, q, k, v, want }
     }
 
-    fn cache(&self, kind: CacheType) -> KeyValues {
+    fn cache(&self, pool: &mut Pool, kind: CacheType) -> KeyValues {
         let mut cache =
             KeyValues::new(kind, self.shape.kv_heads, self.shape.head_dim, self.seq + 5);
         let width = self.shape.kv_heads * self.shape.head_dim;
         // What a longer sequence left behind must not matter, whatever it is.
         let stale = vec![f32::NAN; width];
-        cache.put(cache.capacity() - 1, &stale, &stale);
-        let rows = self.k.chunks_exact(width).zip(self.v.chunks_exact(width));
-        rows.enumerate().for_each(|(position, (k, v))| cache.put(position, k, v));
+        cache.put(pool, cache.capacity() - 1, &stale, &stale);
+        cache.put(pool, 0, &self.k, &self.v);
         cache
     }
 
@@ -121,7 +120,7 @@ proptest! {
         cut in 0_usize..600,
     ) {
         let case = Case::new(kv_heads, group, 2 * half, seq, window);
-        let cache = case.cache(CacheType::F32);
+        let cache = case.cache(&mut Pool::new(1).unwrap(), CacheType::F32);
         for isa in Isa::available() {
             let mut pool = Pool::new(3).unwrap();
             let alone = case.one_by_one(isa, &mut Pool::new(1).unwrap(), &cache);
@@ -140,7 +139,7 @@ fn narrow_caches_lose_what_their_type_loses() {
     let case = Case::new(2, 3, 64, 300, 0);
     let mut pool = Pool::new(2).unwrap();
     for (kind, most) in [(CacheType::F16, 1e-3), (CacheType::Int8, 0.01), (CacheType::Int4, 0.12)] {
-        let cache = case.cache(kind);
+        let cache = case.cache(&mut pool, kind);
         let alone = case.one_by_one(Isa::detect(), &mut pool, &cache);
         let blocks = case.in_blocks(Isa::detect(), &mut pool, &cache, Precision::F32, 100);
         let error = relative(&alone, &case.want);

@@ -63,12 +63,9 @@ impl Attention {
         let tokens = batch.tokens.len();
         for span in &batch.spans {
             let part = span.row * kv_width..(span.row + span.count) * kv_width;
-            let k = rows.get(buffers.k, tokens)[part.clone()].chunks_exact(kv_width);
-            let v = rows.get(buffers.v, tokens)[part].chunks_exact(kv_width);
-            let cache = &mut self.caches[span.sequence];
-            for (position, (k, v)) in (span.position..).zip(k.zip(v)) {
-                cache.put(position, k, v);
-            }
+            let k = &rows.get(buffers.k, tokens)[part.clone()];
+            let v = &rows.get(buffers.v, tokens)[part];
+            self.caches[span.sequence].put(pool, span.position, k, v);
         }
         let (out, [q]) = rows.write(buffers.to, [buffers.q], tokens);
         let caches = &self.caches;

@@ -137,11 +137,13 @@ impl Weights {
             let share = if threads == 1 { all } else { all / (threads * UNITS_PER_THREAD) };
             let share = share.max(SMALLEST_UNIT);
             for (index, (matrix, _)) in stage.products.iter().enumerate() {
+                // Pairs of strips, which are multiplied together.
                 let strips = self.matrices[*matrix].strips();
-                let units = bytes(*matrix).div_ceil(share).clamp(1, strips.max(1));
+                let pairs = strips.div_ceil(2);
+                let units = bytes(*matrix).div_ceil(share).clamp(1, pairs.max(1));
                 for unit in 0..units {
-                    let strips = strips * unit / units..strips * (unit + 1) / units;
-                    stage.units.push((index, strips));
+                    let first = |unit: usize| strips.min(2 * (pairs * unit / units));
+                    stage.units.push((index, first(unit)..first(unit + 1)));
                 }
             }
         }

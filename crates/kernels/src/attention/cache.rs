@@ -8,6 +8,7 @@ use half::f16;
 
 use crate::convert::{f16_to_f32, f32_to_f16};
 use crate::isa::Isa;
+use crate::pool::Pool;
 use crate::simd::vectorized;
 
 /// Positions of a block.
@@ -45,9 +46,14 @@ impl CacheType {
 /// The keys and values of one layer and sequence. Memory that no position has used is not touched.
 #[derive(Debug)]
 pub struct KeyValues {
-    kv_heads: usize,
     head_dim: usize,
     blocks: usize,
+    heads: Vec<Head>,
+}
+
+/// Those of one head.
+#[derive(Debug)]
+struct Head {
     keys: Store,
     values: Store,
 }
@@ -78,9 +84,10 @@ impl KeyValues {
     pub fn new(kind: CacheType, kv_heads: usize, head_dim: usize, capacity: usize) -> Self {
         assert!(head_dim.is_multiple_of(2), "heads have an even width");
         let blocks = capacity.div_ceil(POSITIONS);
-        let positions = kv_heads * blocks * POSITIONS;
+        let positions = blocks * POSITIONS;
         let store = || Store::new(kind, positions * head_dim, positions * head_dim.div_ceil(GROUP));
-        Self { kv_heads, head_dim, blocks, keys: store(), values: store() }
+        let heads = (0..kv_heads).map(|_| Head { keys: store(), values: store() }).collect();
+        Self { head_dim, blocks, heads }
     }
 
     /// Positions there is room for.
@@ -88,28 +95,40 @@ impl KeyValues {
         self.blocks * POSITIONS
     }
 
-    /// Writes the keys and values `[kv_heads · head_dim]` of a position.
+    /// Writes the keys and values, `[positions, kv_heads · head_dim]` each, of the positions from
+    /// `first` on; those of many, a head a thread.
     ///
     /// # Panics
-    /// If the position is beyond the capacity, or a row has another width.
-    pub fn put(&mut self, position: usize, keys: &[f32], values: &[f32]) {
-        let dim = self.head_dim;
-        assert!(position < self.capacity(), "a position beyond the cache");
-        assert_eq!(keys.len(), self.kv_heads * dim, "keys have another width");
-        assert_eq!(values.len(), self.kv_heads * dim, "values have another width");
-        let (block, lane) = (position / POSITIONS, position % POSITIONS);
-        for head in 0..self.kv_heads {
-            let block = head * self.blocks + block;
-            self.keys.put_key(block, lane, &keys[head * dim..][..dim]);
-            self.values.put_value(block, lane, &values[head * dim..][..dim]);
+    /// If a position is beyond the capacity, or the rows have another width.
+    pub fn put(&mut self, pool: &mut Pool, first: usize, keys: &[f32], values: &[f32]) {
+        let (dim, width) = (self.head_dim, self.kv_heads() * self.head_dim);
+        assert!(
+            keys.len() == values.len() && keys.len().is_multiple_of(width.max(1)),
+            "other widths"
+        );
+        let last = first + keys.len() / width.max(1);
+        assert!(last <= self.capacity(), "a position beyond the cache");
+        let write = |index: usize, heads: &mut [Head]| {
+            for (index, head) in (index..).zip(heads) {
+                let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
+                for (position, (keys, values)) in (first..last).zip(rows) {
+                    let (block, lane) = (position / POSITIONS, position % POSITIONS);
+                    head.keys.put_key(block, lane, &keys[index * dim..][..dim]);
+                    head.values.put_value(block, lane, &values[index * dim..][..dim]);
+                }
+            }
+        };
+        if last - first < POSITIONS {
+            write(0, &mut self.heads);
+        } else {
+            pool.run_chunks(&mut self.heads, 1, write);
         }
     }
 
     /// The keys of a block, `[head_dim, 32]`.
     pub(super) fn keys(&self, isa: Isa, head: usize, block: usize, out: &mut [f32]) {
         let dim = self.head_dim;
-        let block = head * self.blocks + block;
-        match &self.keys {
+        match &self.heads[head].keys {
             Store::F32(values) => out.copy_from_slice(of_block(values, block, dim * POSITIONS)),
             Store::F16(bits) => widen(isa, of_block(bits, block, dim * POSITIONS), out),
             Store::Int8 { codes, scales } => {
@@ -130,8 +149,7 @@ impl KeyValues {
     /// The values of a block, `[32, head_dim]`.
     pub(super) fn values(&self, isa: Isa, head: usize, block: usize, out: &mut [f32]) {
         let dim = self.head_dim;
-        let block = head * self.blocks + block;
-        match &self.values {
+        match &self.heads[head].values {
             Store::F32(values) => out.copy_from_slice(of_block(values, block, dim * POSITIONS)),
             Store::F16(bits) => widen(isa, of_block(bits, block, dim * POSITIONS), out),
             Store::Int8 { codes, scales } => {
@@ -150,7 +168,7 @@ impl KeyValues {
     }
 
     pub(super) fn kv_heads(&self) -> usize {
-        self.kv_heads
+        self.heads.len()
     }
 
     pub(super) fn head_dim(&self) -> usize {
@@ -402,7 +420,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_put_is_read_within_a_step_of_its_type() {
+    fn what_is_put_is_read_within_a_step_of_its_type() -> std::io::Result<()> {
+        let mut pool = Pool::new(2)?;
         for (kind, step) in [
             (CacheType::F32, 0.0),
             (CacheType::F16, 1.0 / 2048.0),
@@ -417,8 +436,13 @@ mod tests {
                         .collect()
                 };
                 let mut cache = KeyValues::new(kind, kv_heads, dim, count);
-                for position in 0..count {
-                    cache.put(position, &row(position), &row(position + 1000));
+                // Many together, then one by one.
+                let rows = |seed: usize, of: std::ops::Range<usize>| -> Vec<f32> {
+                    of.flat_map(|position| row(position + seed)).collect()
+                };
+                cache.put(&mut pool, 0, &rows(0, 0..45), &rows(1000, 0..45));
+                for position in 45..count {
+                    cache.put(&mut pool, position, &row(position), &row(position + 1000));
                 }
                 let mut tile = vec![0.0; dim * POSITIONS];
                 for position in 0..count {
@@ -439,5 +463,6 @@ mod tests {
                 }
             }
         }
+        Ok(())
     }
 }

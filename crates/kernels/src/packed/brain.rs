@@ -74,7 +74,7 @@ pub(super) fn multiply(
         for (index, strip) in (first..strips.end.min(first + 2)).enumerate() {
             for token in 0..x.tokens() {
                 let row = &products[token / TOKENS].0[token % TOKENS];
-                part.write(strip, token, &row.as_chunks::<STRIP>().0[index]);
+                part.write(strip, token, &row.as_chunks::<STRIP>().0[index..=index]);
             }
         }
     }

@@ -42,8 +42,8 @@ pub(super) fn multiply(
             for (token, sums) in sums[..tile.tokens].iter_mut().enumerate() {
                 let token = index * TILE + token;
                 add_inner(outer, &inner[token * rank..][..rank], sums);
-                part.write(strip, token, sums);
             }
+            part.write(strip, index * TILE, &sums[..tile.tokens]);
         }
     }
     COLUMNS.set(columns);

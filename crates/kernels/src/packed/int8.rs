@@ -8,12 +8,13 @@ use super::activations::TileOf;
 use super::codes::{Register, unpack_block};
 use super::dense::Column;
 use super::grid::{Grid, GridZeros, Halves, Numbers, Scales};
+use super::output::Part;
 use super::{Activations, BLOCK, Output, Packed, Precision, STEPS, STRIP, TILE, Term, float};
 use crate::isa::Isa;
 use crate::simd::vectorized;
 
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, vnni};
+use super::{avx2, vnni, vnni_pair};
 
 /// Most tokens that are multiplied with codes as they are packed; for more, the codes of a few
 /// strips are first cut into bytes.
@@ -21,6 +22,9 @@ const DIRECT: usize = 8;
 /// Bytes of the strips that are cut into bytes together: they stay in the second-level cache while
 /// the tokens go by.
 const CUT_BYTES: usize = 256 << 10;
+
+/// Strips that are multiplied together, where there is a kernel for that.
+const PAIR: usize = 2;
 
 thread_local! {
     /// Strips cut into bytes; kept, because clearing fresh pages costs more than cutting.
@@ -115,9 +119,7 @@ impl<'a> Strip<'a> {
 
     /// Adds the product with a tile of tokens.
     fn add(&self, isa: Isa, tile: &TileOf<'_>, sums: &mut [Column; TILE]) {
-        self.check();
-        assert!(tile.tokens <= TILE && tile.sums.len() == self.blocks * tile.tokens);
-        assert_eq!(tile.codes.len(), self.blocks * STEPS * tile.tokens);
+        self.check_with(tile);
         #[cfg(target_arch = "x86_64")]
         {
             if vnni::supported(isa) {
@@ -132,7 +134,14 @@ impl<'a> Strip<'a> {
         add_portable(isa, self, tile, sums);
     }
 
-    /// That the slices have the lengths of the blocks, on which kernels rely.
+    /// That the slices of both have the lengths of the blocks, on which kernels rely.
+    fn check_with(&self, tile: &TileOf<'_>) {
+        self.check();
+        assert!(tile.tokens <= TILE && tile.sums.len() == self.blocks * tile.tokens);
+        assert_eq!(tile.codes.len(), self.blocks * STEPS * tile.tokens);
+    }
+
+    /// That the slices have the lengths of the blocks.
     pub(super) fn check(&self) {
         let groups = (self.blocks * BLOCK).div_ceil(self.group);
         let zeros = match self.zeros {
@@ -154,20 +163,49 @@ pub(super) fn multiply(
     out: &Output<'_>,
 ) {
     let mut part = out.claim(strips.clone());
-    if x.tokens() <= DIRECT || !cuts(isa) {
-        for strip in strips {
-            for index in 0..x.tiles() {
-                let sums = add_terms(isa, packed, strip, None, x, index, inner);
-                for (token, sums) in sums[..x.tile(index).tokens].iter().enumerate() {
-                    part.write(strip, index * TILE + token, sums);
-                }
-            }
-        }
-        return;
+    let mut sums = [[[0.0; STRIP]; TILE]; PAIR];
+    if x.tokens() > DIRECT && cuts(isa) {
+        return multiply_cut(isa, packed, x, inner, strips, &mut part, &mut sums);
     }
+    let only_grid = match (&packed.terms[..], &packed.outer) {
+        ([Term::Grid(grid)], None) => Some(grid),
+        _ => None,
+    };
+    for strip in strips {
+        let of_grid = only_grid.and_then(|grid| Strip::new(grid, strip, None));
+        for index in 0..x.tiles() {
+            let tile = x.tile(index);
+            // One token's product with a strip takes some thirty nanoseconds: what holds for most
+            // matrices is not asked for every term.
+            match &of_grid {
+                Some(strip) => {
+                    sums[0][..tile.tokens].fill([0.0; STRIP]);
+                    strip.add(isa, &tile, &mut sums[0]);
+                    if let Some(rest) = packed.rest(x, index) {
+                        strip.add(isa, &rest, &mut sums[0]);
+                    }
+                }
+                None => add_terms(isa, packed, strip..strip + 1, None, x, index, inner, &mut sums),
+            }
+            part.write(strip, index * TILE, &sums[0][..tile.tokens]);
+        }
+    }
+}
+
+/// The product for more than a few tokens: a few strips at a time are cut into bytes, which all tokens
+/// are then multiplied with, two strips at a time.
+fn multiply_cut(
+    isa: Isa,
+    packed: &Packed,
+    x: &Activations,
+    inner: &[f32],
+    strips: Range<usize>,
+    part: &mut Part<'_, '_>,
+    sums: &mut [[Column; TILE]; PAIR],
+) {
     let mut cut = CUT.take();
     let each = packed.terms.iter().map(cut_registers).sum::<usize>();
-    let together = (CUT_BYTES / size_of::<Register>() / each.max(1)).max(1);
+    let together = (CUT_BYTES / size_of::<Register>() / each.max(1)).next_multiple_of(PAIR);
     for first in strips.clone().step_by(together) {
         let strips = first..strips.end.min(first + together);
         cut.resize(strips.len() * each, Register::ZERO);
@@ -175,11 +213,12 @@ pub(super) fn multiply(
             cut_strip(packed, strip, cut);
         }
         for index in 0..x.tiles() {
-            for (at, strip) in strips.clone().enumerate() {
-                let cut = &cut[at * each..][..each];
-                let sums = add_terms(isa, packed, strip, Some(cut), x, index, inner);
-                for (token, sums) in sums[..x.tile(index).tokens].iter().enumerate() {
-                    part.write(strip, index * TILE + token, sums);
+            for first in strips.clone().step_by(PAIR) {
+                let pair = first..strips.end.min(first + PAIR);
+                let cut = &cut[(first - strips.start) * each..][..pair.len() * each];
+                add_terms(isa, packed, pair.clone(), Some(cut), x, index, inner, sums);
+                for (strip, sums) in pair.zip(&*sums) {
+                    part.write(strip, index * TILE, &sums[..x.tile(index).tokens]);
                 }
             }
         }
@@ -225,41 +264,70 @@ fn cut_strip(packed: &Packed, strip: usize, cut: &mut [Register]) {
     }
 }
 
-/// All terms of a strip for one tile of tokens.
+/// All terms of one strip or of [`PAIR`], for one tile of tokens; `cut` are these strips as bytes.
+#[expect(clippy::too_many_arguments, reason = "the innermost call of a product")]
 fn add_terms(
     isa: Isa,
     packed: &Packed,
-    strip: usize,
-    mut cut: Option<&[Register]>,
+    strips: Range<usize>,
+    cut: Option<&[Register]>,
     x: &Activations,
     index: usize,
     inner: &[f32],
-) -> [Column; TILE] {
+    sums: &mut [[Column; TILE]; PAIR],
+) {
     let tile = x.tile(index);
-    let mut sums = [[0.0; STRIP]; TILE];
+    for sums in &mut sums[..strips.len()] {
+        sums[..tile.tokens].fill([0.0; STRIP]);
+    }
+    let mut first = 0;
     for term in &packed.terms {
-        match term {
-            Term::Grid(grid) => {
-                let own = cut.map(|all| {
-                    let (own, rest) = all.split_at(cut_registers(term));
-                    cut = Some(rest);
-                    own
-                });
-                if let Some(strip) = Strip::new(grid, strip, own) {
-                    strip.add(isa, &tile, &mut sums);
-                    if let Some(rest) = packed.rest(x, index) {
-                        strip.add(isa, &rest, &mut sums);
-                    }
-                }
+        if let Term::Grid(grid) = term {
+            let range = first..first + cut_registers(term);
+            first = range.end;
+            let pair = std::array::from_fn(|which| {
+                let strip = strips.clone().nth(which)?;
+                let own = cut.map(|cut| &cut[which * cut.len() / strips.len()..][range.clone()]);
+                Strip::new(grid, strip, own)
+            });
+            add_strips(isa, pair, &tile, sums);
+            if let Some(rest) = packed.rest(x, index) {
+                add_strips(isa, pair, &rest, sums);
             }
-            term => float::add_term(isa, packed.rows, term, strip, &tile, &mut sums),
+            continue;
+        }
+        for (strip, sums) in strips.clone().zip(&mut *sums) {
+            float::add_term(isa, packed.rows, term, strip, &tile, sums);
         }
     }
     if let Some(outer) = &packed.outer {
         let tokens = index * TILE..index * TILE + tile.tokens;
-        float::add_outer(isa, outer, strip, inner, tokens, &mut sums);
+        for (strip, sums) in strips.zip(sums) {
+            float::add_outer(isa, outer, strip, inner, tokens.clone(), sums);
+        }
     }
-    sums
+}
+
+/// Adds the products of one strip or two with a tile of tokens, together where there is a kernel.
+fn add_strips(
+    isa: Isa,
+    strips: [Option<Strip<'_>>; PAIR],
+    tile: &TileOf<'_>,
+    sums: &mut [[Column; TILE]; PAIR],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if let [Some(left), Some(right)] = &strips
+        && vnni::supported(isa)
+        && vnni_pair::supports([left, right])
+    {
+        left.check_with(tile);
+        right.check_with(tile);
+        // SAFETY: the processor has the instructions; the lengths were checked, and the strips.
+        return unsafe { vnni_pair::add([left, right], tile, sums) };
+    }
+    for (strip, sums) in strips.iter().flatten().zip(sums) {
+        strip.add(isa, tile, sums);
+    }
 }
 
 impl Packed {

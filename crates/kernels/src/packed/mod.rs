@@ -33,6 +33,8 @@ mod source;
 mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
+#[cfg(target_arch = "x86_64")]
+mod vnni_pair;
 
 pub use activations::{Activations, Forms, Preparing};
 pub use output::Output;

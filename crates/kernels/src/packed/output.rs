@@ -59,17 +59,28 @@ pub(super) struct Part<'o, 'a> {
 }
 
 impl Part<'_, '_> {
-    /// Writes the rows of one of the strips for one token; what is beyond the last row is left out.
+    /// Writes the rows of one of the strips for the tokens from `first` on; what is beyond the last row
+    /// is left out.
     #[inline(always)]
-    pub(super) fn write(&mut self, strip: usize, token: usize, values: &[f32; STRIP]) {
+    pub(super) fn write(&mut self, strip: usize, first: usize, tokens: &[[f32; STRIP]]) {
         let rows = self.output.rows;
-        assert!(token < self.output.tokens && self.strips.contains(&strip));
-        let (first, count) = (strip * STRIP, STRIP.min(rows - strip * STRIP));
-        // SAFETY: the strip was claimed once, so that only this part reaches its rows.
-        let out = unsafe { self.output.values.slice_mut(token * rows + first, count) };
-        match out.first_chunk_mut::<STRIP>() {
-            Some(out) => *out = *values,
-            None => out.copy_from_slice(&values[..count]),
+        assert!(first + tokens.len() <= self.output.tokens && self.strips.contains(&strip));
+        let count = STRIP.min(rows - strip * STRIP);
+        let out = |token: usize| {
+            // SAFETY: the strip was claimed once, so that only this part reaches its rows.
+            unsafe { self.output.values.slice_mut((first + token) * rows + strip * STRIP, count) }
+        };
+        // Asked once, so that whole strips are written by single instructions.
+        if count < STRIP {
+            for (token, values) in tokens.iter().enumerate() {
+                out(token).copy_from_slice(&values[..count]);
+            }
+            return;
+        }
+        for (token, values) in tokens.iter().enumerate() {
+            if let Some(out) = out(token).first_chunk_mut::<STRIP>() {
+                *out = *values;
+            }
         }
     }
 }

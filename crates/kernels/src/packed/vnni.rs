@@ -149,17 +149,6 @@ unsafe fn add_part(strip: &Strip<'_>, part: &Part<'_>, left: usize, sums: &mut [
             }
         };
     }
-    macro_rules! many {
-        ($bits:literal, $levels:literal, $tables:expr) => {
-            match left {
-                12.. => kernel!($bits, $levels, $tables, 12),
-                8..=11 => kernel!($bits, $levels, $tables, 8),
-                4..=7 => kernel!($bits, $levels, $tables, 4),
-                2..=3 => kernel!($bits, $levels, $tables, 2),
-                _ => kernel!($bits, $levels, $tables, 1),
-            }
-        };
-    }
     const NONE: [&[u8; 16]; 2] = [&[0; 16]; 2];
     match strip.codes {
         Codes::Packed(1, _) => few!(1, 0, NONE),
@@ -169,8 +158,8 @@ unsafe fn add_part(strip: &Strip<'_>, part: &Part<'_>, left: usize, sums: &mut [
         Codes::Packed(5, _) => few!(5, 0, NONE),
         Codes::Packed(6, _) => few!(6, 0, NONE),
         Codes::Packed(7, _) => few!(7, 0, NONE),
-        Codes::Packed(_, _) | Codes::Bytes(_) => many!(8, 0, NONE),
-        Codes::WideBytes(_) => many!(16, 0, NONE),
+        Codes::Packed(_, _) | Codes::Bytes(_) => few!(8, 0, NONE),
+        Codes::WideBytes(_) => few!(16, 0, NONE),
         Codes::Levels(_, table) => few!(4, 1, [table; 2]),
         Codes::WideLevels(_, tables) => few!(4, 2, tables),
     }
@@ -342,7 +331,7 @@ impl<const BITS: usize, const LEVELS: usize> Weights<BITS, LEVELS> {
             ($step:expr) => {{
                 // SAFETY: as the caller promises.
                 let (weights, x) = unsafe { (self.step(pass, $step), x.add($step * stride)) };
-                tokens!(weights, x; 0 1 2 3 4 5 6 7 8 9 10 11);
+                tokens!(weights, x; 0 1 2 3);
             }};
         }
         // In assembly, because the compiler would multiply token by token: each a chain of steps that
@@ -435,7 +424,7 @@ pub(super) fn broadcast_table(table: &[u8; 16]) -> __m512i {
 /// It points to a register.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn load(register: *const Register) -> __m512i {
+pub(super) unsafe fn load(register: *const Register) -> __m512i {
     // SAFETY: as the caller promises.
     unsafe { _mm512_loadu_si512(register.cast()) }
 }
