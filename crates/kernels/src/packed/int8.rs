@@ -8,7 +8,6 @@ use super::activations::TileOf;
 use super::codes::{Register, unpack_block};
 use super::dense::Column;
 use super::grid::{Grid, GridZeros, Halves, Numbers, Scales};
-use super::output::Part;
 use super::{Activations, BLOCK, Output, Packed, Precision, STEPS, STRIP, TILE, Term, float};
 use crate::isa::Isa;
 use crate::simd::vectorized;
@@ -16,12 +15,9 @@ use crate::simd::vectorized;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, vnni, vnni_pair};
 
-/// Most tokens that are multiplied with codes as they are packed; for more, the codes of a few
-/// strips are first cut into bytes.
+/// Most tokens that are multiplied with codes as they are packed; for more, strips are first cut into
+/// bytes, which stay in the caches while the tokens go by.
 const DIRECT: usize = 8;
-/// Bytes of the strips that are cut into bytes together: they stay in the second-level cache while
-/// the tokens go by.
-const CUT_BYTES: usize = 256 << 10;
 
 /// Strips that are multiplied together, where there is a kernel for that.
 const PAIR: usize = 2;
@@ -164,25 +160,41 @@ pub(super) fn multiply(
 ) {
     let mut part = out.claim(strips.clone());
     let mut sums = [[[0.0; STRIP]; TILE]; PAIR];
-    if x.tokens() > DIRECT && cuts(isa) {
-        return multiply_cut(isa, packed, x, inner, strips, &mut part, &mut sums);
-    }
     let only_grid = match (&packed.terms[..], &packed.outer) {
         ([Term::Grid(grid)], None) => Some(grid),
         _ => None,
     };
+    if x.tokens() > DIRECT && cuts(isa) {
+        let mut bytes = CUT.take();
+        for first in strips.clone().step_by(PAIR) {
+            let pair = first..strips.end.min(first + PAIR);
+            let cut = Some(cut_strips(packed, pair.clone(), &mut bytes));
+            let of_grid = only_grid.map(|grid| views(grid, pair.clone(), cut, 0));
+            for index in 0..x.tiles() {
+                clear(&mut sums[..pair.len()], &x.tile(index));
+                match &of_grid {
+                    Some(views) => add_strips(isa, packed, views, x, index, &mut sums),
+                    None => add_terms(isa, packed, pair.clone(), cut, x, index, inner, &mut sums),
+                }
+                for (strip, sums) in pair.clone().zip(&sums) {
+                    part.write(strip, index * TILE, &sums[..x.tile(index).tokens]);
+                }
+            }
+        }
+        return CUT.set(bytes);
+    }
     for strip in strips {
+        // One token's product with a strip takes some thirty nanoseconds: what holds for most matrices
+        // is not asked for every term.
         let of_grid = only_grid.and_then(|grid| Strip::new(grid, strip, None));
         for index in 0..x.tiles() {
             let tile = x.tile(index);
-            // One token's product with a strip takes some thirty nanoseconds: what holds for most
-            // matrices is not asked for every term.
+            clear(&mut sums[..1], &tile);
             match &of_grid {
-                Some(strip) => {
-                    sums[0][..tile.tokens].fill([0.0; STRIP]);
-                    strip.add(isa, &tile, &mut sums[0]);
+                Some(view) => {
+                    view.add(isa, &tile, &mut sums[0]);
                     if let Some(rest) = packed.rest(x, index) {
-                        strip.add(isa, &rest, &mut sums[0]);
+                        view.add(isa, &rest, &mut sums[0]);
                     }
                 }
                 None => add_terms(isa, packed, strip..strip + 1, None, x, index, inner, &mut sums),
@@ -192,38 +204,10 @@ pub(super) fn multiply(
     }
 }
 
-/// The product for more than a few tokens: a few strips at a time are cut into bytes, which all tokens
-/// are then multiplied with, two strips at a time.
-fn multiply_cut(
-    isa: Isa,
-    packed: &Packed,
-    x: &Activations,
-    inner: &[f32],
-    strips: Range<usize>,
-    part: &mut Part<'_, '_>,
-    sums: &mut [[Column; TILE]; PAIR],
-) {
-    let mut cut = CUT.take();
-    let each = packed.terms.iter().map(cut_registers).sum::<usize>();
-    let together = (CUT_BYTES / size_of::<Register>() / each.max(1)).next_multiple_of(PAIR);
-    for first in strips.clone().step_by(together) {
-        let strips = first..strips.end.min(first + together);
-        cut.resize(strips.len() * each, Register::ZERO);
-        for (strip, cut) in strips.clone().zip(cut.chunks_exact_mut(each.max(1))) {
-            cut_strip(packed, strip, cut);
-        }
-        for index in 0..x.tiles() {
-            for first in strips.clone().step_by(PAIR) {
-                let pair = first..strips.end.min(first + PAIR);
-                let cut = &cut[(first - strips.start) * each..][..pair.len() * each];
-                add_terms(isa, packed, pair.clone(), Some(cut), x, index, inner, sums);
-                for (strip, sums) in pair.zip(&*sums) {
-                    part.write(strip, index * TILE, &sums[..x.tile(index).tokens]);
-                }
-            }
-        }
+fn clear(sums: &mut [[Column; TILE]], tile: &TileOf<'_>) {
+    for sums in sums {
+        sums[..tile.tokens].fill([0.0; STRIP]);
     }
-    CUT.set(cut);
 }
 
 /// Whether this level has a use for strips cut into bytes.
@@ -240,31 +224,61 @@ fn cuts(isa: Isa) -> bool {
 /// Registers that a strip of a term takes, cut into bytes.
 fn cut_registers(term: &Term) -> usize {
     match term {
-        Term::Grid(grid) => match &grid.book {
-            Some(book) if book.low.is_some() => 2 * STEPS * grid.blocks,
-            _ => STEPS * grid.blocks,
-        },
+        Term::Grid(grid) => grid.cut_registers(),
         _ => 0,
     }
 }
 
-fn cut_strip(packed: &Packed, strip: usize, cut: &mut [Register]) {
-    let mut rest = cut;
-    for term in &packed.terms {
-        let Term::Grid(grid) = term else { continue };
-        let (own, others) = rest.split_at_mut(cut_registers(term));
-        rest = others;
-        #[cfg(target_arch = "x86_64")]
-        if let Some(strip) = Strip::new(grid, strip, None) {
-            strip.check();
-            assert!(own.len() >= strip.blocks * STEPS);
-            // SAFETY: strips are cut only where the instructions are; the lengths were checked.
-            unsafe { vnni::cut(&strip, own) };
-        }
+impl Grid {
+    /// Registers that a strip takes, cut into bytes.
+    fn cut_registers(&self) -> usize {
+        let is_wide = self.book.as_ref().is_some_and(|book| book.low.is_some());
+        if is_wide { 2 * STEPS * self.blocks } else { STEPS * self.blocks }
     }
 }
 
-/// All terms of one strip or of [`PAIR`], for one tile of tokens; `cut` are these strips as bytes.
+/// Cuts strips into bytes: those of all grids of the first, then of the next.
+fn cut_strips<'a>(
+    packed: &Packed,
+    strips: Range<usize>,
+    bytes: &'a mut Vec<Register>,
+) -> &'a [Register] {
+    let each = packed.terms.iter().map(cut_registers).sum::<usize>();
+    bytes.resize(strips.len() * each, Register::ZERO);
+    for (strip, mut rest) in strips.zip(bytes.chunks_exact_mut(each.max(1))) {
+        for term in &packed.terms {
+            let Term::Grid(grid) = term else { continue };
+            let (own, others) = rest.split_at_mut(cut_registers(term));
+            rest = others;
+            #[cfg(target_arch = "x86_64")]
+            if let Some(strip) = Strip::new(grid, strip, None) {
+                strip.check();
+                assert!(own.len() >= strip.blocks * STEPS);
+                // SAFETY: strips are cut only where the instructions are; the lengths were checked.
+                unsafe { vnni::cut(&strip, own) };
+            }
+        }
+    }
+    bytes
+}
+
+/// Strips of a grid, as they are packed or as they were cut; what was cut of the grid begins at `first`
+/// in each strip's.
+fn views<'a>(
+    grid: &'a Grid,
+    strips: Range<usize>,
+    cut: Option<&'a [Register]>,
+    first: usize,
+) -> [Option<Strip<'a>>; PAIR] {
+    let each = cut.map_or(0, <[Register]>::len) / strips.len();
+    std::array::from_fn(|which| {
+        let strip = strips.start + which;
+        let own = cut.map(|cut| &cut[which * each + first..][..grid.cut_registers()]);
+        if strip < strips.end { Strip::new(grid, strip, own) } else { None }
+    })
+}
+
+/// Adds all terms of one strip or of [`PAIR`], for one tile of tokens; `cut` are these strips as bytes.
 #[expect(clippy::too_many_arguments, reason = "the innermost call of a product")]
 fn add_terms(
     isa: Isa,
@@ -277,23 +291,12 @@ fn add_terms(
     sums: &mut [[Column; TILE]; PAIR],
 ) {
     let tile = x.tile(index);
-    for sums in &mut sums[..strips.len()] {
-        sums[..tile.tokens].fill([0.0; STRIP]);
-    }
     let mut first = 0;
     for term in &packed.terms {
         if let Term::Grid(grid) = term {
-            let range = first..first + cut_registers(term);
-            first = range.end;
-            let pair = std::array::from_fn(|which| {
-                let strip = strips.clone().nth(which)?;
-                let own = cut.map(|cut| &cut[which * cut.len() / strips.len()..][range.clone()]);
-                Strip::new(grid, strip, own)
-            });
-            add_strips(isa, pair, &tile, sums);
-            if let Some(rest) = packed.rest(x, index) {
-                add_strips(isa, pair, &rest, sums);
-            }
+            let views = views(grid, strips.clone(), cut, first);
+            add_strips(isa, packed, &views, x, index, sums);
+            first += cut_registers(term);
             continue;
         }
         for (strip, sums) in strips.clone().zip(&mut *sums) {
@@ -308,15 +311,30 @@ fn add_terms(
     }
 }
 
-/// Adds the products of one strip or two with a tile of tokens, together where there is a kernel.
+/// Adds the products of one strip or two with a tile of tokens, and with what its codes leave.
 fn add_strips(
     isa: Isa,
-    strips: [Option<Strip<'_>>; PAIR],
+    packed: &Packed,
+    strips: &[Option<Strip<'_>>; PAIR],
+    x: &Activations,
+    index: usize,
+    sums: &mut [[Column; TILE]; PAIR],
+) {
+    add_strips_of(isa, strips, &x.tile(index), sums);
+    if let Some(rest) = packed.rest(x, index) {
+        add_strips_of(isa, strips, &rest, sums);
+    }
+}
+
+/// The same with one form of the tile: two strips together where there is a kernel.
+fn add_strips_of(
+    isa: Isa,
+    strips: &[Option<Strip<'_>>; PAIR],
     tile: &TileOf<'_>,
     sums: &mut [[Column; TILE]; PAIR],
 ) {
     #[cfg(target_arch = "x86_64")]
-    if let [Some(left), Some(right)] = &strips
+    if let [Some(left), Some(right)] = strips
         && vnni::supported(isa)
         && vnni_pair::supports([left, right])
     {
