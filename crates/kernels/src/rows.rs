@@ -6,6 +6,9 @@ use std::ops::Range;
 use crate::pool::Pool;
 use crate::shared::SharedSlice;
 
+/// Numbers of a cache line.
+const LINE: usize = 16;
+
 /// Matrices of as many rows each, every one of a width of its own, allocated once.
 #[derive(Debug)]
 pub struct RowBuffers {
@@ -18,14 +21,17 @@ pub struct RowBuffers {
 impl RowBuffers {
     /// Matrices of these widths.
     pub fn new(rows: usize, widths: &[usize]) -> Self {
-        let mut length = 0;
+        let lengths = widths.iter().map(|width| (rows * width).next_multiple_of(LINE));
+        let values = vec![0.0_f32; LINE + lengths.clone().sum::<usize>()];
+        // Rows begin on cache lines where their width allows it: what is written a line at a time would
+        // else be two halves.
+        let mut start = values.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
         let mut places = vec![];
-        for width in widths {
-            places.push((length, *width));
-            // Rows begin on cache lines where their width allows it.
-            length += (rows * width).next_multiple_of(16);
+        for (width, length) in widths.iter().zip(lengths) {
+            places.push((start, *width));
+            start += length;
         }
-        Self { values: vec![0.0; length], places, rows }
+        Self { values, places, rows }
     }
 
     /// Memory held, in bytes.

@@ -123,10 +123,15 @@ impl Work {
         tokens: usize,
         pool: &mut Pool,
     ) {
-        for stage in &plan.stages {
+        for (index, stage) in plan.stages.iter().enumerate() {
             match stage {
                 Stage::Rows(ops) => self.row_ops(ops, weights, batch, tokens, pool),
-                Stage::Products(products) => self.products(products, weights, tokens, pool),
+                Stage::Products(products) => {
+                    self.products(products, weights, tokens, pool);
+                    if tokens == 1 {
+                        announce_next(&plan.stages[index + 1..], weights, pool);
+                    }
+                }
                 &Stage::Attention { q, k, v, to, index } => {
                     let precision = match self.precision {
                         Precision::Float | Precision::Int16 => matrix::Precision::F32,
@@ -230,6 +235,21 @@ impl Work {
                 matrix.multiply(activations, inner[*product], strips, out);
             }
         });
+    }
+}
+
+/// Lets the workers that wait for the next products look at their weights: all but the first unit's,
+/// which is begun by whoever is awake.
+fn announce_next(stages: &[Stage], weights: &Weights, pool: &Pool) {
+    let next = stages.iter().find_map(|stage| match stage {
+        Stage::Products(products) => Some(products),
+        _ => None,
+    });
+    if let Some(Products { products, units, .. }) = next
+        && let [_, (product, strips), ..] = &units[..]
+    {
+        let matrix = &weights.matrices[products[*product].0];
+        matrix.announce(strips.start..matrix.strips(), pool);
     }
 }
 

@@ -10,7 +10,7 @@ use super::output::Claims;
 use super::{BLOCK, STEPS, TILE};
 use crate::isa::Isa;
 use crate::shared::SharedSlice;
-use crate::simd::vectorized;
+use crate::simd::{add_lanes, vectorized};
 use crate::tile::{Arithmetic, PANEL, Precision, Tile};
 
 /// Tokens that are prepared together: whole tiles and whole panels.
@@ -380,23 +380,14 @@ fn quantize_block(values: &[f32; BLOCK]) -> ([u8; BLOCK], BlockSums) {
     let inverse = if greatest > 1e-30 { 127.0 / greatest } else { 0.0 };
     // Codes as numbers, in which sums are exact too: of integers cut to bytes the compiler would take
     // one at a time.
-    let (mut bytes, mut codes) = ([0_u8; BLOCK], [0.0; BLOCK]);
-    for ((byte, code), value) in bytes.iter_mut().zip(&mut codes).zip(values) {
+    let (mut bytes, mut codes) = ([0_u8; BLOCK], [[0.0; BLOCK / 2]; 2]);
+    for ((byte, code), value) in bytes.iter_mut().zip(codes.as_flattened_mut()).zip(values) {
         let rounded = value * inverse + ROUND;
         (*byte, *code) = (rounded.to_bits() as u8, rounded - ROUND);
     }
-    let (first, second) = codes.split_at(BLOCK / 2);
-    let [first, second] = [first, second].map(sum_of_half);
+    let (first, second) = (add_lanes(codes[0]), add_lanes(codes[1]));
     let sum = first + second;
     (bytes, BlockSums { scale, sum: sum * scale, first: first * scale, start: -128 * sum as i32 })
-}
-
-/// Sum of 16 numbers, halved time and again.
-#[inline(always)]
-fn sum_of_half(values: &[f32]) -> f32 {
-    let eight: [f32; 8] = std::array::from_fn(|index| values[index] + values[index + 8]);
-    let four: [f32; 4] = std::array::from_fn(|index| eight[index] + eight[index + 4]);
-    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 #[cfg(test)]

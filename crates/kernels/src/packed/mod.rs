@@ -44,6 +44,7 @@ use std::ops::Range;
 
 use crate::ggml::{self, BlockKind};
 use crate::isa::Isa;
+use crate::pool::Pool;
 use bitmap::Bitmap;
 use dense::{Column, Dense};
 use grid::Grid;
@@ -208,6 +209,14 @@ impl Packed {
         self.terms.iter().map(term).sum::<usize>()
             + self.outer.as_ref().map_or(0, Dense::bytes)
             + self.inner.as_ref().map_or(0, |inner| inner.bytes())
+    }
+
+    /// [Announces](Pool::announce) the codes of some strips.
+    pub fn announce(&self, strips: Range<usize>, pool: &Pool) {
+        if let Some(Term::Grid(grid)) = self.terms.first() {
+            let each = grid.blocks * usize::from(grid.bits);
+            pool.announce(&grid.codes[strips.start * each..strips.end * each]);
+        }
     }
 
     /// The forms of the activations that a product with so many tokens reads.
