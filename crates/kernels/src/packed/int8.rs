@@ -273,10 +273,11 @@ fn views<'a>(
     first: usize,
 ) -> [Option<Strip<'a>>; PAIR] {
     let each = cut.map_or(0, <[Register]>::len) / strips.len();
-    std::array::from_fn(|which| {
-        let strip = strips.start + which;
+    let mut strips = strips.enumerate();
+    std::array::from_fn(|_| {
+        let (which, strip) = strips.next()?;
         let own = cut.map(|cut| &cut[which * each + first..][..grid.cut_registers()]);
-        if strip < strips.end { Strip::new(grid, strip, own) } else { None }
+        Strip::new(grid, strip, own)
     })
 }
 
