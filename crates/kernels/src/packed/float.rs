@@ -9,6 +9,9 @@ use super::{Activations, Output, Packed, STRIP, TILE, Term};
 use crate::isa::Isa;
 use crate::simd::vectorized;
 
+#[cfg(target_arch = "x86_64")]
+use super::dense_avx512 as avx512;
+
 thread_local! {
     /// A decoded strip; kept, because clearing fresh pages costs more than decoding.
     static COLUMNS: Cell<Vec<Column>> = Cell::default();
@@ -119,6 +122,12 @@ pub(super) fn multiply_tile(
     tile: &TileOf<'_>,
     sums: &mut [Column; TILE],
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx512 {
+        assert!(tile.tokens <= TILE && tile.float.len() >= columns.len() * tile.tokens);
+        // SAFETY: the processor has the instructions; the lengths were checked.
+        return unsafe { avx512::add(columns.as_flattened(), tile.float, tile.tokens, sums) };
+    }
     match tile.tokens {
         TILE => tokens_12(isa, columns, tile.float, sums),
         1 => tokens_1(isa, columns, tile.float, sums),
