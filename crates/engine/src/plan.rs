@@ -32,7 +32,7 @@ use lapidary_model::{LinearOp, Matrix, Place, Precision, Spec, UNKNOWN};
 use lapidary_store::{Dtype, Fs, TensorSpec};
 use lapidary_weight::{FloatType, InputRounding, Outline, Tensors, TermOutline};
 use memory::Shapes;
-use prepare::{by_shapes, made_apart, spec_of};
+use prepare::{by_shapes, left_as_it_is, made_apart, spec_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use stored::Binding;
@@ -156,6 +156,7 @@ impl Plan {
         let mut sites = sites(source, &spec, recipe, format, &mut notes)?;
         let rescaled = rescale::settle(&spec, &mut sites);
         notes.extend(rescaled.notes);
+        notes.extend(left_as_it_is(recipe, &spec)?);
         notes.extend(by_shapes(&spec));
         notes.extend(made_apart(source, &spec));
         notes.extend(requantized(source, &sites));

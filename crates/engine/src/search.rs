@@ -134,19 +134,26 @@ pub(crate) struct Found {
     pub(crate) summary: Vec<String>,
 }
 
-/// Refuses a step that changes several layers together: a search measures each alone.
-fn is_of_one_layer(step: &Step) -> Result<(), EngineError> {
-    match step.build()? {
-        Method::Tensorwise(_)
-        | Method::Correction(_)
-        | Method::Pruner(_)
-        | Method::Structural(_) => Ok(()),
-        Method::Blockwise(_) | Method::Graphwise(_) => Err(EngineError::Refused(format!(
-            "step {} changes several layers together, and a search measures each alone; leave it \
-             out, or the budget",
-            step.name
-        ))),
+/// Refuses what changes several layers together, since a search measures each alone. What is done to
+/// the whole model before it may stand there, the same in all candidates.
+fn check_candidates(candidates: &[Vec<Step>]) -> Result<(), EngineError> {
+    let first = candidates.first().map_or(&[][..], Vec::as_slice);
+    for step in candidates.iter().flatten() {
+        let is_first = || first.iter().any(|one| merge::parameters(one) == merge::parameters(step));
+        let what = match step.build()? {
+            Method::Blockwise(_) => {
+                "changes several layers together, and a search measures each alone"
+            }
+            Method::Graphwise(_) if !is_first() => {
+                "rewrites the whole model, in another way in each candidate, and a search measures each \
+                 layer alone"
+            }
+            _ => continue,
+        };
+        let what = format!("step {} {what}; leave it out, or the budget", step.name);
+        return Err(EngineError::Refused(what));
     }
+    Ok(())
 }
 
 impl<'a> Survey<'a> {
@@ -190,7 +197,7 @@ impl<'a> Survey<'a> {
     ) -> Result<Self, EngineError> {
         let none = || EngineError::Internal("a search without a budget".to_owned());
         let budget = recipe.budget.ok_or_else(none)?;
-        recipe.candidates.iter().flatten().try_for_each(is_of_one_layer)?;
+        check_candidates(&recipe.candidates)?;
         let labels = merge::labels(&recipe.candidates);
         let (mut candidates, mut refused, mut first) = (vec![], vec![], None);
         for (index, label) in labels.into_iter().enumerate() {

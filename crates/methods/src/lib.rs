@@ -239,6 +239,12 @@ pub trait Graphwise: Send + Sync {
     /// # Errors
     /// When the model is of a structure that does not allow it.
     fn rewrite(&self, spec: &Spec, seed: u64) -> Result<Edits, MethodError>;
+
+    /// What of the model stays as it is though the parameters name it: the part, and why.
+    fn notes(&self, spec: &Spec) -> Vec<(String, Note)> {
+        let _ = spec;
+        vec![]
+    }
 }
 
 /// Why a method could not encode a site.

@@ -10,7 +10,7 @@
 //! (`kernels::hadamard`), so that every width is spread over all its channels. Where the authors'
 //! code subtracts the mean of the embedding's rows, nothing is subtracted here: that is no identity.
 
-use crate::{Graphwise, Method, MethodError, ParamError};
+use crate::{Graphwise, Method, MethodError, Note, ParamError};
 use lapidary_kernels::hadamard::Rotation;
 use lapidary_model::{Absorber, Graph, LinearOp, Node, Op, Spec, Value};
 use lapidary_weight::{Edit, Edits};
@@ -30,11 +30,13 @@ pub struct Params {
     pub residual: bool,
     /// Rotate the values of each attention head.
     pub value: bool,
+    /// Leave values that cannot be rotated as they are, and say so, instead of refusing the model.
+    pub where_possible: bool,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Self { residual: true, value: true }
+        Self { residual: true, value: true, where_possible: false }
     }
 }
 
@@ -63,10 +65,38 @@ impl Graphwise for Rotate {
             rewriting.residual(spec, &turn)?;
         }
         if self.0.value {
-            spec.blocks.iter().try_for_each(|block| rewriting.values(block, seed))?;
+            for block in &spec.blocks {
+                match stuck_values(block) {
+                    Some(_) if self.0.where_possible => {}
+                    Some(what) => {
+                        let what = format!("{what}; set value: false to rotate the residual stream only");
+                        return Err(refused(&block.name, &what));
+                    }
+                    None => rewriting.values(block, seed),
+                }
+            }
         }
         Ok(rewriting.0)
     }
+
+    fn notes(&self, spec: &Spec) -> Vec<(String, Note)> {
+        let stuck = spec.blocks.iter().filter(|_| self.0.value && self.0.where_possible);
+        let stuck = stuck.filter_map(|block| Some((block.name.clone(), stuck_values(block)?)));
+        let note = |(block, what): (String, &str)| (block, Note::fallback(format!("not rotated: {what}")));
+        stuck.map(note).collect()
+    }
+}
+
+/// Why the values of a block cannot be rotated.
+fn stuck_values(block: &Graph) -> Option<&'static str> {
+    let mut attentions = block.nodes.iter().enumerate().filter(|(_, node)| matches!(node.op, Op::Attention(_)));
+    let is_stuck = |index: usize| {
+        !matches!(block.absorber(Value::of_node(index)), Some(Absorber::Rows { .. }))
+    };
+    attentions.any(|(index, _)| is_stuck(index)).then_some(
+        "it has values that something else reads too, or that one layer makes together with the \
+         queries and keys",
+    )
 }
 
 /// The key of a random choice: one for each place, so that none depends on another.
@@ -194,16 +224,11 @@ impl Rewriting {
         Ok(stream)
     }
 
-    /// Rotates the values of each head of a block.
-    fn values(&mut self, block: &Graph, seed: u64) -> Result<(), MethodError> {
+    /// Rotates the values of each head of a block, where they are not [stuck](stuck_values).
+    fn values(&mut self, block: &Graph, seed: u64) {
         for (index, node) in block.nodes.iter().enumerate() {
             let (Op::Attention(_), value) = (&node.op, Value::of_node(index)) else { continue };
-            let Some(Absorber::Rows { linear, head_dim, .. }) = block.absorber(value) else {
-                let what = "has values that something else reads too, or that one layer makes \
-                            together with the queries and keys; set value: false to rotate the \
-                            residual stream only";
-                return Err(refused(&block.name, what));
-            };
+            let Some(Absorber::Rows { linear, head_dim, .. }) = block.absorber(value) else { continue };
             // One for all heads: query heads that share a key head read the same values.
             let rotation = Arc::new(Rotation::new(head_dim, key(seed, &linear.module)));
             let turn = Turn {
@@ -217,7 +242,6 @@ impl Rewriting {
                 }
             }
         }
-        Ok(())
     }
 }
 

@@ -57,6 +57,17 @@ pub(crate) fn prepared(
     Ok(Some(source.edited(edits)))
 }
 
+/// What the step that rewrites the model leaves as it is.
+///
+/// # Errors
+/// As [`prepared`].
+pub(super) fn left_as_it_is(
+    recipe: &Recipe,
+    spec: &Spec,
+) -> Result<Vec<(String, Note)>, EngineError> {
+    Ok(graphwise(recipe)?.map_or_else(Vec::new, |method| method.notes(spec)))
+}
+
 /// The step that rewrites the model, which must be the first and go to the whole of it.
 fn graphwise(recipe: &Recipe) -> Result<Option<Box<dyn Graphwise>>, EngineError> {
     let (mut found, first) = (None, structure::steps(recipe)?.len());

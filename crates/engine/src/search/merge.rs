@@ -32,7 +32,7 @@ impl Survey<'_> {
                 let module = matrix.linear.module.as_str();
                 let steps =
                     steps.iter().enumerate().filter(|(_, step)| step.goes_to(matrix, depth));
-                for (position, step) in steps.filter(|(_, step)| !is_cut(step)) {
+                for (position, step) in steps.filter(|(_, step)| !is_of_all(step)) {
                     let does = parameters(step);
                     let same =
                         |one: &&mut Gathered<'_>| one.position == position && one.does == does;
@@ -50,7 +50,7 @@ impl Survey<'_> {
         }
         gathered.sort_by_key(|one| one.position);
         let first = self.recipe.candidates.first().into_iter().flatten();
-        let mut steps: Vec<Step> = first.filter(|step| is_cut(step)).cloned().collect();
+        let mut steps: Vec<Step> = first.filter(|step| is_of_all(step)).cloned().collect();
         for one in gathered {
             let texts = compact(&one.modules, &matrices);
             let patterns = texts.iter().map(|text| Pattern::new(text)).collect::<Result<_, _>>();
@@ -61,13 +61,13 @@ impl Survey<'_> {
     }
 }
 
-/// Whether a step cuts the model before anything is searched.
-fn is_cut(step: &Step) -> bool {
-    matches!(step.build(), Ok(Method::Structural(_)))
+/// Whether a step cuts or rewrites the whole model before anything is searched.
+fn is_of_all(step: &Step) -> bool {
+    matches!(step.build(), Ok(Method::Structural(_) | Method::Graphwise(_)))
 }
 
 /// The method of a step with its parameters, whatever it goes to and is called.
-fn parameters(step: &Step) -> Value {
+pub(super) fn parameters(step: &Step) -> Value {
     let activations = step.activations.map(Activations::to_json);
     json!({ "method": step.method.id, "params": step.params, "activations": activations })
 }

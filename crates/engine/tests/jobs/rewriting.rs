@@ -199,6 +199,20 @@ fn every_family_is_rewritten_exactly_or_refused() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+/// What presets rely on, which are for any model: blocks that cannot be rotated stay, and that is said.
+#[test]
+fn where_possible_every_family_is_rewritten_exactly() {
+    for (name, allowed) in FAMILIES {
+        let scratch = scratch();
+        let step = "method: rotate, residual: false, where_possible: true";
+        let manifest = try_rewrite(name, step, scratch.path()).unwrap();
+        let moved = difference(&logits(&scratch.path().join("out")), &logits(&model(name)));
+        assert!(moved < 1e-3, "{name}: {moved}");
+        let is_noted = manifest.notes.iter().any(|note| note.note.what.contains("not rotated"));
+        assert_eq!(is_noted, !allowed.contains('v'), "{name}");
+    }
+}
+
 #[test]
 fn a_rotated_model_has_the_same_logits() {
     for name in DECODERS {

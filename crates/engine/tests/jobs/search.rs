@@ -52,6 +52,48 @@ fn a_budget_of_bits_is_kept_and_used_and_its_recipe_gives_the_same_weights() {
     }
 }
 
+/// A rotation before the search: it is the same in all candidates, stays the first step of the recipe
+/// that is found, and that gives the same weights.
+#[test]
+fn a_search_rounds_a_rotated_model() {
+    let scratch = scratch();
+    for (index, (name, rotate)) in [
+        ("llama-tied", "residual: false"),
+        ("llama-tied", "residual: true"),
+        ("qwen3", "value: false"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let step = format!("method: rotate, {rotate}}}, {{{STEP}");
+        let output = scratch.path().join(format!("out{index}"));
+        let mut job = setup(name, &step, "bpw: 3.5", scratch.path());
+        let source = Source::open(real(), &model(name)).unwrap();
+        let recipe = Recipe::parse(&job.recipe).unwrap();
+        let fs = real();
+        let survey = Survey::new(&fs, &source, &recipe, job.limits, None).unwrap();
+        let (least, most) = survey.range_of_sizes().unwrap();
+        let manifest = run(&job, &output);
+        let stored = manifest.bits_per_weight.unwrap();
+        assert!(stored <= 3.5 && stored > 3.4, "{name}: {stored}");
+        let written = std::fs::metadata(output.join("model.safetensors")).unwrap().len();
+        assert!((least..=most).contains(&written), "{name}: {least} to {most}, {written}");
+        let text = std::fs::read_to_string(output.join("recipe.yaml")).unwrap();
+        let steps = text.split("method: ").collect::<Vec<_>>();
+        assert!(steps[1].starts_with("rotate") && !steps[2].starts_with("rotate"), "{text}");
+        let rows = scratch.path().join("rows.safetensors").display().to_string();
+        job.recipe = text.replace("\"file\"", &format!("{rows:?}"));
+        let again = scratch.path().join(format!("again{index}"));
+        run(&job, &again);
+        let (found, repeated) = (files(&output), files(&again));
+        assert_eq!(found["model.safetensors"], repeated["model.safetensors"], "{name}\n{text}");
+    }
+    let step = format!("method: rotate, residual: [false, true]}}, {{{STEP}");
+    let job = setup("qwen3", &step, "bpw: 3.5", scratch.path());
+    let error = job.run(&scratch.path().join("none")).unwrap_err();
+    assert!(error.to_string().contains("in another way in each candidate"), "{error}");
+}
+
 /// Every unit takes one candidate for all its layers, errors fall with bits, the curve is convex,
 /// and no change of one unit within the budget would have been better.
 fn check_units(name: &str, report: &Value, manifest: &Manifest) {
