@@ -9,8 +9,8 @@ use lapidary_model::{LinearOp, ModelError, RopeOp, Table};
 use lapidary_weight::{TensorError, Tensors};
 use std::collections::HashMap;
 
-/// Units of a stage for each thread: enough that one that is late does not hold up the others long.
-const UNITS_PER_THREAD: usize = 4;
+/// What part of a stage that is left its threads share in units of one size: three quarters.
+const FACTOR: (usize, usize) = (3, 4);
 /// Bytes of weights that are not worth handing to another thread.
 const SMALLEST_UNIT: usize = 16 << 10;
 
@@ -129,21 +129,30 @@ impl Weights {
         Ok(Self { matrices, vectors, tables: names.tables, angles })
     }
 
-    /// Divides the products of a plan into units of work of about the same number of bytes.
+    /// Divides the products of a plan into units of work: for each thread one that is most of its part,
+    /// then smaller and smaller ones (factoring). A thread that begins elsewhere in memory waits for
+    /// it, so that units should be few; and those that are late are helped with the last ones.
     pub(crate) fn divide(&self, plan: &mut Plan, threads: usize) {
         for stage in plan.products_mut() {
             let bytes = |matrix: usize| self.matrices[matrix].bytes();
-            let all: usize = stage.products.iter().map(|(matrix, _)| bytes(*matrix)).sum();
-            let share = if threads == 1 { all } else { all / (threads * UNITS_PER_THREAD) };
-            let share = share.max(SMALLEST_UNIT);
+            let mut left: usize = stage.products.iter().map(|(matrix, _)| bytes(*matrix)).sum();
+            let (mut size, mut of_this_size) = (left, 0);
             for (index, (matrix, _)) in stage.products.iter().enumerate() {
                 // Pairs of strips, which are multiplied together.
                 let strips = self.matrices[*matrix].strips();
-                let pairs = strips.div_ceil(2);
-                let units = bytes(*matrix).div_ceil(share).clamp(1, pairs.max(1));
-                for unit in 0..units {
-                    let first = |unit: usize| strips.min(2 * (pairs * unit / units));
-                    stage.units.push((index, first(unit)..first(unit + 1)));
+                let pairs = strips.div_ceil(2).max(1);
+                let of_pair = bytes(*matrix).div_ceil(pairs).max(1);
+                let mut first = 0;
+                while first < pairs {
+                    if of_this_size == 0 && threads > 1 {
+                        size = (left * FACTOR.0 / FACTOR.1 / threads).max(SMALLEST_UNIT);
+                        of_this_size = threads;
+                    }
+                    let last = pairs.min(first + size.div_ceil(of_pair));
+                    stage.units.push((index, strips.min(2 * first)..strips.min(2 * last)));
+                    left = left.saturating_sub((last - first) * of_pair);
+                    of_this_size = of_this_size.saturating_sub(1);
+                    first = last;
                 }
             }
         }
