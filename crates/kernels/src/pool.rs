@@ -371,6 +371,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_announced_need_not_be_there_any_more() {
+        let mut pool = Pool::new(3).unwrap();
+        for round in 0..200 {
+            let gone = vec![1_u64; 1000 * (round % 5)];
+            pool.announce(&gone);
+            drop(gone);
+            let sum = AtomicUsize::new(0);
+            pool.run(20, |unit| {
+                sum.fetch_add(unit, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 190);
+            // Long enough for some to be asked for.
+            std::thread::sleep(Duration::from_micros(20));
+        }
+    }
+
+    #[test]
     fn every_unit_is_done_once_whatever_the_threads_and_pauses() {
         for threads in [1, 2, 3, 8] {
             let mut pool = Pool::new(threads).unwrap();

@@ -8,6 +8,7 @@ use lapidary_kernels::pool::Pool;
 use lapidary_model::{LinearOp, ModelError, RopeOp, Table};
 use lapidary_weight::{TensorError, Tensors};
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// What part of a stage that is left its threads share in units of one size: three quarters.
 const FACTOR: (usize, usize) = (3, 4);
@@ -129,32 +130,12 @@ impl Weights {
         Ok(Self { matrices, vectors, tables: names.tables, angles })
     }
 
-    /// Divides the products of a plan into units of work: for each thread one that is most of its part,
-    /// then smaller and smaller ones (factoring). A thread that begins elsewhere in memory waits for
-    /// it, so that units should be few; and those that are late are helped with the last ones.
+    /// Divides the products of a plan into [`units`] of work.
     pub(crate) fn divide(&self, plan: &mut Plan, threads: usize) {
         for stage in plan.products_mut() {
-            let bytes = |matrix: usize| self.matrices[matrix].bytes();
-            let mut left: usize = stage.products.iter().map(|(matrix, _)| bytes(*matrix)).sum();
-            let (mut size, mut of_this_size) = (left, 0);
-            for (index, (matrix, _)) in stage.products.iter().enumerate() {
-                // Pairs of strips, which are multiplied together.
-                let strips = self.matrices[*matrix].strips();
-                let pairs = strips.div_ceil(2).max(1);
-                let of_pair = bytes(*matrix).div_ceil(pairs).max(1);
-                let mut first = 0;
-                while first < pairs {
-                    if of_this_size == 0 && threads > 1 {
-                        size = (left * FACTOR.0 / FACTOR.1 / threads).max(SMALLEST_UNIT);
-                        of_this_size = threads;
-                    }
-                    let last = pairs.min(first + size.div_ceil(of_pair));
-                    stage.units.push((index, strips.min(2 * first)..strips.min(2 * last)));
-                    left = left.saturating_sub((last - first) * of_pair);
-                    of_this_size = of_this_size.saturating_sub(1);
-                    first = last;
-                }
-            }
+            let matrices = stage.products.iter().map(|(matrix, _)| &self.matrices[*matrix]);
+            let sizes: Vec<_> = matrices.map(|matrix| (matrix.strips(), matrix.bytes())).collect();
+            stage.units = units(&sizes, threads);
         }
     }
 
@@ -217,5 +198,65 @@ pub(crate) fn lost(error: Box<dyn std::error::Error + Send + Sync>) -> RuntimeEr
     match error.downcast::<FormatError>() {
         Ok(error) => (*error).into(),
         Err(error) => ModelError::Tensor(TensorError(error)).into(),
+    }
+}
+
+/// The units of work of products, given by their strips and bytes: product and strips of each. For each
+/// thread one that is most of its part, then smaller and smaller ones (factoring: Hummel et al., 1992).
+/// A thread that begins elsewhere in memory waits for it, so that units should be few; those that are
+/// late are helped with the last ones.
+fn units(products: &[(usize, usize)], threads: usize) -> Vec<(usize, Range<usize>)> {
+    let mut units = vec![];
+    let mut left: usize = products.iter().map(|(_, bytes)| bytes).sum();
+    let (mut size, mut of_this_size) = (left, 0);
+    for (product, &(strips, bytes)) in products.iter().enumerate() {
+        // Pairs of strips, which are multiplied together.
+        let pairs = strips.div_ceil(2);
+        let of_pair = bytes.div_ceil(pairs.max(1)).max(1);
+        let mut first = 0;
+        while first < pairs {
+            if of_this_size == 0 && threads > 1 {
+                size = (left * FACTOR.0 / FACTOR.1 / threads).max(SMALLEST_UNIT);
+                of_this_size = threads;
+            }
+            let last = pairs.min(first + size.div_ceil(of_pair).max(1));
+            units.push((product, 2 * first..strips.min(2 * last)));
+            left = left.saturating_sub((last - first) * of_pair);
+            of_this_size = of_this_size.saturating_sub(1);
+            first = last;
+        }
+    }
+    units
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_strip_is_in_one_unit_and_pairs_stay_together(
+            products in prop::collection::vec((0_usize..300, 0_usize..5_000_000), 0..4),
+            threads in 1_usize..70,
+        ) {
+            let units = units(&products, threads);
+            for (product, (strips, _)) in products.iter().enumerate() {
+                let mut next = 0;
+                for (_, range) in units.iter().filter(|(of, _)| *of == product) {
+                    prop_assert!(range.start == next && range.end > next, "{units:?}");
+                    prop_assert!(range.start % 2 == 0);
+                    next = range.end;
+                }
+                prop_assert_eq!(next, *strips);
+            }
+        }
+    }
+
+    #[test]
+    fn threads_get_most_of_their_parts_at_once_and_share_what_is_left() {
+        let units = units(&[(256, 1 << 20)], 2);
+        let sizes: Vec<usize> = units.iter().map(|(_, strips)| strips.len()).collect();
+        assert_eq!(sizes, [96, 96, 24, 24, 6, 6, 4]);
     }
 }
