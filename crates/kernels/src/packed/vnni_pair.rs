@@ -7,6 +7,7 @@ use std::arch::x86_64::{
     _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32,
     _mm512_storeu_ps,
 };
+use std::mem::discriminant;
 
 use super::activations::{BlockSums, TileOf};
 use super::codes::Register;
@@ -15,11 +16,13 @@ use super::int8::{Codes, Strip, StripZeros};
 use super::vnni::{Scales, load};
 use super::{BLOCK, STEPS, TILE};
 
-/// Whether two strips are bytes, of the same kind.
+/// Whether two strips are bytes, and alike in all that the kernel asks of the first.
 pub(super) fn supports([left, right]: [&Strip<'_>; 2]) -> bool {
-    let is_of_bytes =
-        |strip: &Strip<'_>| matches!(strip.codes, Codes::Bytes(_) | Codes::WideBytes(_));
-    is_of_bytes(left) && std::mem::discriminant(&left.codes) == std::mem::discriminant(&right.codes)
+    let is_of_bytes = matches!(left.codes, Codes::Bytes(_) | Codes::WideBytes(_));
+    is_of_bytes
+        && discriminant(&left.codes) == discriminant(&right.codes)
+        && discriminant(&left.zeros) == discriminant(&right.zeros)
+        && (left.blocks, left.group) == (right.blocks, right.group)
 }
 
 /// Adds the products of two strips of a matrix with a tile of tokens. The slices of all have the
