@@ -137,21 +137,30 @@ pub(crate) struct Found {
 /// Refuses what changes several layers together, since a search measures each alone. What is done to
 /// the whole model before it may stand there, the same in all candidates.
 fn check_candidates(candidates: &[Vec<Step>]) -> Result<(), EngineError> {
-    let first = candidates.first().map_or(&[][..], Vec::as_slice);
-    for step in candidates.iter().flatten() {
-        let is_first = || first.iter().any(|one| merge::parameters(one) == merge::parameters(step));
-        let what = match step.build()? {
-            Method::Blockwise(_) => {
-                "changes several layers together, and a search measures each alone"
+    let refuse = |what: String| Err(EngineError::Refused(what));
+    let mut of_first = None;
+    for steps in candidates {
+        let mut rewriting = vec![];
+        for step in steps {
+            match step.build()? {
+                Method::Blockwise(_) => {
+                    return refuse(format!(
+                        "step {} changes several layers together, and a search measures each alone; \
+                         leave it out, or the budget",
+                        step.name
+                    ));
+                }
+                Method::Graphwise(_) => rewriting.push(merge::parameters(step)),
+                _ => {}
             }
-            Method::Graphwise(_) if !is_first() => {
-                "rewrites the whole model, in another way in each candidate, and a search measures each \
-                 layer alone"
-            }
-            _ => continue,
-        };
-        let what = format!("step {} {what}; leave it out, or the budget", step.name);
-        return Err(EngineError::Refused(what));
+        }
+        if *of_first.get_or_insert_with(|| rewriting.clone()) != rewriting {
+            return refuse(
+                "the whole model is rewritten in another way in each candidate, and a search measures \
+                 each layer alone; rewrite it the same way in all, or leave out the budget"
+                    .to_owned(),
+            );
+        }
     }
     Ok(())
 }
