@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::shared::SharedSlice;
+use crate::simd::prefetch;
 
 /// How long an idle worker watches for the next job before it sleeps.
 const WATCH: Duration = Duration::from_micros(300);
@@ -326,7 +327,8 @@ impl Shared {
         if left.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             let end = end.load(Ordering::Relaxed);
             for byte in (after..before).step_by(LINE) {
-                prefetch(end.wrapping_sub(before).wrapping_add(byte - after));
+                let address = end.wrapping_sub(before).wrapping_add(byte - after);
+                prefetch::<u8>(std::ptr::without_provenance(address));
             }
         }
     }
@@ -341,19 +343,6 @@ impl Shared {
         drop(door);
         self.sleeping.fetch_sub(1, Ordering::SeqCst);
     }
-}
-
-/// Asks for the line at an address.
-#[inline(always)]
-fn prefetch(address: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch has no effect on memory and cannot fault, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::without_provenance(address)) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 /// # Safety

@@ -42,6 +42,19 @@ macro_rules! vectorized {
 
 pub(crate) use vectorized;
 
+/// Asks for the cache line at an address that will be read; nothing where there is no such instruction.
+#[inline(always)]
+pub(crate) fn prefetch<T>(ahead: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch has no effect on memory and cannot fault, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ahead;
+}
+
 /// Partial sums that a long sum is kept in: the f32 lanes of the widest registers.
 pub(crate) const LANES: usize = 16;
 

@@ -66,13 +66,13 @@ impl Graphwise for Rotate {
         }
         if self.0.value {
             for block in &spec.blocks {
-                match stuck_values(block) {
-                    Some(_) if self.0.where_possible => {}
-                    Some(what) => {
-                        let what = format!("{what}; set value: false to rotate the residual stream only");
+                match values(block) {
+                    Ok(values) => rewriting.values(block, &values, seed),
+                    Err(_) if self.0.where_possible => {}
+                    Err(what) => {
+                        let what = format!("{what}; set value: false to rotate the stream only");
                         return Err(refused(&block.name, &what));
                     }
-                    None => rewriting.values(block, seed),
                 }
             }
         }
@@ -81,22 +81,25 @@ impl Graphwise for Rotate {
 
     fn notes(&self, spec: &Spec) -> Vec<(String, Note)> {
         let stuck = spec.blocks.iter().filter(|_| self.0.value && self.0.where_possible);
-        let stuck = stuck.filter_map(|block| Some((block.name.clone(), stuck_values(block)?)));
-        let note = |(block, what): (String, &str)| (block, Note::fallback(format!("not rotated: {what}")));
-        stuck.map(note).collect()
+        let stuck = stuck.filter_map(|block| Some((block, values(block).err()?)));
+        let note = |what: &str| Note::fallback(format!("not rotated: {what}"));
+        stuck.map(|(block, what)| (block.name.clone(), note(what))).collect()
     }
 }
 
-/// Why the values of a block cannot be rotated.
-fn stuck_values(block: &Graph) -> Option<&'static str> {
-    let mut attentions = block.nodes.iter().enumerate().filter(|(_, node)| matches!(node.op, Op::Attention(_)));
-    let is_stuck = |index: usize| {
-        !matches!(block.absorber(Value::of_node(index)), Some(Absorber::Rows { .. }))
-    };
-    attentions.any(|(index, _)| is_stuck(index)).then_some(
-        "it has values that something else reads too, or that one layer makes together with the \
-         queries and keys",
-    )
+/// What makes the values of each attention of a block, with the width of a head; or why they cannot be
+/// rotated.
+fn values(block: &Graph) -> Result<Vec<(Value, &LinearOp, usize)>, &'static str> {
+    let mut made = vec![];
+    for (index, node) in block.nodes.iter().enumerate() {
+        let (Op::Attention(_), value) = (&node.op, Value::of_node(index)) else { continue };
+        let Some(Absorber::Rows { linear, head_dim, .. }) = block.absorber(value) else {
+            return Err("has values that something else reads too, or that one layer makes \
+                        together with the queries and keys");
+        };
+        made.push((value, linear, head_dim));
+    }
+    Ok(made)
 }
 
 /// The key of a random choice: one for each place, so that none depends on another.
@@ -224,11 +227,9 @@ impl Rewriting {
         Ok(stream)
     }
 
-    /// Rotates the values of each head of a block, where they are not [stuck](stuck_values).
-    fn values(&mut self, block: &Graph, seed: u64) {
-        for (index, node) in block.nodes.iter().enumerate() {
-            let (Op::Attention(_), value) = (&node.op, Value::of_node(index)) else { continue };
-            let Some(Absorber::Rows { linear, head_dim, .. }) = block.absorber(value) else { continue };
+    /// Rotates the [values] of each head of a block.
+    fn values(&mut self, block: &Graph, values: &[(Value, &LinearOp, usize)], seed: u64) {
+        for &(value, linear, head_dim) in values {
             // One for all heads: query heads that share a key head read the same values.
             let rotation = Arc::new(Rotation::new(head_dim, key(seed, &linear.module)));
             let turn = Turn {

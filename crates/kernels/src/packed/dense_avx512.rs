@@ -2,15 +2,16 @@
 //! multiplied with one value of each token.
 
 use std::arch::x86_64::{
-    __m512, _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm512_add_ps, _mm512_castsi512_ps,
-    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+    __m512, _mm256_loadu_si256, _mm512_add_ps, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
+    _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_slli_epi32, _mm512_storeu_ps,
 };
 
 use half::{bf16, f16};
 
 use super::STRIP;
 use super::dense::Column;
+use crate::simd::prefetch;
 
 /// Bytes ahead of the column being multiplied that are asked for.
 const AHEAD: usize = 2048;
@@ -111,14 +112,4 @@ unsafe fn kernel<T: Stored, const TOKENS: usize, const WAYS: usize>(
         unsafe { _mm512_storeu_ps(column, _mm512_add_ps(_mm512_loadu_ps(column), sum)) };
     }
     TOKENS
-}
-
-/// Asks for what will be read soon.
-#[inline(always)]
-fn prefetch<T>(ahead: *const T) {
-    #[allow(unused_unsafe, reason = "the intrinsic is safe where the instructions are known of")]
-    // SAFETY: a prefetch has no effect on memory and cannot fault, whatever the address.
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-    }
 }

@@ -171,7 +171,7 @@ pub(super) fn multiply(
             let cut = Some(cut_strips(packed, pair.clone(), &mut bytes));
             let of_grid = only_grid.map(|grid| views(grid, pair.clone(), cut, 0));
             for index in 0..x.tiles() {
-                clear(isa, &mut sums[..pair.len()], &x.tile(index));
+                clear(&mut sums[..pair.len()], &x.tile(index));
                 match &of_grid {
                     Some(views) => add_strips(isa, packed, views, x, index, &mut sums),
                     None => add_terms(isa, packed, pair.clone(), cut, x, index, inner, &mut sums),
@@ -189,7 +189,7 @@ pub(super) fn multiply(
         let of_grid = only_grid.and_then(|grid| Strip::new(grid, strip, None));
         for index in 0..x.tiles() {
             let tile = x.tile(index);
-            clear(isa, &mut sums[..1], &tile);
+            clear(&mut sums[..1], &tile);
             match &of_grid {
                 Some(view) => {
                     view.add(isa, &tile, &mut sums[0]);
@@ -204,11 +204,9 @@ pub(super) fn multiply(
     }
 }
 
-vectorized! {
-    fn clear(sums: &mut [[Column; TILE]], tile: &TileOf<'_>) {
-        for sums in sums {
-            sums[..tile.tokens].fill([0.0; STRIP]);
-        }
+fn clear(sums: &mut [[Column; TILE]], tile: &TileOf<'_>) {
+    for sums in sums {
+        sums[..tile.tokens].fill([0.0; STRIP]);
     }
 }
 

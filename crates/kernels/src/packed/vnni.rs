@@ -2,12 +2,12 @@
 //! products of four unsigned bytes of weights and four signed bytes of activations to each.
 
 use std::arch::x86_64::{
-    __m256i, __m512, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256,
-    _mm512_add_epi8, _mm512_add_ps, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_cvtepi32_ps,
-    _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_slli_epi32,
-    _mm512_sllv_epi32, _mm512_srav_epi32, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_storeu_si512,
+    __m256i, __m512, __m512i, _mm_loadu_si128, _mm256_loadu_si256, _mm512_add_epi8, _mm512_add_ps,
+    _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_fmadd_ps,
+    _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_shuffle_epi8, _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_srav_epi32,
+    _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_storeu_si512,
 };
 use std::sync::OnceLock;
 
@@ -18,6 +18,7 @@ use super::grid::Halves;
 use super::int8::{Codes, Strip, StripZeros};
 use super::{BLOCK, STEPS, TILE};
 use crate::isa::Isa;
+use crate::simd::prefetch;
 
 /// Bytes ahead of the codes being multiplied that are asked for: the best of 2, 4, 8 and 16 KiB on a
 /// Zen 5, by the example `packed`.
@@ -436,11 +437,4 @@ pub(super) unsafe fn load(register: *const Register) -> __m512i {
 unsafe fn widen(halves: *const Halves) -> __m512 {
     // SAFETY: as the caller promises; 16 halves are 32 bytes.
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(halves.cast::<__m256i>())) }
-}
-
-/// Asks for what will be read later.
-#[inline(always)]
-fn prefetch<T>(ahead: *const T) {
-    // SAFETY: a prefetch has no effect on memory and cannot fault, whatever the address.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
 }
