@@ -10,6 +10,7 @@ use std::arch::x86_64::{
 use half::{bf16, f16};
 
 use super::dense::Column;
+use super::dense_avx512::WAYS;
 
 /// A type that floats are stored in.
 pub(super) trait Stored: Sized {
@@ -66,6 +67,7 @@ pub(super) unsafe fn add_columns<T: Stored>(masks: &[u16], values: &[T], out: &m
 }
 
 /// Adds the product of a strip with `tokens` tokens, `x` being `[column][token]`.
+/// The order of sums is the same for any number of tokens.
 ///
 /// # Safety
 /// As of [`add_columns`]; `x` has the columns of the masks, `sums` the tokens.
@@ -82,23 +84,22 @@ pub(super) unsafe fn add<T: Stored>(
         // SAFETY: as the caller promises.
         first += unsafe {
             match tokens - first {
-                12.. => kernel::<T, 12, 1>(masks, values, x, tokens, first, sums),
-                8.. => kernel::<T, 8, 1>(masks, values, x, tokens, first, sums),
-                4.. => kernel::<T, 4, 1>(masks, values, x, tokens, first, sums),
-                2.. => kernel::<T, 2, 2>(masks, values, x, tokens, first, sums),
-                _ => kernel::<T, 1, 4>(masks, values, x, tokens, first, sums),
+                12.. => kernel::<T, 12>(masks, values, x, tokens, first, sums),
+                8.. => kernel::<T, 8>(masks, values, x, tokens, first, sums),
+                4.. => kernel::<T, 4>(masks, values, x, tokens, first, sums),
+                2.. => kernel::<T, 2>(masks, values, x, tokens, first, sums),
+                _ => kernel::<T, 1>(masks, values, x, tokens, first, sums),
             }
         };
     }
 }
 
-/// Multiplies `TOKENS` tokens from the first on, and returns their number; `WAYS` columns side by
-/// side, so that sums do not wait for each other.
+/// Multiplies `TOKENS` tokens from the first on, and returns their number.
 ///
 /// # Safety
 /// As of [`add`].
 #[target_feature(enable = "avx512f,popcnt")]
-unsafe fn kernel<T: Stored, const TOKENS: usize, const WAYS: usize>(
+unsafe fn kernel<T: Stored, const TOKENS: usize>(
     masks: &[u16],
     values: &[T],
     x: &[f32],

@@ -15,6 +15,8 @@ use crate::simd::prefetch;
 
 /// Bytes ahead of the column being multiplied that are asked for.
 const AHEAD: usize = 2048;
+/// Columns side by side, each with sums of its own, so that sums do not wait for each other.
+pub(super) const WAYS: usize = 2;
 
 /// A type that floats are stored in.
 pub(super) trait Stored: Sized {
@@ -53,6 +55,7 @@ impl Stored for bf16 {
 }
 
 /// Adds the product of a strip with `tokens` tokens, `x` being `[column][token]`.
+/// The order of sums is the same for any number of tokens.
 ///
 /// # Safety
 /// The processor has AVX-512 F; `x` has the columns of the strip, `sums` the tokens.
@@ -63,23 +66,22 @@ pub(super) unsafe fn add<T: Stored>(strip: &[T], x: &[f32], tokens: usize, sums:
         // SAFETY: as the caller promises.
         first += unsafe {
             match tokens - first {
-                12.. => kernel::<T, 12, 1>(strip, x, tokens, first, sums),
-                8.. => kernel::<T, 8, 1>(strip, x, tokens, first, sums),
-                4.. => kernel::<T, 4, 1>(strip, x, tokens, first, sums),
-                2.. => kernel::<T, 2, 2>(strip, x, tokens, first, sums),
-                _ => kernel::<T, 1, 4>(strip, x, tokens, first, sums),
+                12.. => kernel::<T, 12>(strip, x, tokens, first, sums),
+                8.. => kernel::<T, 8>(strip, x, tokens, first, sums),
+                4.. => kernel::<T, 4>(strip, x, tokens, first, sums),
+                2.. => kernel::<T, 2>(strip, x, tokens, first, sums),
+                _ => kernel::<T, 1>(strip, x, tokens, first, sums),
             }
         };
     }
 }
 
-/// Multiplies `TOKENS` tokens from the first on, and returns their number; `WAYS` columns side by
-/// side, so that sums do not wait for each other.
+/// Multiplies `TOKENS` tokens from the first on, and returns their number.
 ///
 /// # Safety
 /// As of [`add`].
 #[target_feature(enable = "avx512f")]
-unsafe fn kernel<T: Stored, const TOKENS: usize, const WAYS: usize>(
+unsafe fn kernel<T: Stored, const TOKENS: usize>(
     strip: &[T],
     x: &[f32],
     stride: usize,

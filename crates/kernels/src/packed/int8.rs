@@ -104,6 +104,10 @@ impl<'a> Strip<'a> {
             GridZeros::Minima(Numbers::Half(minima)) => StripZeros::Minima(&minima[groups.clone()]),
             _ => StripZeros::Middle(match codes {
                 Codes::Packed(bits, _) => 1 << (bits - 1),
+                // Of half a block, sums are of the codes as they are packed, cut or not.
+                Codes::Bytes(_) if grid.group < BLOCK && grid.book.is_none() => {
+                    1 << (grid.bits - 1)
+                }
                 Codes::Levels(..) | Codes::Bytes(_) => 1 << 7,
                 Codes::WideLevels(..) | Codes::WideBytes(_) => 1 << 15,
             }),

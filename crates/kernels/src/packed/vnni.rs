@@ -51,8 +51,8 @@ pub(super) unsafe fn add(strip: &Strip<'_>, tile: &TileOf<'_>, sums: &mut [Colum
     }
 }
 
-/// Cuts a packed strip into bytes: codes around the middle one as bytes around 128, others as they
-/// are, levels looked up, wide ones as a block of upper and a block of lower bytes.
+/// Cuts a packed strip into bytes: codes around the middle one as bytes around 128 where groups are whole
+/// blocks, others as they are, levels looked up, wide ones as a block of upper and a block of lower bytes.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI; `out` has the registers.
@@ -87,7 +87,7 @@ unsafe fn cut_as<const BITS: usize, const LEVELS: usize>(
 ) {
     let tables = tables.map(|table| broadcast_table(table));
     let moved = match (LEVELS, strip.zeros) {
-        (0, StripZeros::Middle(middle)) => 128 - middle,
+        (0, StripZeros::Middle(middle)) if strip.group >= BLOCK => 128 - middle,
         _ => 0,
     };
     let moved = _mm512_set1_epi8(moved as i8);
