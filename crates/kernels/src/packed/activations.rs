@@ -13,6 +13,9 @@ use crate::shared::SharedSlice;
 use crate::simd::{add_lanes, vectorized};
 use crate::tile::{Arithmetic, PANEL, Precision, Tile};
 
+#[cfg(target_arch = "x86_64")]
+use super::activations_avx512 as avx512;
+
 /// Tokens that are prepared together: whole tiles and whole panels.
 const UNIT: usize = 48;
 
@@ -78,6 +81,34 @@ pub(super) struct BlockSums {
     pub(super) first: f32,
     /// −128 times the sum of the codes: where a sum over weights of 8 bits around 128 begins.
     pub(super) start: i32,
+}
+
+impl BlockSums {
+    /// What a code stands for where this is the greatest magnitude, and what values are multiplied by.
+    #[inline(always)]
+    pub(super) fn scales(greatest: f32) -> (f32, f32) {
+        // Below, the quotient would overflow; such a block is zero.
+        (greatest / 127.0, if greatest > 1e-30 { 127.0 / greatest } else { 0.0 })
+    }
+
+    /// Of the sum of all codes, and of the first half of them.
+    #[inline(always)]
+    pub(super) fn new(scale: f32, sum: f32, first: f32) -> Self {
+        Self { scale, sum: sum * scale, first: first * scale, start: -128 * sum as i32 }
+    }
+}
+
+/// The part of a [`Digit`] that belongs to a tile.
+pub(super) struct DigitPart<'a> {
+    pub(super) codes: &'a mut [u32],
+    pub(super) sums: &'a mut [BlockSums],
+}
+
+impl DigitPart<'_> {
+    /// The same for a while.
+    fn again(&mut self) -> DigitPart<'_> {
+        DigitPart { codes: self.codes, sums: self.sums }
+    }
 }
 
 /// The activations of one tile of tokens.
@@ -224,13 +255,12 @@ impl SharedDigit<'_> {
     ///
     /// # Safety
     /// As of [`SharedSlice::slice_mut`], for both.
-    #[expect(clippy::mut_from_ref, reason = "no two parts overlap, as the caller promises")]
-    unsafe fn part(
-        &self,
-        (codes, sums): ((usize, usize), (usize, usize)),
-    ) -> (&mut [u32], &mut [BlockSums]) {
+    unsafe fn part(&self, (codes, sums): ((usize, usize), (usize, usize))) -> DigitPart<'_> {
         // SAFETY: as the caller promises.
-        unsafe { (self.codes.slice_mut(codes.0, codes.1), self.sums.slice_mut(sums.0, sums.1)) }
+        unsafe {
+            let codes = self.codes.slice_mut(codes.0, codes.1);
+            DigitPart { codes, sums: self.sums.slice_mut(sums.0, sums.1) }
+        }
     }
 }
 
@@ -272,7 +302,7 @@ impl Preparing<'_> {
         };
         let [first, rest] = &self.digits;
         let digit = |there| (part(there, blocks * STEPS), part(there, blocks));
-        let (float, (codes, sums), (rest, of_rest)) = {
+        let (float, mut first, mut rest) = {
             let (at, length) = part(self.forms.float, blocks * BLOCK);
             // SAFETY: the unit that holds these tokens was claimed once, and what belongs to a tile is
             // contiguous: no other tile reaches it.
@@ -288,8 +318,8 @@ impl Preparing<'_> {
                 interleave(row, token, count, float);
             }
             if self.forms.int8 {
-                let rest = self.forms.rest.then_some((&mut *rest, &mut *of_rest));
-                quantize(self.isa, row, token, count, codes, sums, rest);
+                let rest = self.forms.rest.then(|| rest.again());
+                quantize(self.isa, row, token, count, first.again(), rest);
             }
         }
     }
@@ -317,21 +347,35 @@ fn interleave(row: &[f32], token: usize, tokens: usize, out: &mut [f32]) {
     }
 }
 
+/// The codes of token `token` of `tokens` in a tile, rounded to nearest in steps of 1/127 of the
+/// greatest magnitude of each block of 32; where `rest` is asked for, what they leave likewise. What
+/// is not finite makes its block's scale so.
+fn quantize(
+    isa: Isa,
+    row: &[f32],
+    token: usize,
+    tokens: usize,
+    digit: DigitPart<'_>,
+    rest: Option<DigitPart<'_>>,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx512 {
+        // SAFETY: the processor has the instructions.
+        return unsafe { avx512::quantize(row, token, tokens, digit, rest) };
+    }
+    quantize_in_lanes(isa, row, token, tokens, digit, rest);
+}
+
 vectorized! {
-    /// The codes of token `token` of `tokens` in a tile, rounded to nearest in steps of 1/127 of the
-    /// greatest magnitude of each block of 32; where `rest` is asked for, what they leave likewise. What
-    /// is not finite makes its block's scale so.
-    fn quantize(
+    fn quantize_in_lanes(
         row: &[f32],
         token: usize,
         tokens: usize,
-        codes: &mut [u32],
-        sums: &mut [BlockSums],
-        rest: Option<(&mut [u32], &mut [BlockSums])>,
+        digit: DigitPart<'_>,
+        rest: Option<DigitPart<'_>>,
     ) {
         let mut rest = rest;
-        for (index, sum) in sums[token..].iter_mut().step_by(tokens).enumerate() {
-            let values = &row[index * BLOCK..];
+        for (index, values) in row.chunks(BLOCK).enumerate() {
             let mut block = [0.0; BLOCK];
             match values.first_chunk::<BLOCK>() {
                 Some(whole) => block = *whole,
@@ -339,15 +383,15 @@ vectorized! {
             }
             let first = index * STEPS * tokens + token;
             let (bytes, of) = quantize_block(&block);
-            *sum = of;
-            put(&bytes, &mut codes[first..], tokens);
-            if let Some((codes, sums)) = &mut rest {
+            digit.sums[index * tokens + token] = of;
+            steps_of(&bytes, &mut digit.codes[first..], tokens);
+            if let Some(rest) = &mut rest {
                 for (value, byte) in block.iter_mut().zip(bytes) {
                     *value -= f32::from(byte.cast_signed()) * of.scale;
                 }
                 let (bytes, of) = quantize_block(&block);
-                sums[index * tokens + token] = of;
-                put(&bytes, &mut codes[first..], tokens);
+                rest.sums[index * tokens + token] = of;
+                steps_of(&bytes, &mut rest.codes[first..], tokens);
             }
         }
     }
@@ -355,7 +399,7 @@ vectorized! {
 
 /// Writes a block's codes, one of so many tokens' that stand side by side.
 #[inline(always)]
-fn put(bytes: &[u8; BLOCK], codes: &mut [u32], tokens: usize) {
+pub(super) fn steps_of(bytes: &[u8; BLOCK], codes: &mut [u32], tokens: usize) {
     let steps = bytes.as_chunks::<4>().0;
     for (code, bytes) in codes.iter_mut().step_by(tokens).zip(steps) {
         *code = u32::from_le_bytes(*bytes);
@@ -375,9 +419,7 @@ fn quantize_block(values: &[f32; BLOCK]) -> ([u8; BLOCK], BlockSums) {
         }
     }
     let greatest = f32::from_bits(greatest.iter().fold(0, |a, b| a.max(*b)));
-    let scale = greatest / 127.0;
-    // Below, the quotient would overflow; such a block is zero.
-    let inverse = if greatest > 1e-30 { 127.0 / greatest } else { 0.0 };
+    let (scale, inverse) = BlockSums::scales(greatest);
     // Codes as numbers, in which sums are exact too: of integers cut to bytes the compiler would take
     // one at a time.
     let (mut bytes, mut codes) = ([0_u8; BLOCK], [[0.0; BLOCK / 2]; 2]);
@@ -386,13 +428,53 @@ fn quantize_block(values: &[f32; BLOCK]) -> ([u8; BLOCK], BlockSums) {
         (*byte, *code) = (rounded.to_bits() as u8, rounded - ROUND);
     }
     let (first, second) = (add_lanes(codes[0]), add_lanes(codes[1]));
-    let sum = first + second;
-    (bytes, BlockSums { scale, sum: sum * scale, first: first * scale, start: -128 * sum as i32 })
+    (bytes, BlockSums::new(scale, first + second, first))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// The forms of one token among `tokens`, at a level.
+    fn digits(isa: Isa, row: &[f32], tokens: usize) -> (Vec<u32>, Vec<[f32; 3]>, Vec<i32>) {
+        let blocks = row.len().div_ceil(BLOCK);
+        let mut codes = [(); 2].map(|()| vec![0; blocks * STEPS * tokens]);
+        let mut sums = [(); 2].map(|()| vec![BlockSums::default(); blocks * tokens]);
+        let parts = codes.iter_mut().zip(&mut sums);
+        let mut parts = parts.map(|(codes, sums)| DigitPart { codes, sums });
+        let first = parts.next().unwrap();
+        quantize(isa, row, tokens / 2, tokens, first, parts.next());
+        let of = sums.concat();
+        let numbers = of.iter().map(|of| [of.scale, of.sum, of.first]).collect();
+        (codes.concat(), numbers, of.iter().map(|of| of.start).collect())
+    }
+
+    proptest! {
+        #[test]
+        fn all_levels_of_instructions_agree(
+            row in prop::collection::vec(-3.0_f32..3.0, 1..150), tokens in 1_usize..13,
+        ) {
+            let wanted = digits(Isa::Portable, &row, tokens);
+            for isa in Isa::available() {
+                prop_assert_eq!(&digits(isa, &row, tokens), &wanted);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_not_hidden_at_any_level() {
+        for isa in Isa::available() {
+            for (value, is_shown) in
+                [(f32::NAN, f32::is_nan as fn(f32) -> bool), (f32::NEG_INFINITY, f32::is_infinite)]
+            {
+                let mut row = [1.0; 40];
+                row[35] = value;
+                let (_, sums, _) = digits(isa, &row, 1);
+                assert!(sums[0][0].is_finite() && is_shown(sums[1][0]), "{isa:?}");
+            }
+        }
+    }
 
     #[test]
     fn codes_are_the_nearest_and_what_is_not_finite_is_not_hidden() {

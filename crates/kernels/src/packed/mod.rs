@@ -13,6 +13,8 @@
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
+mod activations_avx512;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 mod bitmap;
 #[cfg(target_arch = "x86_64")]
