@@ -123,12 +123,14 @@ unsafe fn kernel<T: Stored, const TOKENS: usize>(
     };
     let (whole, rest) = masks.as_chunks::<WAYS>();
     for masks in whole {
-        for (mask, own) in masks.iter().zip(&mut own) {
-            column(*mask, own);
+        for way in 0..WAYS {
+            column(masks[way], &mut own[way]);
         }
     }
-    for (mask, own) in rest.iter().zip(&mut own) {
-        column(*mask, own);
+    for (way, own) in own.iter_mut().enumerate() {
+        if let Some(mask) = rest.get(way) {
+            column(*mask, own);
+        }
     }
     for token in 0..TOKENS {
         let mut sum = own[0][token];

@@ -89,19 +89,29 @@ unsafe fn kernel<T: Stored, const TOKENS: usize>(
     sums: &mut [Column],
 ) -> usize {
     let (columns, _) = strip.as_chunks::<STRIP>();
+    let (whole, rest) = columns.as_chunks::<WAYS>();
     let mut own = [[_mm512_setzero_ps(); TOKENS]; WAYS];
-    let x = x.as_ptr().wrapping_add(first);
-    for (index, columns) in columns.chunks(WAYS).enumerate() {
-        prefetch(columns.as_ptr().wrapping_byte_add(AHEAD));
-        for (way, (column, own)) in columns.iter().zip(&mut own).enumerate() {
-            // SAFETY: a column has sixteen values; the tokens of each column are within `x`.
-            unsafe {
-                let weights = T::load(column.as_ptr());
-                let x = x.add((index * WAYS + way) * stride);
-                for (token, own) in own.iter_mut().enumerate() {
-                    *own = _mm512_fmadd_ps(weights, _mm512_set1_ps(*x.add(token)), *own);
-                }
+    let mut x = x.as_ptr().wrapping_add(first);
+    let mut multiply = |column: &[T; STRIP], own: &mut [__m512; TOKENS]| {
+        // SAFETY: a column has sixteen values; the tokens of each column are within `x`.
+        unsafe {
+            let weights = T::load(column.as_ptr());
+            for (token, own) in own.iter_mut().enumerate() {
+                *own = _mm512_fmadd_ps(weights, _mm512_set1_ps(*x.add(token)), *own);
             }
+        }
+        x = x.wrapping_add(stride);
+    };
+    for columns in whole {
+        prefetch(columns.as_ptr().wrapping_byte_add(AHEAD));
+        // By numbers that are known to the compiler, or it would keep the sums in memory.
+        for way in 0..WAYS {
+            multiply(&columns[way], &mut own[way]);
+        }
+    }
+    for (way, own) in own.iter_mut().enumerate() {
+        if let Some(column) = rest.get(way) {
+            multiply(column, own);
         }
     }
     for token in 0..TOKENS {

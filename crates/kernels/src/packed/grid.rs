@@ -196,17 +196,18 @@ impl Grid {
         let blocks = self.strip_codes(strip).chunks_exact(self.bits.into());
         let levels = self.levels();
         let columns = (first..).step_by(BLOCK);
+        let (mut halves, mut known) = ([const { Line::ZERO }; 2], [usize::MAX; 2]);
         for ((block, column), out) in
             blocks.skip(first / BLOCK).zip(columns).zip(out.chunks_mut(BLOCK))
         {
-            let halves = [0, BLOCK / 2].map(|half| {
-                let at = strip * self.groups + (column + half) / self.group;
-                self.line(strip, at)
-            });
-            match &levels {
-                Some(levels) => add_levels(isa, self.bits, block, &halves, levels, out),
-                None => add_codes(isa, self.bits, block, &halves, out),
+            for (half, (line, known)) in halves.iter_mut().zip(&mut known).enumerate() {
+                let at = strip * self.groups + (column + half * BLOCK / 2) / self.group;
+                if *known != at {
+                    self.read_line(strip, at, line);
+                    *known = at;
+                }
             }
+            add_columns_of_block(isa, self.bits, block, &halves, levels.as_ref(), out);
         }
     }
 
@@ -220,11 +221,11 @@ impl Grid {
     }
 
     /// How the codes of a strip's group become weights.
-    fn line(&self, strip: usize, at: usize) -> Line {
-        let (scale, zero) = (self.scale(strip, at), self.zero(strip, at));
+    fn read_line(&self, strip: usize, at: usize, line: &mut Line) {
+        line.scale = self.scale(strip, at);
         match &self.zeros {
-            GridZeros::Minima(_) => Line { scale, zero: [0.0; STRIP], minimum: zero },
-            _ => Line { scale, zero, minimum: [0.0; STRIP] },
+            GridZeros::Minima(_) => line.minimum = self.zero(strip, at),
+            _ => line.zero = self.zero(strip, at),
         }
     }
 
@@ -250,10 +251,34 @@ impl Grid {
 }
 
 /// `scale · (code − zero) − minimum`, for each row of a strip.
-struct Line {
-    scale: Column,
-    zero: Column,
-    minimum: Column,
+pub(super) struct Line {
+    pub(super) scale: Column,
+    pub(super) zero: Column,
+    pub(super) minimum: Column,
+}
+
+impl Line {
+    const ZERO: Self = Self { scale: [0.0; STRIP], zero: [0.0; STRIP], minimum: [0.0; STRIP] };
+}
+
+/// Adds the columns of a block of codes, or of what `levels` say they stand for.
+fn add_columns_of_block(
+    isa: Isa,
+    bits: u8,
+    block: &[Register],
+    halves: &[Line; 2],
+    levels: Option<&[f32; 16]>,
+    out: &mut [Column],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if super::vnni::supported(isa) {
+        // SAFETY: the processor has the instructions, which are some of those for VNNI products.
+        return unsafe { super::grid_avx512::add_block(bits, block, halves, levels, out) };
+    }
+    match levels {
+        Some(levels) => add_levels(isa, bits, block, halves, levels, out),
+        None => add_codes(isa, bits, block, halves, out),
+    }
 }
 
 vectorized! {
@@ -450,5 +475,43 @@ impl Rows for Blocks<'_> {
         zeros.fill(self.zero);
         let bytes = &self.bytes[row * self.row_bytes..][..self.row_bytes];
         ggml::read_row(self.kind, bytes, codes, scales, zeros);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn all_levels_of_instructions_decode_the_same_bits(
+            bits in 1_u8..=8,
+            bytes in prop::collection::vec(any::<u8>(), 8 * 64),
+            numbers in prop::collection::vec(-2.0_f32..2.0, 6 * STRIP),
+            levels in prop::option::of(prop::array::uniform16(-1.0_f32..1.0)),
+            columns in 0..=BLOCK,
+        ) {
+            // Levels are looked up by codes of four bits.
+            let bits = if levels.is_some() { LEVEL_BITS } else { bits };
+            let registers = bytes.as_chunks::<64>().0[..bits.into()].iter();
+            let block: Vec<Register> = registers.map(|bytes| Register(*bytes)).collect();
+            let column = |index: usize| std::array::from_fn(|row| numbers[index * STRIP + row]);
+            let line = |half: usize| Line {
+                scale: column(3 * half),
+                zero: column(3 * half + 1),
+                minimum: column(3 * half + 2),
+            };
+            let halves = [line(0), line(1)];
+            let decoded = |isa: Isa| {
+                let mut out = vec![[0.25; STRIP]; columns];
+                add_columns_of_block(isa, bits, &block, &halves, levels.as_ref(), &mut out);
+                out.as_flattened().iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+            };
+            let wanted = decoded(Isa::Portable);
+            for isa in Isa::available() {
+                prop_assert_eq!(&decoded(isa), &wanted, "{:?}", isa);
+            }
+        }
     }
 }

@@ -26,6 +26,8 @@ mod dense;
 mod dense_avx512;
 mod float;
 mod grid;
+#[cfg(target_arch = "x86_64")]
+mod grid_avx512;
 mod int8;
 mod output;
 pub mod planes;
