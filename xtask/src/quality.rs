@@ -125,11 +125,17 @@ impl<'a> Bench<'a> {
         let processor = compressed["processor_seconds"].as_object().into_iter().flatten();
         let processor: f64 = processor.filter_map(|(_, seconds)| seconds.as_f64()).sum();
         let windows = self.options.windows.to_string();
-        let evaluated = self.evaluate(&output, &["--windows", &windows], true)?;
+        let mut evaluated = match self.options.whole {
+            true => self.evaluate(&output, &["--reference-windows", &windows])?,
+            false => self.evaluate(&output, &["--windows", &windows])?,
+        };
         let whole = match self.options.whole {
-            true => self.evaluate(&output, &[], false)?["perplexity"].clone(),
+            true => evaluated["perplexity"].clone(),
             false => Value::Null,
         };
+        if let Some(perplexity) = evaluated.get("compared_perplexity").cloned() {
+            evaluated["perplexity"] = perplexity;
+        }
         if self.options.keep.is_none() {
             std::fs::remove_dir_all(&output).map_err(Error::at(&output))?;
         }
@@ -149,13 +155,10 @@ impl<'a> Bench<'a> {
         }))
     }
 
-    fn evaluate(&self, folder: &Path, more: &[&str], against: bool) -> Result<Value, Error> {
+    fn evaluate(&self, folder: &Path, more: &[&str]) -> Result<Value, Error> {
         let mut evaluate = Command::new(&self.binary);
         evaluate.arg("eval").arg(folder).args(["--json", "--quiet", "--precision", "bf16"]);
-        evaluate.arg("--text").arg(&self.text).args(more);
-        if against {
-            evaluate.arg("--reference").arg(&self.model);
-        }
+        evaluate.arg("--text").arg(&self.text).args(more).arg("--reference").arg(&self.model);
         let finished = run(&mut evaluate)?;
         parse(&evaluate, &finished.stdout)
     }

@@ -295,6 +295,9 @@ pub(crate) struct EvalArguments {
     /// The uncompressed model, for divergence and agreement
     #[arg(long)]
     pub(crate) reference: Option<String>,
+    /// Compare with it in the first N windows, chunks or pages only
+    #[arg(long, value_name = "N", requires = "reference")]
+    pub(crate) reference_windows: Option<NonZeroUsize>,
     /// How the text is cut and scored
     #[arg(long, value_enum, default_value_t = ProtocolName::Windows)]
     pub(crate) protocol: ProtocolName,

@@ -9,8 +9,12 @@ use lapidary_model::{Precision, Spec};
 use lapidary_store::Tokenizer;
 use std::sync::atomic::AtomicBool;
 
-/// Tokens that go through the blocks together.
+/// Tokens that go through the blocks together, at least.
 const GROUP_TOKENS: usize = 16_384;
+
+/// Bytes of hidden states that go through the blocks together, unless so many tokens take more. The
+/// weights of a block are read and decoded once for all of them.
+const GROUP_BYTES: usize = 1 << 28;
 
 /// Predictions whose logits are in memory at once.
 const LOGIT_ROWS: usize = 256;
@@ -21,6 +25,8 @@ pub struct Evaluation<'a> {
     pub model: (&'a Source, &'a Spec),
     /// What it is compared with.
     pub reference: Option<(&'a Source, &'a Spec)>,
+    /// At most this many windows, chunks or pages are compared with it, the first ones.
+    pub reference_limit: Option<usize>,
     /// Tokens of both.
     pub tokenizer: &'a Tokenizer,
     /// The text.
@@ -69,7 +75,11 @@ pub struct Scored {
 /// Figures of a model against a reference.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Against {
-    /// The reference's perplexity.
+    /// Segments compared.
+    pub windows: usize,
+    /// The model's perplexity in these segments.
+    pub perplexity: f64,
+    /// The reference's perplexity in them.
     pub reference_perplexity: f64,
     /// Mean `KL(reference ‖ model)` of a prediction, in nats.
     pub kl_divergence: f64,
@@ -106,40 +116,75 @@ pub fn evaluate(
         let what = "the model and its reference have vocabularies of different sizes";
         return Err(EvalError::Unusable(what.to_owned()));
     }
-    let mut sums = Sums::default();
-    let mut done = 0;
-    for group in groups(&cut.segments) {
-        score_group(&model, reference.as_ref(), group, &mut sums)?;
-        done += group.len();
-        if !sums.nll.is_finite() {
-            return Err(EvalError::NotFinite { window: done });
-        }
-        progress(done, cut.segments.len());
-    }
-    let mean = |sum: f64| sum / sums.predictions.max(1) as f64;
+    let all = cut.segments.len();
+    let compared = reference.as_ref().map_or(0, |_| evaluation.reference_limit.unwrap_or(all));
+    let (first, rest) = cut.segments.split_at(compared.min(all));
+    let mut progress = Advancing { done: 0, all, shown: 0, progress };
+    let in_first = score(&model, reference.as_ref(), first, &mut progress)?;
+    let mut sums = score(&model, None, rest, &mut progress)?;
+    sums.merge(&in_first);
     let per = |count: u64| (count > 0).then(|| (sums.nll / count as f64).exp());
     Ok(Report {
         protocol: evaluation.protocol,
         length: evaluation.protocol.length(context),
-        windows: cut.segments.len(),
+        windows: all,
         scored: Scored {
             tokens: sums.predictions,
-            perplexity: mean(sums.nll).exp(),
+            perplexity: sums.mean(sums.nll).exp(),
             word_perplexity: per(cut.words),
             byte_perplexity: per(cut.octets),
         },
-        against: reference.map(|_| Against {
-            reference_perplexity: mean(sums.reference_nll).exp(),
-            kl_divergence: mean(sums.kl),
-            top1_agreement: mean(sums.same_top as f64),
+        against: (!first.is_empty()).then(|| Against {
+            windows: first.len(),
+            perplexity: in_first.mean(in_first.nll).exp(),
+            reference_perplexity: in_first.mean(in_first.reference_nll).exp(),
+            kl_divergence: in_first.mean(in_first.kl),
+            top1_agreement: in_first.mean(in_first.same_top as f64),
         }),
     })
 }
 
+/// Segments done, told where their number has grown.
+struct Advancing<'a> {
+    done: usize,
+    all: usize,
+    shown: usize,
+    progress: &'a mut dyn FnMut(usize, usize),
+}
+
+impl Advancing<'_> {
+    fn show(&mut self, done: usize) {
+        if done > self.shown {
+            self.shown = done;
+            (self.progress)(done, self.all);
+        }
+    }
+}
+
+/// Sums over segments, which are compared with the reference if there is one.
+fn score(
+    model: &Runner<'_>,
+    reference: Option<&Runner<'_>>,
+    segments: &[Segment],
+    progress: &mut Advancing<'_>,
+) -> Result<Sums, EvalError> {
+    let mut sums = Sums::default();
+    for group in groups(segments, model.spec.hidden_size) {
+        score_group(model, reference, group, &mut sums, progress)?;
+        progress.done += group.len();
+        if !sums.nll.is_finite() {
+            return Err(EvalError::NotFinite { window: progress.done });
+        }
+        progress.show(progress.done);
+    }
+    Ok(sums)
+}
+
 /// Runs of segments that go through the blocks together.
-fn groups(segments: &[Segment]) -> impl Iterator<Item = &[Segment]> {
+fn groups(segments: &[Segment], hidden_size: usize) -> impl Iterator<Item = &[Segment]> {
+    let tokens = GROUP_TOKENS.max(GROUP_BYTES / (size_of::<f32>() * hidden_size.max(1)));
     let longest = segments.iter().map(|segment| segment.tokens.len()).max().unwrap_or(1);
-    segments.chunks((GROUP_TOKENS / longest.max(1)).max(1))
+    segments.chunks((tokens / longest.max(1)).max(1))
 }
 
 fn score_group(
@@ -147,10 +192,19 @@ fn score_group(
     reference: Option<&Runner<'_>>,
     segments: &[Segment],
     sums: &mut Sums,
+    progress: &mut Advancing<'_>,
 ) -> Result<(), EvalError> {
     let rows: Vec<&[u32]> = segments.iter().map(|segment| segment.tokens.as_slice()).collect();
-    let states = model.hidden(&rows)?;
-    let wanted = reference.map(|reference| reference.hidden(&rows)).transpose()?;
+    // The heads are a last block of each.
+    let steps = |runner: &Runner<'_>| runner.spec.blocks.len() + 1;
+    let all = steps(model) + reference.map_or(0, steps);
+    let mut step = 0;
+    let mut advance = || {
+        step += 1;
+        progress.show(progress.done + segments.len() * step / all);
+    };
+    let states = model.hidden(&rows, &mut advance)?;
+    let wanted = reference.map(|reference| reference.hidden(&rows, &mut advance)).transpose()?;
     for (index, segment) in segments.iter().enumerate() {
         for (chunk, targets) in segment.targets.chunks(LOGIT_ROWS).enumerate() {
             let first = segment.first + chunk * LOGIT_ROWS;

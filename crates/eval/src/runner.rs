@@ -28,8 +28,13 @@ impl<'a> Runner<'a> {
         Ok(Self { source, spec, executor, head, stop })
     }
 
-    /// Hidden states after the last block, `[tokens, hidden]`, of rows of one length.
-    pub(crate) fn hidden(&self, rows: &[&[u32]]) -> Result<Vec<Vec<f32>>, EvalError> {
+    /// Hidden states after the last block, `[tokens, hidden]`, of each row; `advance` is called after
+    /// each block.
+    pub(crate) fn hidden(
+        &self,
+        rows: &[&[u32]],
+        advance: &mut dyn FnMut(),
+    ) -> Result<Vec<Vec<f32>>, EvalError> {
         let mut states = vec![];
         for row in rows {
             let batch = Batch { rows: 1, seq_len: row.len() };
@@ -45,6 +50,7 @@ impl<'a> Runner<'a> {
                 let input = std::mem::take(state);
                 *state = self.executor.run(graph, &weights, batch, input, None)?;
             }
+            advance();
         }
         Ok(states)
     }
@@ -91,7 +97,8 @@ pub fn compare_encoders(
     let (mut cosines, mut error, mut energy, mut tokens) = (0.0, 0.0, 0.0, 0);
     for rows in rows.chunks(8) {
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-        for (have, want) in candidate.hidden(&rows)?.iter().zip(&reference.hidden(&rows)?) {
+        let have = candidate.hidden(&rows, &mut || {})?;
+        for (have, want) in have.iter().zip(&reference.hidden(&rows, &mut || {})?) {
             cosines += cosine(&mean(have, width), &mean(want, width));
             for (have, want) in have.iter().zip(want) {
                 error += f64::from(have - want).powi(2);

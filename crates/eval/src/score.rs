@@ -44,7 +44,12 @@ impl Sums {
         judged.iter().for_each(|judged| self.merge(judged));
     }
 
-    fn merge(&mut self, other: &Self) {
+    /// The mean over the predictions of one of the sums.
+    pub(crate) fn mean(&self, sum: f64) -> f64 {
+        sum / self.predictions.max(1) as f64
+    }
+
+    pub(crate) fn merge(&mut self, other: &Self) {
         self.predictions += other.predictions;
         self.nll += other.nll;
         self.reference_nll += other.reference_nll;

@@ -118,6 +118,7 @@ fn row(
     let evaluation = Evaluation {
         model: (source, &model),
         reference: folder.is_some().then_some((reference, &original)),
+        reference_limit: None,
         tokenizer: &tokenizer(source)?,
         text: HELD_OUT,
         protocol: Protocol::Windows,

@@ -51,6 +51,7 @@ pub(crate) fn run(
     let evaluation = Evaluation {
         model: (&source, &model),
         reference,
+        reference_limit: arguments.reference_windows.map(NonZeroUsize::get),
         tokenizer: &tokenizer,
         text: &text,
         protocol: protocol(arguments.protocol),
@@ -102,7 +103,8 @@ fn encoders(
     let length = arguments.context.unwrap_or(128).min(model.1.context);
     let paragraphs = text.split("\n\n").filter(|paragraph| !paragraph.trim().is_empty());
     let mut rows = vec![];
-    for paragraph in paragraphs.take(arguments.windows.map_or(64, NonZeroUsize::get)) {
+    let rows_asked = [arguments.windows, arguments.reference_windows].into_iter().flatten().min();
+    for paragraph in paragraphs.take(rows_asked.map_or(64, NonZeroUsize::get)) {
         let mut row = tokenizer.encode(paragraph, true)?;
         row.truncate(length);
         rows.push(row);
@@ -155,6 +157,10 @@ fn to_json(report: &Report, size: &Size) -> Value {
         json["bits_per_byte"] = json!(byte.log2());
     }
     if let Some(against) = &report.against {
+        if against.windows < report.windows {
+            json["compared_windows"] = json!(against.windows);
+            json["compared_perplexity"] = json!(against.perplexity);
+        }
         json["reference_perplexity"] = json!(against.reference_perplexity);
         json["kl_divergence"] = json!(against.kl_divergence);
         json["top1_agreement"] = json!(against.top1_agreement);
@@ -180,6 +186,10 @@ fn describe(report: &Report, size: &Size) -> String {
         );
     }
     if let Some(against) = &report.against {
+        if against.windows < report.windows {
+            let (windows, perplexity) = (against.windows, against.perplexity);
+            let _ = write!(text, "first {windows} windows: perplexity {perplexity:.4}, ");
+        }
         let _ = writeln!(
             text,
             "reference {:.4}, KL divergence {:.5}, top-1 agreement {:.2} %",

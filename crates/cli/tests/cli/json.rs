@@ -55,6 +55,23 @@ fn an_evaluation_has_its_keys_in_every_protocol() {
 }
 
 #[test]
+fn a_reference_may_be_compared_in_fewer_windows() {
+    let folder = with_model();
+    let here = folder.path();
+    std::fs::write(here.join("text.txt"), TEXT).unwrap();
+    let options = "--context 32 --text text.txt --reference-windows 1";
+    let some = run(here, &format!("eval model --reference model --json {options}")).json();
+    assert!(some["windows"].as_u64() > Some(1), "{some}");
+    assert_eq!(some["compared_windows"], 1);
+    assert_eq!(some["compared_perplexity"], some["reference_perplexity"], "a model and itself");
+    assert_ne!(some["compared_perplexity"], some["perplexity"]);
+    let told = run(here, &format!("eval model --reference model {options}")).ok();
+    assert!(told.contains("first 1 windows: perplexity"), "{told}");
+    let alone = run(here, &format!("eval model {options}"));
+    assert!(alone.code == Some(2) && alone.err.contains("--reference <REFERENCE>"), "{alone:?}");
+}
+
+#[test]
 fn verbs_without_a_model_have_their_keys() {
     let folder = crate::support::scratch();
     let methods = run(folder.path(), "methods --json").json();

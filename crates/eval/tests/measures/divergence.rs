@@ -1,7 +1,7 @@
 //! Divergence and agreement of two models, by the definitions.
 
 use crate::support::{Model, close, ids, log_probabilities, model, nll, run, text, tokenizer};
-use lapidary_eval::{Protocol, compare_encoders};
+use lapidary_eval::{Evaluation, Protocol, compare_encoders, evaluate};
 use lapidary_model::{Batch, Executor, Fused, GraphWeights, Precision};
 use std::sync::atomic::AtomicBool;
 
@@ -34,6 +34,37 @@ fn divergence_and_agreement_are_their_definitions() {
     assert!(same > 0 && same < 765, "{same}");
     close(against.reference_perplexity, (reference_nll / predictions).exp());
     close(report.scored.perplexity, (candidate_nll / predictions).exp());
+}
+
+/// Comparing fewer windows is comparing those alone, and predicts the others none the less.
+#[test]
+fn a_reference_for_some_windows_is_one_for_these_alone() {
+    let (candidate, reference) = (model("mistral"), model("llama-untied"));
+    let (tokenizer, text) = (tokenizer(false), text(700, 8));
+    let stop = AtomicBool::new(false);
+    let with = |limit, reference_limit| {
+        let evaluation = Evaluation {
+            model: (&candidate.source, &candidate.spec),
+            reference: Some((&reference.source, &reference.spec)),
+            reference_limit,
+            tokenizer: &tokenizer,
+            text: &text,
+            protocol: Protocol::Windows,
+            limit,
+            context: Some(64),
+            precision: Precision::F32,
+            stop: &stop,
+        };
+        evaluate(&evaluation, &mut |_, _| {}).unwrap()
+    };
+    let (whole, first, both) = (with(None, None), with(Some(3), None), with(None, Some(3)));
+    assert_eq!((whole.windows, both.windows), (10, 10));
+    assert_eq!(both.against, first.against);
+    assert_eq!(both.against.map(|against| against.windows), Some(3));
+    assert_eq!(both.against.map(|against| against.perplexity), Some(first.scored.perplexity));
+    close(both.scored.perplexity, whole.scored.perplexity);
+    assert_eq!(both.scored.tokens, whole.scored.tokens);
+    assert_eq!(with(None, Some(99)), whole, "more than there are are all");
 }
 
 #[test]

@@ -154,6 +154,7 @@ fn the_loss_of_gradients_is_that_of_the_evaluation() {
         let evaluation = Evaluation {
             model: (&model.source, &model.spec),
             reference: None,
+            reference_limit: None,
             tokenizer: &tokenizer,
             text: &text,
             protocol: Protocol::Windows,
@@ -179,6 +180,7 @@ fn a_shorter_context_makes_shorter_windows() {
     let evaluation = |context| Evaluation {
         model: (&model.source, &model.spec),
         reference: None,
+        reference_limit: None,
         tokenizer: &tokenizer,
         text: &text,
         protocol: Protocol::Windows,
@@ -205,6 +207,7 @@ fn progress_counts_every_window() {
     let evaluation = Evaluation {
         model: (&model.source, &model.spec),
         reference: None,
+        reference_limit: None,
         tokenizer: &tokenizer,
         text: &text,
         protocol: Protocol::Windows,

@@ -110,6 +110,7 @@ pub(crate) fn run(
     let evaluation = Evaluation {
         model: (&model.source, &model.spec),
         reference: reference.map(|model| (&model.source, &model.spec)),
+        reference_limit: None,
         tokenizer,
         text,
         protocol,
