@@ -55,3 +55,41 @@ pub fn round_to_bf16(value: f32) -> f32 {
     let quiet = bits & 0xffff_0000 | 0x0040_0000;
     f32::from_bits(if value.is_nan() { quiet } else { rounded })
 }
+
+/// The nearest f16, ties to even, as an f32; beyond the largest an infinity. NaN stays NaN.
+#[inline(always)]
+pub fn round_to_f16(value: f32) -> f32 {
+    /// The smallest normal number, and the least magnitude that rounds to an infinity.
+    const NORMAL: f32 = 1.0 / 16_384.0;
+    const TOO_LARGE: f32 = 65_520.0;
+    let magnitude = value.abs();
+    let bits = magnitude.to_bits();
+    let rounded = f32::from_bits(bits.wrapping_add(0xfff + (bits >> 13 & 1)) & !0x1fff);
+    // Next to 0.75 the steps of f32 are 2^-24, as those of the subnormal numbers are.
+    let small = (magnitude + 0.75) - 0.75;
+    let rounded = if magnitude < NORMAL { small } else { rounded };
+    let rounded = if magnitude < TOO_LARGE { rounded } else { magnitude + f32::INFINITY };
+    rounded.copysign(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All numbers of f16, what lies midway between two, and what lies next to that.
+    #[test]
+    fn f16_is_rounded_to_as_by_the_processor() {
+        let same = |value: f32| {
+            let (have, want) = (round_to_f16(value), f16::from_f32(value).to_f32());
+            assert!(have.to_bits() == want.to_bits() || have.is_nan() && want.is_nan(), "{value}");
+        };
+        for code in 0..=u16::MAX {
+            let (here, next) = (f16::from_bits(code).to_f32(), f16::from_bits(code ^ 1).to_f32());
+            let midway = (here + next) / 2.0;
+            for value in [here, midway, midway.next_up(), midway.next_down()] {
+                same(value);
+            }
+        }
+        [65_519.996, 65_520.0, 1e30, f32::MIN_POSITIVE, 1e-45, -1e-45].into_iter().for_each(same);
+    }
+}

@@ -4,8 +4,13 @@
 //! shrunken ranges that minimises a weighted error. Scales are rounded to their storage type
 //! *before* anything is rounded onto the grid, so that what is measured is what is stored.
 
+mod search;
+
+pub use search::Search;
+
 use crate::isa::Isa;
-use crate::simd::{LANES, add_lanes, vectorized};
+use crate::math::nearest_integer;
+use crate::simd::{LANES, add_lanes, larger, reduce, smaller, vectorized};
 
 /// Which grids a fit may choose from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +64,7 @@ impl Levels {
         }
         let (low, high) = (low.min(0.0), high.max(0.0));
         let scale = if high > low { store((high - low) / steps) } else { 1.0 };
-        let zero = (-low / scale).round_ties_even().clamp(0.0, steps);
+        let zero = nearest_integer((-low / scale).clamp(0.0, steps));
         self.grid(scale, zero as u8)
     }
 
@@ -69,51 +74,28 @@ impl Levels {
         let (low, high) = range(values);
         self.spanning(low, high, store)
     }
-
-    /// The grid, among those that span the range shrunk to `k / steps` for `k = steps, steps − 1, …`
-    /// down to `floor`, with the least `Σ weight · (value − rounded)²` (all weights 1 when `None`).
-    ///
-    /// The error is not convex in the scale, so every candidate is tried; the full range is one.
-    pub fn fit_search(
-        self,
-        values: &[f32],
-        weights: Option<&[f32]>,
-        search: Search,
-        store: impl Fn(f32) -> f32,
-    ) -> Grid {
-        let (low, high) = range(values);
-        let mut best = self.spanning(low, high, &store);
-        let mut least = best.squared_error(values, weights);
-        let steps = search.steps.max(1);
-        for step in (1..steps).rev() {
-            let ratio = step as f32 / steps as f32;
-            if ratio < search.floor || least == 0.0 {
-                break;
-            }
-            let grid = self.spanning(low * ratio, high * ratio, &store);
-            let error = grid.squared_error(values, weights);
-            if error < least {
-                (best, least) = (grid, error);
-            }
-        }
-        best
-    }
-}
-
-/// How finely and how far [`Levels::fit_search`] shrinks a range.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Search {
-    /// Candidates if the range were shrunk to nothing.
-    pub steps: usize,
-    /// Least ratio tried.
-    pub floor: f32,
 }
 
 impl Grid {
     /// The code nearest to `value`, ties to even, saturating at the ends.
+    #[inline]
     pub fn code(&self, value: f32) -> u8 {
-        let code = (value / self.scale).round_ties_even() + f32::from(self.zero);
-        code.clamp(f32::from(self.lowest), f32::from(self.highest)) as u8
+        let [low, high] = self.ends();
+        (nearest_integer((value / self.scale).clamp(low, high)) + f32::from(self.zero)) as u8
+    }
+
+    /// [`code`](Self::code) of each value.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn codes(&self, values: &[f32], codes: &mut [u8]) {
+        assert_eq!(values.len(), codes.len(), "a code a value");
+        round_all(Isa::detect(), *self, values, codes);
+    }
+
+    /// The least and the largest number of steps from zero.
+    fn ends(&self) -> [f32; 2] {
+        [self.lowest, self.highest].map(|end| f32::from(end) - f32::from(self.zero))
     }
 
     /// The value of a code.
@@ -128,35 +110,47 @@ impl Grid {
 
     /// `Σ weight · (value − rounded)²`.
     pub fn squared_error(&self, values: &[f32], weights: Option<&[f32]>) -> f32 {
-        let zero = f32::from(self.zero);
-        let ends = [f32::from(self.lowest) - zero, f32::from(self.highest) - zero];
-        squared_error(Isa::detect(), values, weights.unwrap_or(&[]), self.scale, ends)
+        squared_error(Isa::detect(), values, weights.unwrap_or(&[]), self.scale, self.ends())
     }
 }
 
 /// Least and greatest of finite values; zeros when there are none.
 fn range(values: &[f32]) -> (f32, f32) {
-    if values.is_empty() {
-        return (0.0, 0.0);
-    }
-    values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), value| {
-        (low.min(*value), high.max(*value))
-    })
+    if values.is_empty() { (0.0, 0.0) } else { least_and_greatest(Isa::detect(), values) }
 }
 
 vectorized! {
-    /// The inner loop of a search: values are clamped to `ends` in units of the scale and rounded.
-    /// It divides by multiplying with the inverse, which may move a value that lies midway between
-    /// two codes; such a value's error is the same either way.
+    fn least_and_greatest(values: &[f32]) -> (f32, f32) {
+        let (mut least, mut greatest) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+        let (values, rest) = values.as_chunks::<LANES>();
+        for values in values {
+            for lane in 0..LANES {
+                least[lane] = smaller(least[lane], values[lane]);
+                greatest[lane] = larger(greatest[lane], values[lane]);
+            }
+        }
+        let ends = (reduce(least, f32::min), reduce(greatest, f32::max));
+        rest.iter().fold(ends, |(low, high), value| (low.min(*value), high.max(*value)))
+    }
+}
+
+vectorized! {
+    fn round_all(grid: Grid, values: &[f32], codes: &mut [u8]) {
+        for (code, value) in codes.iter_mut().zip(values) {
+            *code = grid.code(*value);
+        }
+    }
+}
+
+vectorized! {
+    /// Values are clamped to `ends` in units of the scale and rounded. It divides by multiplying with
+    /// the inverse, which may move a value that lies midway between two codes; such a value's error is
+    /// the same either way.
     fn squared_error(values: &[f32], weights: &[f32], scale: f32, ends: [f32; 2]) -> f32 {
-        // Adding and taking away 1.5 · 2^23 rounds to the nearest integer, ties to even, on every
-        // instruction set; the clamp comes first, so the sum is in range.
-        const MAGIC: f32 = 12_582_912.0;
         let inverse = 1.0 / scale;
         let term = |value: f32| {
-            let code = (value * inverse).max(ends[0]).min(ends[1]);
-            let rounded = (code + MAGIC) - MAGIC;
-            let error = value - scale * rounded;
+            let steps = nearest_integer(smaller(larger(value * inverse, ends[0]), ends[1]));
+            let error = value - scale * steps;
             error * error
         };
         let mut sums = [0.0_f32; LANES];
@@ -187,7 +181,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn levels() -> impl Strategy<Value = Levels> {
+    pub(super) fn levels() -> impl Strategy<Value = Levels> {
         (1_u8..=8, any::<bool>(), any::<bool>()).prop_map(|(bits, symmetric, restricted)| Levels {
             bits,
             symmetric,
@@ -195,7 +189,7 @@ mod tests {
         })
     }
 
-    fn exact(value: f32) -> f32 {
+    pub(super) fn exact(value: f32) -> f32 {
         value
     }
 
@@ -222,26 +216,20 @@ mod tests {
         }
 
         #[test]
-        fn the_search_finds_the_least_error_of_its_candidates(
-            levels in levels(), values in prop::collection::vec(-3.0_f32..5.0, 1..70), weighted: bool,
-            steps in 2_usize..40,
+        fn codes_of_a_slice_are_those_of_its_values(
+            levels in levels(), values in prop::collection::vec(-8.0_f32..8.0, 1..70), by in 0.2_f32..1.5,
         ) {
-            let weights: Vec<f32> = (0..values.len()).map(|i| 0.1 + (i % 7) as f32).collect();
-            let weights = weighted.then_some(weights.as_slice());
-            let found = levels.fit_search(&values, weights, Search { steps, floor: 0.0 }, exact);
-            let error = |grid: Grid| -> f64 {
-                values.iter().enumerate().map(|(i, v)| {
-                    let weight = weights.map_or(1.0, |w| f64::from(w[i]));
-                    weight * (f64::from(*v) - f64::from(grid.round(*v))).powi(2)
-                }).sum()
-            };
-            let (low, high) = range(&values);
-            let least = (1..=steps)
-                .map(|k| k as f32 / steps as f32)
-                .map(|r| error(levels.spanning(low * r, high * r, exact)))
-                .fold(f64::INFINITY, f64::min);
-            prop_assert!(error(found) <= least * (1.0 + 1e-4) + 1e-9);
-            prop_assert!(error(found) <= error(levels.fit_range(&values, exact)) * (1.0 + 1e-4) + 1e-9);
+            let fitted = levels.fit_range(&values, exact);
+            let grid = levels.grid(fitted.scale * by, fitted.zero);
+            for isa in Isa::available() {
+                let mut codes = vec![0; values.len()];
+                round_all(isa, grid, &values, &mut codes);
+                for (value, code) in values.iter().zip(codes) {
+                    let steps = (value / grid.scale).round_ties_even() + f32::from(grid.zero);
+                    let want = steps.clamp(f32::from(grid.lowest), f32::from(grid.highest)) as u8;
+                    prop_assert_eq!((code, grid.code(*value)), (want, want));
+                }
+            }
         }
 
         #[test]
@@ -259,14 +247,5 @@ mod tests {
         assert_eq!(grid.code(-9.0), 0);
         let restricted = Levels { restricted: true, ..levels }.fit_range(&[-1.0, 0.5, 1.5], exact);
         assert_eq!((restricted.scale, restricted.code(-9.0)), (1.5 / 7.0, 1));
-    }
-
-    #[test]
-    fn values_that_are_all_zero_get_a_scale_of_one() {
-        for symmetric in [false, true] {
-            let levels = Levels { bits: 3, symmetric, restricted: false };
-            let grid = levels.fit_search(&[0.0; 5], None, Search { steps: 10, floor: 0.1 }, exact);
-            assert_eq!((grid.scale, grid.round(0.0)), (1.0, 0.0));
-        }
     }
 }

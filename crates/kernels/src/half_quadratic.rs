@@ -5,11 +5,8 @@
 //! next zero is the mean that makes the rest least. Errors are measured in steps of the scale.
 
 use crate::isa::Isa;
-use crate::math::exp;
-use crate::simd::{LANES, add_lanes, vectorized};
-
-/// Adding and taking away 1.5 · 2^23 rounds a small number to an integer, ties to even.
-const MAGIC: f32 = 12_582_912.0;
+use crate::math::{exp, nearest_integer};
+use crate::simd::{LANES, add_lanes, larger, smaller, vectorized};
 
 /// A group's grid with a real zero point.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,8 +54,7 @@ fn log2(x: f32) -> f32 {
 /// The code before it is made an integer of: clamped and rounded.
 #[inline(always)]
 fn code(value: f32, inverse: f32, grid: RealGrid) -> f32 {
-    let code = (value * inverse + grid.zero).max(0.0).min(f32::from(grid.highest));
-    (code + MAGIC) - MAGIC
+    nearest_integer(smaller(larger(value * inverse + grid.zero, 0.0), f32::from(grid.highest)))
 }
 
 vectorized! {
@@ -70,7 +66,7 @@ vectorized! {
             let error = steps - (code - grid.zero);
             let magnitude = error.abs();
             let threshold = exp(power * std::f32::consts::LN_2 * log2(magnitude)) * inverse_beta;
-            let shrunk = (magnitude - threshold).max(0.0).copysign(error);
+            let shrunk = larger(magnitude - threshold, 0.0).copysign(error);
             (magnitude, code - (steps - shrunk))
         };
         let (mut errors, mut zeros) = ([0.0_f32; LANES], [0.0_f32; LANES]);

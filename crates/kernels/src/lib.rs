@@ -11,6 +11,7 @@ pub mod grid;
 pub mod hadamard;
 pub mod half_quadratic;
 pub mod isa;
+pub mod levels;
 pub mod matrix;
 pub mod memory;
 pub mod norm;

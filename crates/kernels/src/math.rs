@@ -3,6 +3,17 @@
 
 use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
 
+/// 1.5 · 2²³: from half of it on `f32` has no fractions, so that adding it rounds to an integer, which
+/// is then in the low bits; taking it away again leaves that integer.
+pub(crate) const TO_INTEGER: f32 = 12_582_912.0;
+
+/// The nearest integer of a number of at most 2²² in magnitude, ties to even, without a call where the
+/// instructions that are compiled for have none.
+#[inline(always)]
+pub(crate) fn nearest_integer(x: f32) -> f32 {
+    (x + TO_INTEGER) - TO_INTEGER
+}
+
 /// eˣ to about one unit in the last place; results below the smallest normal number become zero, NaN
 /// stays NaN.
 ///
@@ -11,16 +22,14 @@ use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
 /// processors take a hundred cycles over such numbers.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    // 1.5 × 2²³: adding it rounds to an integer, which is then in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts: `n` times the upper one is exact.
     const LN_2_UPPER: f32 = 355.0 / 512.0;
     const LN_2_LOWER: f32 = -2.121_944_4e-4;
     // The logarithms of the smallest normal and the largest number.
     const LOWEST: f32 = -87.336_54;
     const HIGHEST: f32 = 88.722_84;
-    let rounded = x * LOG2_E + ROUND;
-    let n = rounded - ROUND;
+    let rounded = x * LOG2_E + TO_INTEGER;
+    let n = rounded - TO_INTEGER;
     let r = x - n * LN_2_UPPER - n * LN_2_LOWER;
     let q = 1.381_459_9e-3;
     let q = q * r + 8.368_717e-3;

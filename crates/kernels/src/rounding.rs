@@ -8,6 +8,7 @@
 use rayon::prelude::*;
 
 use crate::isa::Isa;
+use crate::math::nearest_integer;
 use crate::simd::{LANES, reduce, rows_per_task, vectorized};
 
 /// The numbers that are rounded to.
@@ -89,15 +90,10 @@ vectorized! {
     }
 }
 
-/// Half as much again as the power of two from which on `f32` has no fractions: adding and taking it
-/// away rounds to an integer, ties to even.
-const TO_INTEGER: f32 = 12_582_912.0;
-
 vectorized! {
     fn to_integers(x: &mut [f32], scale: f32, least: f32, most: f32) {
         for value in x {
-            let code = (*value / scale).clamp(least, most) + TO_INTEGER - TO_INTEGER;
-            *value = code * scale;
+            *value = nearest_integer((*value / scale).clamp(least, most)) * scale;
         }
     }
 }
@@ -108,7 +104,7 @@ vectorized! {
             let quotient = (*value / scale).clamp(-most, most);
             // The exponent of its number, at least that of the smallest normal one, 2^-6.
             let exponent = (quotient.to_bits() >> 23 & 0xff).max(127 - 6);
-            // As `TO_INTEGER`, for steps of 2^(exponent - 3).
+            // As in `nearest_integer`, for steps of 2^(exponent - 3).
             let to_step = f32::from_bits((exponent + 20) << 23 | 1 << 22);
             *value = (quotient + to_step - to_step) * scale;
         }

@@ -64,6 +64,19 @@ pub(crate) fn add_lanes<const N: usize>(lanes: [f32; N]) -> f32 {
     reduce(lanes, |a, b| a + b)
 }
 
+/// The larger number, or the first where the second is NaN: one instruction, where [`f32::max`] takes
+/// four.
+#[inline(always)]
+pub(crate) fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
+/// The smaller number, or the first where the second is NaN.
+#[inline(always)]
+pub(crate) fn smaller(a: f32, b: f32) -> f32 {
+    if b < a { b } else { a }
+}
+
 /// Combines the upper half with the lower until one is left; their number is a power of two.
 #[inline(always)]
 pub(crate) fn reduce<const N: usize>(

@@ -114,8 +114,7 @@ impl Blocks {
             let groups = weight.chunks(group).zip(codes.chunks_mut(group));
             for ((weight, codes), scale) in groups.zip(scales) {
                 if *scale > 0.0 {
-                    let pairs = codes.iter_mut().zip(weight);
-                    pairs.for_each(|(code, w)| *code = book.code(w / scale));
+                    book.codes(weight, *scale, codes);
                 } else {
                     codes.fill(zero);
                 }

@@ -1,5 +1,7 @@
 //! A codebook: a few levels, and the nearest of them to a number.
 
+use lapidary_kernels::levels::nearest_levels;
+
 /// Levels in rising order, and the middles between neighbours.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Codebook {
@@ -55,6 +57,11 @@ impl Codebook {
             step /= 2;
         }
         code as u8
+    }
+
+    /// [`code`](Self::code) of each value divided by `divisor`.
+    pub(crate) fn codes(&self, values: &[f32], divisor: f32, codes: &mut [u8]) {
+        nearest_levels(values, divisor, &self.middles, codes);
     }
 }
 

@@ -180,7 +180,7 @@ impl GridParams {
             let groups = weights.chunks(group.max(1)).zip(codes.chunks_mut(group.max(1)));
             for ((weights, codes), slot) in groups.zip(grids) {
                 let grid = fit(weights);
-                codes.iter_mut().zip(weights).for_each(|(code, w)| *code = grid.code(*w));
+                grid.codes(weights, codes);
                 *slot = Some(grid);
             }
         });

@@ -119,7 +119,7 @@ impl Tensorwise for SqueezeLlm {
         let mut codes = vec![0; site.weight.len()];
         let of_rows = site.weight.par_chunks_exact(width).zip(codes.par_chunks_exact_mut(width));
         of_rows.zip(&books).for_each(|((weight, codes), book)| {
-            codes.iter_mut().zip(weight).for_each(|(code, w)| *code = book.code(*w));
+            book.codes(weight, 1.0, codes);
         });
         let lookup = Lookup {
             bits,

@@ -196,15 +196,16 @@ impl<'a> Owned<'a> {
     fn rounded(weight: &Weight) -> Self {
         const LEVELS: Levels = Levels { bits: 8, symmetric: true, restricted: true };
         let (rows, cols) = (weight.rows(), weight.cols());
-        let mut codes = Vec::with_capacity(rows * cols);
+        let mut codes = vec![0; rows * cols];
         let mut scales = Vec::with_capacity(rows * cols.div_ceil(ROUNDED_GROUP));
         let mut values = vec![0.0; cols];
-        for row in 0..rows {
+        for (row, codes) in codes.chunks_exact_mut(cols.max(1)).enumerate() {
             values.fill(0.0);
             weight.add_row(row, &mut values);
-            for group in values.chunks(ROUNDED_GROUP) {
-                let grid = LEVELS.fit_range(group, |scale| scale);
-                codes.extend(group.iter().map(|value| grid.code(*value)));
+            let groups = values.chunks(ROUNDED_GROUP).zip(codes.chunks_mut(ROUNDED_GROUP));
+            for (values, codes) in groups {
+                let grid = LEVELS.fit_range(values, |scale| scale);
+                grid.codes(values, codes);
                 scales.push(grid.scale);
             }
         }

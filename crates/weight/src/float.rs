@@ -1,6 +1,7 @@
 //! The floating-point types that scales, factors and dense values are stored in.
 
 use half::{bf16, f16};
+use lapidary_kernels::convert::{round_to_bf16, round_to_f16};
 use serde::{Deserialize, Serialize};
 
 /// A storage type of floats. In memory values are `f32` that this type represents exactly.
@@ -25,22 +26,25 @@ impl FloatType {
     }
 
     /// The nearest value of this type, ties to even. Overflow gives infinity.
+    #[inline]
     pub fn round(self, value: f32) -> f32 {
         match self {
             Self::F32 => value,
-            Self::F16 => f16::from_f32(value).to_f32(),
-            Self::Bf16 => bf16::from_f32(value).to_f32(),
+            Self::F16 => round_to_f16(value),
+            Self::Bf16 => round_to_bf16(value),
         }
     }
 
     /// Like [`round`](Self::round) for a scale that must stay positive and finite: a positive value
     /// that would round to zero becomes the smallest positive value of the type, one that would
     /// overflow its largest.
+    #[inline]
     pub fn round_scale(self, value: f32) -> f32 {
+        // By their bits, since conversions look for the processor's instruction each time.
         let (smallest, largest) = match self {
             Self::F32 => (f32::from_bits(1), f32::MAX),
-            Self::F16 => (f16::from_bits(1).to_f32(), f16::MAX.to_f32()),
-            Self::Bf16 => (bf16::from_bits(1).to_f32(), bf16::MAX.to_f32()),
+            Self::F16 => (f32::from_bits((127 - 24) << 23), 65_504.0),
+            Self::Bf16 => (f32::from_bits(1 << 16), f32::from_bits(0x7f7f_0000)),
         };
         self.round(value).clamp(smallest, largest)
     }

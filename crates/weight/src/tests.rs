@@ -644,7 +644,9 @@ fn a_code_above_its_width_is_named() {
 #[test]
 fn a_scale_survives_its_storage_type() {
     assert_eq!(FloatType::F16.round(1e-12), 0.0);
-    assert!(FloatType::F16.round_scale(1e-12) > 0.0);
+    assert_eq!(FloatType::F16.round_scale(1e-12), half::f16::from_bits(1).to_f32());
+    assert_eq!(FloatType::Bf16.round_scale(1e-45), half::bf16::from_bits(1).to_f32());
+    assert_eq!(FloatType::Bf16.round_scale(f32::MAX), half::bf16::MAX.to_f32());
     assert_eq!(FloatType::F16.round_scale(1e9), 65504.0);
     assert_eq!(FloatType::Bf16.round(1.0 + 1.0 / 256.0), 1.0, "ties go to even");
 }

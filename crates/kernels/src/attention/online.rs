@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::isa::Isa;
 use crate::math::exp;
-use crate::simd::{add_lanes, reduce, vectorized};
+use crate::simd::{add_lanes, larger, reduce, vectorized};
 use crate::tile::{BLOCK, Block, Lane, PANEL, Tile, write_factors};
 
 /// Keys of a block of scores.
@@ -158,12 +158,6 @@ fn scale_and_mask(scores: &mut [Block], row: usize, seen: &Range<u32>, scale: f3
         first += BLOCK as u32;
     }
     largest
-}
-
-/// The larger number, or the first where the second is NaN.
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if b > a { b } else { a }
 }
 
 #[inline(always)]

@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::output::Claims;
 use super::{BLOCK, STEPS, TILE};
 use crate::isa::Isa;
+use crate::math::TO_INTEGER;
 use crate::shared::SharedSlice;
 use crate::simd::{add_lanes, vectorized};
 use crate::tile::{Arithmetic, PANEL, Precision, Tile};
@@ -409,8 +410,6 @@ pub(super) fn steps_of(bytes: &[u8; BLOCK], codes: &mut [u32], tokens: usize) {
 /// The codes of a block, as bytes.
 #[inline(always)]
 fn quantize_block(values: &[f32; BLOCK]) -> ([u8; BLOCK], BlockSums) {
-    /// Adding it leaves the nearest integer in the lowest bits of the significand.
-    const ROUND: f32 = 12_582_912.0;
     // As integers magnitudes are ordered as they are as numbers, with NaN above all.
     let mut greatest = [0_u32; 16];
     for half in values.as_chunks::<16>().0 {
@@ -424,8 +423,8 @@ fn quantize_block(values: &[f32; BLOCK]) -> ([u8; BLOCK], BlockSums) {
     // one at a time.
     let (mut bytes, mut codes) = ([0_u8; BLOCK], [[0.0; BLOCK / 2]; 2]);
     for ((byte, code), value) in bytes.iter_mut().zip(codes.as_flattened_mut()).zip(values) {
-        let rounded = value * inverse + ROUND;
-        (*byte, *code) = (rounded.to_bits() as u8, rounded - ROUND);
+        let rounded = value * inverse + TO_INTEGER;
+        (*byte, *code) = (rounded.to_bits() as u8, rounded - TO_INTEGER);
     }
     let (first, second) = (add_lanes(codes[0]), add_lanes(codes[1]));
     (bytes, BlockSums::new(scale, first + second, first))
