@@ -9,7 +9,7 @@ mod search;
 pub use search::Search;
 
 use crate::isa::Isa;
-use crate::math::nearest_integer;
+use crate::math::{TO_INTEGER, nearest_integer};
 use crate::simd::{LANES, add_lanes, larger, reduce, smaller, vectorized};
 
 /// Which grids a fit may choose from.
@@ -36,6 +36,7 @@ pub struct Grid {
 
 impl Levels {
     /// The largest code.
+    #[inline]
     pub fn highest(self) -> u8 {
         u8::MAX >> (8 - self.bits.clamp(1, 8))
     }
@@ -51,21 +52,35 @@ impl Levels {
     }
 
     /// The grid whose range is `[low, high]`, with the scale rounded by `store`.
+    fn spanning(self, low: f32, high: f32, store: impl Fn(f32) -> f32) -> Grid {
+        let scale = self.scale_spanning(low, high);
+        let scale = if scale > 0.0 { store(scale) } else { 1.0 };
+        self.grid(scale, self.zero_spanning(low, scale) as u8)
+    }
+
+    /// The scale with which `[low, high]` is spanned; 0 where there is nothing to span.
     ///
     /// Symmetric grids span the larger of `|low|` and `|high|` in `(2^bits − 1) / 2` steps, as
     /// compressed-tensors does (or in `2^(bits−1) − 1` when restricted); asymmetric grids include 0.
-    fn spanning(self, low: f32, high: f32, store: impl Fn(f32) -> f32) -> Grid {
+    #[inline(always)]
+    fn scale_spanning(self, low: f32, high: f32) -> f32 {
         let steps = f32::from(self.highest());
         if self.symmetric {
-            let reach = low.abs().max(high.abs());
             let half = if self.lowest() > 0 { (steps - 1.0) / 2.0 } else { steps / 2.0 };
-            let scale = if reach > 0.0 { store(reach / half) } else { 1.0 };
-            return self.grid(scale, 1 << (self.bits - 1));
+            larger(low.abs(), high.abs()) / half
+        } else {
+            (larger(0.0, high) - smaller(0.0, low)) / steps
         }
-        let (low, high) = (low.min(0.0), high.max(0.0));
-        let scale = if high > low { store((high - low) / steps) } else { 1.0 };
-        let zero = nearest_integer((-low / scale).clamp(0.0, steps));
-        self.grid(scale, zero as u8)
+    }
+
+    /// The zero point of a grid from `low` on.
+    #[inline(always)]
+    fn zero_spanning(self, low: f32, scale: f32) -> f32 {
+        if self.symmetric {
+            return f32::from(1_u8 << (self.bits - 1));
+        }
+        let zero = smaller(f32::from(self.highest()), larger(0.0, -low / scale));
+        nearest_integer(zero)
     }
 
     /// The grid that spans the values from least to greatest. `store` rounds a positive scale to
@@ -77,11 +92,13 @@ impl Levels {
 }
 
 impl Grid {
-    /// The code nearest to `value`, ties to even, saturating at the ends.
+    /// The code nearest to `value`, ties to even, saturating at the ends; of NaN the least.
     #[inline]
     pub fn code(&self, value: f32) -> u8 {
         let [low, high] = self.ends();
-        (nearest_integer((value / self.scale).clamp(low, high)) + f32::from(self.zero)) as u8
+        let steps = smaller(high, larger(low, value / self.scale));
+        // The integer is in the low bits, of which a byte is enough for the sum.
+        ((steps + TO_INTEGER).to_bits() as u8).wrapping_add(self.zero)
     }
 
     /// [`code`](Self::code) of each value.

@@ -5,7 +5,7 @@
 //! next zero is the mean that makes the rest least. Errors are measured in steps of the scale.
 
 use crate::isa::Isa;
-use crate::math::{exp, nearest_integer};
+use crate::math::{TO_INTEGER, exp, nearest_integer};
 use crate::simd::{LANES, add_lanes, larger, smaller, vectorized};
 
 /// A group's grid with a real zero point.
@@ -92,7 +92,8 @@ vectorized! {
     fn round_all(values: &[f32], codes: &mut [u8], grid: RealGrid) {
         let inverse = 1.0 / grid.scale;
         for (slot, value) in codes.iter_mut().zip(values) {
-            *slot = code(*value, inverse, grid) as u8;
+            // The integer is in the low bits.
+            *slot = (code(*value, inverse, grid) + TO_INTEGER).to_bits() as u8;
         }
     }
 }

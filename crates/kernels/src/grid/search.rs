@@ -6,7 +6,7 @@
 use super::{Grid, Levels, range};
 use crate::isa::Isa;
 use crate::math::nearest_integer;
-use crate::simd::{LANES, add_lanes, larger, smaller, vectorized};
+use crate::simd::{LANES, add_lanes, larger, reduce, smaller, vectorized};
 
 /// How finely and how far [`Levels::fit_search`] shrinks a range.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,26 +35,33 @@ impl Levels {
         let (low, high) = range(values);
         let weights = weights.unwrap_or(&[]);
         let steps = search.steps.max(1);
-        let ratio = |step: usize| step as f32 / steps as f32;
-        let is_tried = |step: &usize| *step == steps || ratio(*step) >= search.floor;
-        let spanning = |step: usize| self.spanning(low * ratio(step), high * ratio(step), &store);
-        let (mut best, mut least) = (spanning(steps), f32::INFINITY);
+        let (mut best, mut least) = (self.spanning(low, high, &store), f32::INFINITY);
+        let mut grids = Candidates::default();
         let mut next = steps;
-        while next > 0 && is_tried(&next) && least > 0.0 {
-            // Where there are fewer candidates than lanes, the rest are one that was tried.
-            let step = |lane: usize| next.checked_sub(lane).filter(|step| *step > 0);
-            let grids: [Grid; LANES] =
-                std::array::from_fn(|lane| step(lane).filter(is_tried).map_or(best, spanning));
+        while next > 0 && least > 0.0 {
+            shrink(isa, next, Search { steps, ..search }, &mut grids.ratios);
+            let reach = grids.ratios[0];
+            if next < steps && reach < search.floor {
+                break;
+            }
+            span(isa, self, [low, high], &mut grids);
+            for scale in &mut grids.scales {
+                *scale = if *scale > 0.0 { store(*scale) } else { 1.0 };
+            }
+            place(isa, self, low, &mut grids);
             if next < steps {
-                let ends = self.covered(low * ratio(next), high * ratio(next), grids[0].scale);
+                let ends = self.covered(low * reach, high * reach, grids.scales[0]);
                 if clipped(isa, values, weights, ends) > least {
                     break;
                 }
             }
-            let errors = squared_errors(isa, values, weights, &Candidates::new(&grids));
-            for (grid, error) in grids.iter().zip(errors) {
-                if error < least {
-                    (best, least) = (*grid, error);
+            let errors = squared_errors(isa, values, weights, &grids);
+            if reduce(errors, smaller) < least {
+                for (lane, error) in errors.into_iter().enumerate() {
+                    if error < least {
+                        least = error;
+                        best = self.grid(grids.scales[lane], grids.zeros[lane] as u8);
+                    }
                 }
             }
             next = next.saturating_sub(LANES);
@@ -73,20 +80,51 @@ impl Levels {
 }
 
 /// Grids, one a lane.
+#[derive(Default)]
 struct Candidates {
+    /// Of the range.
+    ratios: [f32; LANES],
     scales: [f32; LANES],
+    zeros: [f32; LANES],
     inverses: [f32; LANES],
+    /// The least and the largest number of steps from zero.
     lows: [f32; LANES],
     highs: [f32; LANES],
 }
 
-impl Candidates {
-    fn new(grids: &[Grid; LANES]) -> Self {
-        Self {
-            scales: grids.map(|grid| grid.scale),
-            inverses: grids.map(|grid| 1.0 / grid.scale),
-            lows: grids.map(|grid| grid.ends()[0]),
-            highs: grids.map(|grid| grid.ends()[1]),
+vectorized! {
+    /// The ratios from `next / steps` on. Where fewer are left than lanes, the rest are the first again.
+    fn shrink(next: usize, search: Search, ratios: &mut [f32; LANES]) {
+        let (next, steps) = (next as f32, search.steps as f32);
+        for lane in 0..LANES {
+            let step = next - lane as f32;
+            let ratio = step / steps;
+            let is_tried = step > 0.0 && (ratio >= search.floor || step == steps);
+            ratios[lane] = if is_tried { ratio } else { next / steps };
+        }
+    }
+}
+
+vectorized! {
+    /// The scales of grids that span parts of a range, before they are stored.
+    fn span(levels: Levels, ends: [f32; 2], grids: &mut Candidates) {
+        for lane in 0..LANES {
+            let [low, high] = ends.map(|end| end * grids.ratios[lane]);
+            grids.scales[lane] = levels.scale_spanning(low, high);
+        }
+    }
+}
+
+vectorized! {
+    /// What follows from the scales as they are stored.
+    fn place(levels: Levels, low: f32, grids: &mut Candidates) {
+        let (lowest, highest) = (f32::from(levels.lowest()), f32::from(levels.highest()));
+        for lane in 0..LANES {
+            let zero = levels.zero_spanning(low * grids.ratios[lane], grids.scales[lane]);
+            grids.zeros[lane] = zero;
+            grids.inverses[lane] = 1.0 / grids.scales[lane];
+            grids.lows[lane] = lowest - zero;
+            grids.highs[lane] = highest - zero;
         }
     }
 }
@@ -196,11 +234,18 @@ mod tests {
         fn all_levels_of_instructions_find_the_same(
             levels in levels(), values in prop::collection::vec(-3.0_f32..5.0, 1..600),
         ) {
-            let grids = std::array::from_fn(|lane| {
-                levels.grid(0.1 + lane as f32 / 10.0, levels.highest() / 2)
-            });
-            let grids = Candidates::new(&grids);
+            let on = |isa| {
+                let mut grids = Candidates::default();
+                shrink(isa, 30, Search { steps: 31, floor: 0.6 }, &mut grids.ratios);
+                span(isa, levels, [-3.0, 5.0], &mut grids);
+                place(isa, levels, -3.0, &mut grids);
+                grids
+            };
+            let grids = on(Isa::Portable);
             for isa in Isa::available() {
+                let same = on(isa);
+                prop_assert_eq!((same.scales, same.inverses), (grids.scales, grids.inverses));
+                prop_assert_eq!((same.zeros, same.lows, same.highs), (grids.zeros, grids.lows, grids.highs));
                 let of = |isa| squared_errors(isa, &values, &[], &grids);
                 prop_assert_eq!(of(isa), of(Isa::Portable));
                 let of = |isa| clipped(isa, &values, &values, [-0.5, 0.5]);
