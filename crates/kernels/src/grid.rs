@@ -170,27 +170,33 @@ vectorized! {
             let error = value - scale * steps;
             error * error
         };
-        let mut sums = [0.0_f32; LANES];
-        let (values, values_rest) = values.as_chunks::<LANES>();
-        let (weights, weights_rest) = weights.as_chunks::<LANES>();
-        let mut tail = 0.0;
-        if weights.is_empty() && weights_rest.is_empty() {
-            for values in values {
-                for lane in 0..LANES {
-                    sums[lane] += term(values[lane]);
-                }
-            }
-            values_rest.iter().for_each(|value| tail += term(*value));
-        } else {
-            for (values, weights) in values.iter().zip(weights) {
-                for lane in 0..LANES {
-                    sums[lane] += weights[lane] * term(values[lane]);
-                }
-            }
-            values_rest.iter().zip(weights_rest).for_each(|(v, w)| tail += w * term(*v));
-        }
-        add_lanes(sums) + tail
+        weighted_sum(values, weights, term)
     }
+}
+
+/// `Σ weight · term(value)`; without weights all are 1.
+#[inline(always)]
+fn weighted_sum(values: &[f32], weights: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0.0_f32; LANES];
+    let (values, values_rest) = values.as_chunks::<LANES>();
+    let (weights, weights_rest) = weights.as_chunks::<LANES>();
+    let mut tail = 0.0;
+    if weights.is_empty() && weights_rest.is_empty() {
+        for values in values {
+            for lane in 0..LANES {
+                sums[lane] += term(values[lane]);
+            }
+        }
+        values_rest.iter().for_each(|value| tail += term(*value));
+    } else {
+        for (values, weights) in values.iter().zip(weights) {
+            for lane in 0..LANES {
+                sums[lane] += weights[lane] * term(values[lane]);
+            }
+        }
+        values_rest.iter().zip(weights_rest).for_each(|(v, w)| tail += w * term(*v));
+    }
+    add_lanes(sums) + tail
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 //! Candidates lie in the lanes of a register, so that a value is read once for sixteen of them and no
 //! sum runs across lanes: some nine operations a value for all sixteen.
 
-use super::{Grid, Levels, range};
+use super::{Grid, Levels, range, weighted_sum};
 use crate::isa::Isa;
 use crate::math::nearest_integer;
-use crate::simd::{LANES, add_lanes, larger, reduce, smaller, vectorized};
+use crate::simd::{LANES, larger, reduce, smaller, vectorized};
 
 /// How finely and how far [`Levels::fit_search`] shrinks a range.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -96,11 +96,11 @@ vectorized! {
     /// The ratios from `next / steps` on. Where fewer are left than lanes, the rest are the first again.
     fn shrink(next: usize, search: Search, ratios: &mut [f32; LANES]) {
         let (next, steps) = (next as f32, search.steps as f32);
-        for lane in 0..LANES {
+        for (lane, slot) in ratios.iter_mut().enumerate() {
             let step = next - lane as f32;
             let ratio = step / steps;
             let is_tried = step > 0.0 && (ratio >= search.floor || step == steps);
-            ratios[lane] = if is_tried { ratio } else { next / steps };
+            *slot = if is_tried { ratio } else { next / steps };
         }
     }
 }
@@ -173,30 +173,10 @@ vectorized! {
 vectorized! {
     /// `Σ weight · (distance from the interval)²`: what any grid within `ends` loses at least.
     fn clipped(values: &[f32], weights: &[f32], ends: [f32; 2]) -> f32 {
-        let term = |value: f32| {
+        weighted_sum(values, weights, |value| {
             let outside = larger(larger(value - ends[1], ends[0] - value), 0.0);
             outside * outside
-        };
-        let mut sums = [0.0_f32; LANES];
-        let mut tail = 0.0;
-        let (values, values_rest) = values.as_chunks::<LANES>();
-        let (weights, weights_rest) = weights.as_chunks::<LANES>();
-        if weights.is_empty() && weights_rest.is_empty() {
-            for values in values {
-                for lane in 0..LANES {
-                    sums[lane] += term(values[lane]);
-                }
-            }
-            values_rest.iter().for_each(|value| tail += term(*value));
-        } else {
-            for (values, weights) in values.iter().zip(weights) {
-                for lane in 0..LANES {
-                    sums[lane] += weights[lane] * term(values[lane]);
-                }
-            }
-            values_rest.iter().zip(weights_rest).for_each(|(v, w)| tail += w * term(*v));
-        }
-        add_lanes(sums) + tail
+        })
     }
 }
 
