@@ -14,7 +14,7 @@ const GROUP_TOKENS: usize = 16_384;
 
 /// Bytes of hidden states that go through the blocks together, unless so many tokens take more. The
 /// weights of a block are read and decoded once for all of them.
-const GROUP_BYTES: usize = 1 << 28;
+const GROUP_BYTES: usize = 1 << 27;
 
 /// Predictions whose logits are in memory at once.
 const LOGIT_ROWS: usize = 256;
