@@ -11,6 +11,9 @@ use std::sync::OnceLock;
 pub enum Isa {
     /// What the compiler may assume of the target: SSE2 on x86-64, NEON on aarch64.
     Portable,
+    /// NEON with dot products of bytes (ARMv8.4, and most processors since 2018).
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
     /// AVX2 with fused multiply-add and half-precision conversion.
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
@@ -22,9 +25,20 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All levels, lowest first.
-    pub const ALL: [Self; 5] =
-        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
+    /// All levels of this kind of processors, lowest first.
+    pub const ALL: &[Self] = &[
+        Self::Portable,
+        #[cfg(target_arch = "aarch64")]
+        Self::NeonDot,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx2,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512Bf16,
+        #[cfg(target_arch = "x86_64")]
+        Self::Amx,
+    ];
 
     /// The highest level this processor and operating system support.
     pub fn detect() -> Self {
@@ -34,7 +48,7 @@ impl Isa {
 
     /// The levels this machine can run, lowest first.
     pub fn available() -> impl Iterator<Item = Self> {
-        Self::ALL.into_iter().filter(|level| *level <= Self::detect())
+        Self::ALL.iter().copied().filter(|level| *level <= Self::detect())
     }
 
     /// This level, or the machine's own where that is lower.
@@ -61,7 +75,14 @@ fn detect() -> Isa {
     Isa::Amx
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn detect() -> Isa {
+    // The kernels read bytes of words in the order in which all common systems store them.
+    let has_dot = std::arch::is_aarch64_feature_detected!("dotprod");
+    if has_dot && cfg!(target_endian = "little") { Isa::NeonDot } else { Isa::Portable }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn detect() -> Isa {
     Isa::Portable
 }
@@ -114,7 +135,7 @@ mod tests {
     fn levels_are_ordered_and_a_level_above_the_machine_is_lowered() {
         assert!(Isa::ALL.is_sorted());
         assert_eq!(Isa::available().last(), Some(Isa::detect()));
-        for level in Isa::ALL {
+        for level in Isa::ALL.iter().copied() {
             assert!(level.supported() <= Isa::detect());
         }
     }

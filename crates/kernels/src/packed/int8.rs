@@ -15,6 +15,9 @@ use crate::simd::vectorized;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, vnni, vnni_pair};
 
+#[cfg(target_arch = "aarch64")]
+use super::neon;
+
 /// Most tokens that are multiplied with codes as they are packed; for more, strips are first cut into
 /// bytes, which stay in the caches while the tokens go by.
 const DIRECT: usize = 8;
@@ -131,6 +134,11 @@ impl<'a> Strip<'a> {
                 return unsafe { avx2::add(self, tile, sums) };
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if isa == Isa::NeonDot {
+            // SAFETY: as above.
+            return unsafe { neon::add(self, tile, sums) };
+        }
         add_portable(isa, self, tile, sums);
     }
 
@@ -242,6 +250,10 @@ impl Grid {
 }
 
 /// Cuts strips into bytes: those of all grids of the first, then of the next.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(unused_variables, reason = "strips are cut for AVX-512 VNNI alone")
+)]
 fn cut_strips<'a>(
     packed: &Packed,
     strips: Range<usize>,

@@ -29,6 +29,8 @@ mod grid;
 #[cfg(target_arch = "x86_64")]
 mod grid_avx512;
 mod int8;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod output;
 pub mod planes;
 mod row;
