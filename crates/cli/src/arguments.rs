@@ -383,6 +383,9 @@ pub(crate) struct RunArguments {
     pub(crate) prompt: Option<String>,
     #[command(flatten)]
     pub(crate) running: RunningArguments,
+    /// What the model is told before the conversation: its system message
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    pub(crate) system: Option<String>,
     /// Continue the text as it is, without the model's chat template
     #[arg(long)]
     pub(crate) raw: bool,

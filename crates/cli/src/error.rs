@@ -8,6 +8,7 @@ use lapidary_model::ModelError;
 use lapidary_runtime::RuntimeError;
 use lapidary_serve::ServeError;
 use lapidary_store::StoreError;
+use std::sync::Arc;
 
 /// Anything that ends a command.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +25,9 @@ pub(crate) enum CliError {
     /// A running model.
     #[error("{0}")]
     Runtime(#[from] RuntimeError),
+    /// An answer that ended before its end.
+    #[error("{0}")]
+    Answer(Arc<RuntimeError>),
     /// A server.
     #[error("{0}")]
     Serve(#[from] ServeError),
@@ -56,6 +60,7 @@ impl CliError {
             Self::Recipe { .. } => Failure::Usage,
             Self::Eval(error) => of_eval(error),
             Self::Runtime(error) => of_runtime(error),
+            Self::Answer(error) => of_runtime(error),
             Self::Serve(_) => Failure::InputOutput,
             Self::Usage(_) => Failure::Usage,
             Self::Program(_) => Failure::Refused,
@@ -99,7 +104,7 @@ fn of_runtime(error: &RuntimeError) -> Failure {
         RuntimeError::NotCausal { .. } | RuntimeError::Unsupported(_) => Failure::Refused,
         RuntimeError::Threads { .. } => Failure::InputOutput,
         RuntimeError::Context { .. } => Failure::Usage,
-        RuntimeError::Sequence { .. } => Failure::Internal,
+        RuntimeError::Sequence { .. } | RuntimeError::Ended(_) => Failure::Internal,
     }
 }
 

@@ -31,6 +31,9 @@ pub enum RuntimeError {
     /// A model with something that the runtime does not know.
     #[error("this model cannot be run: {0}")]
     Unsupported(String),
+    /// Requests that are not answered any more.
+    #[error("{0}")]
+    Ended(String),
     /// Threads could not be started.
     #[error("cannot start {threads} threads: {error}; ask for fewer with --threads")]
     Threads {

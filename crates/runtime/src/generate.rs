@@ -12,6 +12,7 @@ use crate::sampling::{Ranking, Sampling};
 use crate::{Decoder, LogitRow, Piece, RuntimeError};
 use lapidary_kernels::softmax::Summary;
 use lapidary_model::ModelError;
+use std::sync::Arc;
 
 /// What a scheduler runs: a decoder, or what stands in for one.
 pub trait LanguageModel {
@@ -111,7 +112,7 @@ impl Request {
 
 /// What is told of a request, in this order: the prompt's scores if they are wanted, pieces of the
 /// answer, its end.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Event {
     /// Scores of the prompt's tokens, from the second on.
     Prompt(Vec<Score>),
@@ -124,8 +125,8 @@ pub enum Event {
     },
     /// The answer is complete.
     End(Finish),
-    /// There is no more of it, and why.
-    Failed(String),
+    /// There is no more of it, and why; all requests of a step that failed are told the same.
+    Failed(Arc<RuntimeError>),
 }
 
 /// A token of an answer.

@@ -66,7 +66,11 @@ impl Sampling {
             if (lowest..=highest).contains(&value) {
                 return Ok(());
             }
-            let problem = format!("must be from {lowest} to {highest}, not {value}");
+            let range = match lowest {
+                f32::MIN_POSITIVE => format!("above 0 and at most {highest}"),
+                _ => format!("from {lowest} to {highest}"),
+            };
+            let problem = format!("must be {range}, not {value}");
             Err(RuntimeError::Parameter { name, problem })
         };
         within("temperature", self.temperature, 0.0, 100.0)?;

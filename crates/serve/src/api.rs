@@ -87,7 +87,9 @@ pub(crate) fn route(head: &Parts) -> Result<Route, ApiError> {
         let message = format!("there is nothing at {path}; there is {}", known.join(", "));
         return Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message));
     };
-    if head.method != *method {
+    // What answers GET answers HEAD, without the body: load balancers ask so whether a server lives.
+    let asked = if head.method == Method::HEAD { &Method::GET } else { &head.method };
+    if asked != method {
         let message = format!("{path} takes {method}, not {}", head.method);
         return Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message));
     }

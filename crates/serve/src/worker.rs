@@ -2,6 +2,7 @@
 
 use crate::error::{ApiError, ServeError};
 use hyper::StatusCode;
+use lapidary_runtime::RuntimeError;
 use lapidary_runtime::generate::{Counts, Event, Job, LanguageModel, Request, Scheduler};
 use lapidary_runtime::text::Vocabulary;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -83,7 +84,7 @@ impl Worker {
                 Ok(()) => "the server is shutting down",
                 Err(_) => "a defect ended the model's thread; the server must be started again",
             };
-            scheduler.fail_all(why);
+            scheduler.fail_all(RuntimeError::Ended(why.to_owned()));
         })?;
         Ok(Self { handle, thread })
     }

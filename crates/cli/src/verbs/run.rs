@@ -49,6 +49,11 @@ pub(crate) fn run(
     let source = open(&disk(), &arguments.model)?;
     let template = chat_template(&arguments.chat_template)?;
     let vocabulary = Arc::new(Vocabulary::open(&source, template)?);
+    if arguments.system.is_some() && vocabulary.template().is_none() {
+        let what = "--system goes with a chat template, which this model does not have; put the \
+                    text into the prompt, or name a template with --chat-template";
+        return Err(CliError::Usage(what.to_owned()));
+    }
     let options = arguments.running.options(threads, 1);
     let decoder = Decoder::from_source(&source, &options)?;
     if let Some(note) = other_rounding(&source, options.precision).filter(|_| !quiet) {
@@ -88,7 +93,11 @@ impl Session<'_> {
     /// One text: as a message where the model has a chat template, else as it is.
     fn once(&mut self, text: &str, output: &mut Output) -> Result<Answer, CliError> {
         let tokens = match (self.arguments.raw, self.vocabulary.template()) {
-            (false, Some(_)) => self.render(&[message("user", text)])?,
+            (false, Some(_)) => {
+                let mut messages = self.first_messages();
+                messages.push(message("user", text));
+                self.render(&messages)?
+            }
             _ => self.vocabulary.prompt(text, true)?,
         };
         self.answer(tokens, output)
@@ -102,7 +111,7 @@ impl Session<'_> {
             return Err(CliError::Usage(what.to_owned()));
         }
         tell("a line is a message; an empty one begins again; Ctrl-D ends");
-        let mut messages = vec![];
+        let mut messages = self.first_messages();
         loop {
             let mut line = String::new();
             let read = stdin().lock().take(MOST_TEXT).read_line(&mut line);
@@ -115,7 +124,7 @@ impl Session<'_> {
                 }
             }
             if line.trim().is_empty() {
-                messages.clear();
+                messages = self.first_messages();
                 continue;
             }
             messages.push(message("user", line.trim()));
@@ -130,6 +139,11 @@ impl Session<'_> {
                 return Ok(());
             }
         }
+    }
+
+    /// What a conversation begins with.
+    fn first_messages(&self) -> Vec<Value> {
+        self.arguments.system.iter().map(|text| message("system", text)).collect()
     }
 
     fn render(&self, messages: &[Value]) -> Result<Vec<u32>, CliError> {
@@ -190,12 +204,11 @@ impl Session<'_> {
                             answer_seconds: first.elapsed().as_secs_f64(),
                         });
                     }
-                    Event::Failed(why) => return Err(RuntimeError::Unsupported(why).into()),
+                    Event::Failed(why) => return Err(CliError::Answer(why)),
                 }
             }
             if !busy {
-                let what = "the answer has no end".to_owned();
-                return Err(RuntimeError::Unsupported(what).into());
+                return Err(RuntimeError::Ended("the answer has no end".to_owned()).into());
             }
         }
     }

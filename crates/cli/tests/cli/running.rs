@@ -39,6 +39,13 @@ fn a_text_is_continued_the_same_way_each_time() {
     assert_ne!(first["text"], other["text"]);
     assert_eq!(other["text"], run(folder.path(), line).json()["text"]);
     // The same text for people, as it comes.
+    // What the model is told first is part of what it reads.
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+    std::fs::write(folder.path().join("chat.jinja"), template).unwrap();
+    let line = "run model --json -n 4 --chat-template chat.jinja --prompt Once";
+    let read = |line: &str| run(folder.path(), line).json()["prompt_tokens"].as_u64().unwrap();
+    assert!(read(&format!("{line} --system Rhyme.")) > read(line));
+    run(folder.path(), "run model --prompt x --system y").failed(2, &["chat template"]);
     let (_, shown, told) =
         continued(folder.path(), &["-n", "12", "--seed", "4"], b"Once upon a time");
     assert_eq!(

@@ -99,7 +99,7 @@ impl<M: LanguageModel> Scheduler<M> {
     pub fn submit(&mut self, mut job: Job) {
         match job.request.check(self.model.vocabulary(), self.model.context()) {
             Ok(()) => self.waiting.push_back(job),
-            Err(error) => (job.deliver)(Event::Failed(error.to_string())),
+            Err(error) => (job.deliver)(Event::Failed(Arc::new(error))),
         }
     }
 
@@ -123,20 +123,21 @@ impl<M: LanguageModel> Scheduler<M> {
             return !self.waiting.is_empty();
         }
         if let Err(error) = self.run(&planned) {
-            self.fail_all(&error.to_string());
+            self.fail_all(error);
         }
         true
     }
 
     /// Ends all requests, running or not.
-    pub fn fail_all(&mut self, why: &str) {
+    pub fn fail_all(&mut self, why: RuntimeError) {
+        let why = Arc::new(why);
         for slot in &mut self.slots {
             if let Some(mut running) = slot.running.take() {
-                (running.job.deliver)(Event::Failed(why.to_owned()));
+                (running.job.deliver)(Event::Failed(Arc::clone(&why)));
             }
         }
         for mut job in self.waiting.drain(..) {
-            (job.deliver)(Event::Failed(why.to_owned()));
+            (job.deliver)(Event::Failed(Arc::clone(&why)));
         }
     }
 
@@ -166,7 +167,7 @@ impl<M: LanguageModel> Scheduler<M> {
             let answer = match Answer::new(request, &self.vocabulary) {
                 Ok(answer) => answer,
                 Err(error) => {
-                    (job.deliver)(Event::Failed(error.to_string()));
+                    (job.deliver)(Event::Failed(Arc::new(error)));
                     continue;
                 }
             };
@@ -297,7 +298,7 @@ fn take_row(slot: &mut Slot, row: LogitRow<'_>, counts: &mut Counts, room: &mut 
             }
         }
         Err(error) => {
-            (job.deliver)(Event::Failed(error.to_string()));
+            (job.deliver)(Event::Failed(Arc::new(error)));
             slot.running = None;
         }
     }

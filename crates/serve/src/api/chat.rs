@@ -145,7 +145,7 @@ pub(super) async fn answer(app: &App, asked: Asked) -> Result<Response<Reply>, A
                 *end = Some(reason(finish)?);
                 stream.open -= 1;
             }
-            Event::Failed(why) => return Err(ApiError::internal(why)),
+            Event::Failed(why) => return Err(ApiError::internal(why.to_string())),
         }
     }
     let choices = choices.into_iter().enumerate().map(|(index, (text, scores, end))| {
@@ -218,7 +218,7 @@ impl Stream {
         let mut messages = vec![];
         match event {
             None => return failed(&ApiError::internal("the model does not run any more")),
-            Some((_, Event::Failed(why))) => return failed(&ApiError::internal(why)),
+            Some((_, Event::Failed(why))) => return failed(&ApiError::internal(why.to_string())),
             Some((_, Event::Prompt(_))) => {}
             Some((index, Event::Piece { text, tokens })) => {
                 self.tokens += tokens.len();

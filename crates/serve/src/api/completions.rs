@@ -216,7 +216,7 @@ impl Choice {
                 self.finish = Some(reason(finish)?);
                 Ok(Taken::End)
             }
-            Event::Failed(why) => Err(ApiError::internal(why)),
+            Event::Failed(why) => Err(ApiError::internal(why.to_string())),
         }
     }
 

@@ -16,7 +16,8 @@ pub(super) fn tokenize(app: &App, body: &[u8]) -> Result<Value, ApiError> {
             let tokens = app.vocabulary.tokenizer().encode(&text, special.unwrap_or(true));
             tokens.map_err(|error| ApiError::malformed(error.to_string()))?
         }
-        None => chat::prompt(app, &mut fields)?,
+        None if fields.has("messages") => chat::prompt(app, &mut fields)?,
+        None => return Err(ApiError::parameter("prompt", "is missing, and so are messages")),
     };
     fields.finish()?;
     let mut found = object!({
@@ -37,6 +38,10 @@ pub(super) fn detokenize(app: &App, body: &[u8]) -> Result<Value, ApiError> {
         return Err(ApiError::parameter("tokens", "is missing"));
     };
     fields.finish()?;
+    if let Some(token) = tokens.iter().find(|token| **token as usize >= app.tokens) {
+        let problem = format!("{token} is not in the vocabulary of {}", app.tokens);
+        return Err(ApiError::parameter("tokens", problem));
+    }
     let text = app.vocabulary.tokenizer().decode(&tokens, false);
     Ok(object!({"prompt": text.map_err(|error| ApiError::malformed(error.to_string()))?}))
 }

@@ -122,6 +122,13 @@ fn requests_that_are_none_are_refused() {
     assert_eq!(get(server.address, "/v1/nothing").status, 404);
     assert_eq!(get(server.address, PATH).status, 405);
     assert_eq!(post(server.address, "/health", &json!({})).status, 405);
+    let head = send(server.address, "HEAD", "/health", &[], "");
+    assert!(head.status == 200 && head.body.is_empty());
+    assert_eq!(send(server.address, "HEAD", PATH, &[], "").status, 405);
+    let neither = post(server.address, "/tokenize", &json!({"content": "x"}));
+    assert!(neither.status == 400 && neither.error().0.contains("prompt: is missing"));
+    let foreign = post(server.address, "/detokenize", &json!({"tokens": [1, 999_999]}));
+    assert!(foreign.status == 400 && foreign.error().0.contains("999999"));
     assert!(get(server.address, "/v1/nothing").error().0.contains("/v1/completions"));
 }
 
